@@ -1,0 +1,1 @@
+"""What the service and the training worker must agree on; nothing that only one of them needs."""

@@ -1,0 +1,161 @@
+"""Jobs as both processes see them: statuses, records, events, and what a caller may ask for.
+
+A *job* is anything that waits in the queue: `fine_tune` (a person's request) or `ingest` (the
+parsing of one uploaded file). Both have the same life:
+
+    validating_files ──▶ queued ──▶ running ──▶ succeeded | failed | cancelled
+
+Statuses are those of the OpenAI fine-tuning API. Not here: how a job is kept (core.queue), what
+it does (training.pipeline), how it looks over HTTP (service.api.jobs).
+"""
+
+from __future__ import annotations
+
+from enum import StrEnum
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, JsonValue, StringConstraints
+
+from core.identifiers import Identifier
+
+Json = dict[str, JsonValue]
+
+
+class JobKind(StrEnum):
+    """What a job does; each kind has its own line in the queue and its own child process."""
+
+    INGEST = "ingest"
+    FINE_TUNE = "fine_tune"
+
+
+class JobStatus(StrEnum):
+    """Where a job is in its life."""
+
+    VALIDATING_FILES = "validating_files"
+    QUEUED = "queued"
+    RUNNING = "running"
+    PAUSED = "paused"
+    SUCCEEDED = "succeeded"
+    FAILED = "failed"
+    CANCELLED = "cancelled"
+
+    @property
+    def is_terminal(self) -> bool:
+        """True for the three statuses that nothing leaves."""
+        return self in TERMINAL
+
+
+TERMINAL = frozenset({JobStatus.SUCCEEDED, JobStatus.FAILED, JobStatus.CANCELLED})
+
+
+class Failure(BaseModel, frozen=True):
+    """Why a job failed: a stable `code` of `core.errors`, a sentence, and the input at fault."""
+
+    code: str
+    message: str
+    param: str | None = None
+
+
+class Progress(BaseModel, frozen=True):
+    """How far a running job is: its stage, the whole job's fraction in 0..1, seconds left."""
+
+    stage: str
+    fraction: float = Field(ge=0, le=1)
+    seconds_remaining: float | None = None
+
+
+class JobEvent(BaseModel, frozen=True):
+    """One line of a job's history. `id` orders the events of one job; `created_at` is Unix time."""
+
+    id: str
+    created_at: float
+    type: str
+    level: Literal["info", "warn", "error"] = "info"
+    message: str
+    data: Json = Field(default_factory=dict)
+
+
+class NewJob(BaseModel, frozen=True):
+    """A job to enqueue. `after` names jobs of the same tenant that must have succeeded first."""
+
+    tenant: Identifier
+    id: Identifier
+    kind: JobKind
+    spec: Json
+    priority: int = Field(default=0, ge=-100, le=100)
+    after: tuple[Identifier, ...] = ()
+
+
+class Job(BaseModel, frozen=True):
+    """A job's record. Times are Unix seconds; `attempt` counts claims and is the fencing token."""
+
+    tenant: str
+    id: str
+    kind: JobKind
+    status: JobStatus
+    spec: Json
+    priority: int = 0
+    attempt: int = 0
+    created_at: float
+    started_at: float | None = None
+    finished_at: float | None = None
+    cancel_requested: bool = False
+    worker: str | None = None
+    progress: Progress | None = None
+    result: Json | None = None
+    error: Failure | None = None
+
+
+class Hyperparameters(BaseModel):
+    """OpenAI's hyperparameters. `feature_extraction` is a convex fit: only `auto` means anything."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    n_epochs: Literal["auto"] | Annotated[int, Field(ge=1, le=100)] = "auto"
+    batch_size: Literal["auto"] | Annotated[int, Field(ge=1, le=1024)] = "auto"
+    learning_rate_multiplier: Literal["auto"] | Annotated[float, Field(gt=0, le=100)] = "auto"
+
+
+class Supervised(BaseModel):
+    """The `supervised` method's settings."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    hyperparameters: Hyperparameters = Hyperparameters()
+
+
+class Method(BaseModel):
+    """The training method; only `supervised` exists."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    type: Literal["supervised"] = "supervised"
+    supervised: Supervised = Supervised()
+
+
+MetadataValue = Annotated[str, StringConstraints(max_length=512)]
+MetadataKey = Annotated[str, StringConstraints(min_length=1, max_length=64)]
+
+
+class FineTuneRequest(BaseModel):
+    """The body of `POST /v1/fine_tuning/jobs`, and the `spec` of a `fine_tune` job.
+
+    `model` is a backbone id (`minilm`, `efficientnet-lite0`, `hf:<allowed entry>`).
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    model: Annotated[str, StringConstraints(min_length=1, max_length=256)]
+    training_file: Identifier
+    validation_file: Identifier | None = None
+    suffix: Identifier | None = None
+    seed: int = Field(default=0, ge=0, le=2**31 - 1)
+    metadata: dict[MetadataKey, MetadataValue] = Field(default_factory=dict, max_length=16)
+    method: Method = Method()
+    strategy: Literal["feature_extraction"] = "feature_extraction"
+    precision: Literal["fp32"] = "fp32"
+    max_seconds: int = Field(default=3600, ge=1, le=86_400)
+    promote: bool = True
+    priority: int = Field(default=0, ge=-100, le=100)
+    hyperparameters: Hyperparameters | None = None
+    integrations: list[Any] | None = Field(default=None, max_length=0)

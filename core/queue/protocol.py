@@ -1,0 +1,122 @@
+"""A lease queue for jobs, as a Protocol that Redis and memory both implement.
+
+A job waits in `pending`. `claim` gives a worker a lease, which it must renew with `heartbeat`; if
+the worker dies, the next claim by anyone takes the job back. Every write carries the attempt; a
+worker whose lease was taken is refused with `LeaseLost` and must stop without publishing.
+Delivery is at least once; settling is once.
+
+A job may name others that must succeed first (`NewJob.after`): until then it is
+`validating_files`, and if one of them fails, it fails with that one's error.
+
+Not here: what a job does (training.pipeline), when to retry (training.worker), and the change
+feed's readers (core.changes).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Protocol
+
+from core.changes import Change
+from core.jobs import Failure, Job, JobEvent, JobKind, JobStatus, Json, NewJob, Progress
+
+
+@dataclass(frozen=True)
+class Claim:
+    """A worker's right to run one attempt of a job; `attempt` is the fencing token."""
+
+    job: Job
+    worker: str
+
+    @property
+    def attempt(self) -> int:
+        """The fencing token: it only ever grows for a job."""
+        return self.job.attempt
+
+
+class JobQueue(Protocol):
+    """Every method may raise `Unavailable` when the server does not answer in time."""
+
+    async def enqueue(self, new: NewJob) -> Job:
+        """Add a job and wake a worker; with an id that exists, return that job unchanged.
+
+        Raises `Overloaded` when the tenant already has `max_queued` unfinished jobs of the kind,
+        and `NotFound` when a job in `after` is unknown.
+        """
+
+    async def claim(self, kind: JobKind, worker: str, lease_seconds: float) -> Claim | None:
+        """Lease the next job of `kind`, or return None when none is due.
+
+        First takes back jobs whose lease ran out: they return to the front of the line, or fail
+        with `worker_lost` when `max_attempts` are used up. Tenants take turns; within one, higher
+        priority goes first, then older.
+        """
+
+    async def wait(self, kind: JobKind, timeout_seconds: float) -> None:
+        """Return when a job of `kind` may have become claimable, or after the timeout."""
+
+    async def heartbeat(
+        self, claim: Claim, lease_seconds: float, progress: Progress | None = None
+    ) -> bool:
+        """Renew the lease; return True when a cancel was requested. Raises `LeaseLost`."""
+
+    async def append_event(
+        self, claim: Claim, type: str, message: str, *, level: str = "info", data: Json | None = None
+    ) -> JobEvent:
+        """Append to the job's history. Raises `LeaseLost`."""
+
+    async def announce(self, claim: Claim, change: Change) -> None:
+        """Tell every service process of a change, through the change feed. Raises `LeaseLost`."""
+
+    async def settle(
+        self,
+        claim: Claim,
+        status: JobStatus,
+        *,
+        result: Json | None = None,
+        error: Failure | None = None,
+    ) -> Job:
+        """End the job with a terminal status, once, with an event, and free what waits for it.
+
+        Raises `LeaseLost` when the claim is not current, which includes a second settle.
+        """
+
+    async def retry(self, claim: Claim, delay_seconds: float, reason: str) -> Job:
+        """Give the job back to run again after a delay; fail it when no attempt is left.
+
+        Raises `LeaseLost`.
+        """
+
+    async def cancel(self, tenant: str, job_id: str) -> Job:
+        """Cancel a waiting job at once, or ask a running one's worker to stop.
+
+        Terminal jobs raise `Conflict`, unknown ones `NotFound`.
+        """
+
+    async def get(self, tenant: str, job_id: str) -> Job | None:
+        """Return the job, or None."""
+
+    async def list(
+        self, tenant: str, kind: JobKind, *, after: str | None = None, limit: int = 20
+    ) -> list[Job]:
+        """Return up to `limit` jobs, newest first, beginning behind the job `after`."""
+
+    async def position(self, job: Job) -> int | None:
+        """How many jobs of the tenant and kind go before this queued one; None if not queued."""
+
+    async def events(
+        self, tenant: str, job_id: str, *, after: str | None = None, limit: int = 100,
+        newest_first: bool = False,
+    ) -> list[JobEvent]:  # fmt: skip
+        """Return events strictly behind `after` in the chosen direction."""
+
+    async def wait_events(
+        self, tenant: str, job_id: str, after: str | None, timeout_seconds: float
+    ) -> list[JobEvent]:
+        """Return the events behind `after`, oldest first, waiting for the first if there is none."""
+
+    async def ping(self) -> None:
+        """Return if the server answers; raise `Unavailable` otherwise."""
+
+    async def close(self) -> None:
+        """Release connections."""

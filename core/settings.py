@@ -1,0 +1,89 @@
+"""Every setting of the service and the worker, read once at the entrypoint from the environment.
+
+Each field is the environment variable `GRAFT_<FIELD>`; its description is the README's row for it
+(a test compares the two). Hyper-parameters are not settings: they are part of a job.
+"""
+
+from __future__ import annotations
+
+from pydantic import Field, SecretStr
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+MIB = 1 << 20
+
+
+class Settings(BaseSettings):
+    """Settings of both processes. Bytes, seconds and counts as the names say."""
+
+    model_config = SettingsConfigDict(env_prefix="GRAFT_", frozen=True, extra="ignore")
+
+    store_url: str = Field(
+        default="./graft-data/store",
+        description="Artifact store: a directory, or `s3://…`, `gs://…`, `az://…`.",
+    )
+    redis_url: SecretStr = Field(
+        default=SecretStr("redis://127.0.0.1:6379/0"),
+        description="Redis or Valkey 6.2+: `redis://`, `rediss://` or `unix://`.",
+    )
+    redis_prefix: str = Field(
+        default="graft", pattern=r"^[a-z0-9_-]{1,32}$", description="Prefix of every Redis key."
+    )
+    api_key: SecretStr | None = Field(
+        default=None,
+        description="Bearer key that guards all but `/livez` and `/readyz`. "
+        "Without one the service binds to loopback only.",
+    )
+    hf_models: tuple[str, ...] = Field(
+        default=(),
+        description="JSON list of the `hf:` models that jobs may use: "
+        "directories, or `org/name@revision`.",
+    )
+    service_workers: int = Field(default=1, ge=1, le=64, description="Service processes.")
+    inference_threads: int = Field(
+        default=0, ge=0, le=256,
+        description="ONNX Runtime threads of one process; 0 means cores / service workers.",
+    )  # fmt: skip
+    poll_seconds: float = Field(
+        default=5, gt=0, le=3600,
+        description="How often a service process looks into the registry, should an event be lost.",
+    )  # fmt: skip
+    predict_timeout_seconds: float = Field(
+        default=10, gt=0, le=300, description="Longest wait of one prediction request."
+    )
+    max_request_bytes: int = Field(
+        default=32 * MIB, ge=1024, description="Largest request body, uploads excepted."
+    )
+    max_inputs: int = Field(default=256, ge=1, description="Most inputs of one prediction request.")
+    max_queued_rows: int = Field(
+        default=2048, ge=1, description="Prediction rows that may wait for one trunk."
+    )
+    max_upload_bytes: int = Field(default=512 * MIB, ge=1, description="Largest uploaded file.")
+    max_rows: int = Field(default=200_000, ge=2, description="Most rows of a data set.")
+    max_classes: int = Field(default=1_000, ge=2, description="Most classes of a data set.")
+    max_text_chars: int = Field(default=20_000, ge=1, description="Longest text of one row.")
+    max_pixels: int = Field(default=25_000_000, ge=1, description="Largest image, in pixels.")
+    max_zip_entries: int = Field(default=200_000, ge=1, description="Most entries of a zip file.")
+    max_zip_ratio: int = Field(
+        default=100, ge=1, description="Largest ratio of unpacked to packed bytes in a zip file."
+    )
+    max_unpacked_bytes: int = Field(
+        default=2048 * MIB, ge=1, description="Most bytes that a file may unpack to."
+    )
+    ingest_memory_bytes: int = Field(
+        default=2048 * MIB, ge=64 * MIB,
+        description="Memory that parsing one upload may take beyond the idle child.",
+    )  # fmt: skip
+    ingest_seconds: int = Field(default=300, ge=1, description="Time that parsing may take.")
+    max_queued_jobs: int = Field(
+        default=10_000, ge=1, description="Unfinished jobs of one kind that a tenant may have."
+    )
+    lease_seconds: float = Field(
+        default=5, ge=0.5, le=600,
+        description="A worker silent for this long loses its job to another.",
+    )  # fmt: skip
+    max_attempts: int = Field(
+        default=3, ge=1, le=100, description="Times that a job is started before it fails for good."
+    )
+    job_retention_seconds: int = Field(
+        default=30 * 86_400, ge=60, description="How long Redis keeps a finished job."
+    )
