@@ -82,6 +82,4 @@ class ModelReference:
                 "model must look like 'name', 'name@3' or 'name:alias'", param="model"
             )
         version = match["version"]
-        return cls(
-            match["name"], int(version) if version else None, match["alias"] or PRODUCTION
-        )
+        return cls(match["name"], int(version) if version else None, match["alias"] or PRODUCTION)

@@ -61,7 +61,13 @@ class JobQueue(Protocol):
         """Renew the lease; return True when a cancel was requested. Raises `LeaseLost`."""
 
     async def append_event(
-        self, claim: Claim, type: str, message: str, *, level: str = "info", data: Json | None = None
+        self,
+        claim: Claim,
+        type: str,
+        message: str,
+        *,
+        level: str = "info",
+        data: Json | None = None,
     ) -> JobEvent:
         """Append to the job's history. Raises `LeaseLost`."""
 

@@ -1,0 +1,100 @@
+"""Uploaded files in the artifact store, and what has become of them.
+
+    <tenant>/files/<id>/upload          the bytes as they came
+    <tenant>/files/<id>/upload.json     UploadedFile, written when the last byte is stored
+    <tenant>/files/<id>/data.parquet    the normal form
+    <tenant>/files/<id>/manifest.json   DatasetManifest: the file is `processed`
+    <tenant>/files/<id>/error.json      FileErrors: the file is in `error`
+
+A file's status is which of the last two exists, so it does not depend on Redis. Not here: parsing
+(training.ingest), and refusing to delete a file in use (service.api.files).
+"""
+
+from __future__ import annotations
+
+import hashlib
+from typing import IO
+
+from core.datasets import DatasetManifest, FileErrors, FileStatus, UploadedFile
+from core.errors import AlreadyExists, NotFound
+from core.store import ArtifactStore
+
+
+def sha256(data: bytes) -> str:
+    """Return the SHA-256 of `data` in hexadecimal."""
+    return hashlib.sha256(data).hexdigest()
+
+
+class FileStore:
+    """One tenant's uploaded files."""
+
+    def __init__(self, store: ArtifactStore, tenant: str) -> None:
+        self._store = store
+        self._root = f"{tenant}/files"
+
+    def upload_key(self, file_id: str) -> str:
+        """The key under which the service streams an upload's bytes."""
+        return f"{self._root}/{file_id}/upload"
+
+    def complete(self, file: UploadedFile) -> None:
+        """Record that all of a file's bytes are stored; from now on it is `uploaded`."""
+        self._store.put_new(f"{self._root}/{file.id}/upload.json", file.model_dump_json().encode())
+
+    def get(self, file_id: str) -> UploadedFile:
+        """Return the file; raise `NotFound`."""
+        try:
+            return UploadedFile.model_validate_json(
+                self._store.get(f"{self._root}/{file_id}/upload.json")
+            )
+        except NotFound:
+            raise NotFound(f"no file {file_id}", param="file_id") from None
+
+    def status(self, file_id: str) -> tuple[FileStatus, DatasetManifest | FileErrors | None]:
+        """Return the status with the manifest of a processed file or the errors of a bad one."""
+        manifest = self._read(file_id, "manifest.json")
+        if manifest is not None:
+            return FileStatus.PROCESSED, DatasetManifest.model_validate_json(manifest)
+        errors = self._read(file_id, "error.json")
+        if errors is not None:
+            return FileStatus.ERROR, FileErrors.model_validate_json(errors)
+        return FileStatus.UPLOADED, None
+
+    def open_upload(self, file_id: str) -> IO[bytes]:
+        """Open the bytes as they were uploaded; raise `NotFound`."""
+        return self._store.open(self.upload_key(file_id))
+
+    def open_data(self, file_id: str) -> IO[bytes]:
+        """Open the Parquet normal form; raise `NotFound`."""
+        return self._store.open(f"{self._root}/{file_id}/data.parquet")
+
+    def accept(self, file_id: str, parquet: bytes, manifest: DatasetManifest) -> None:
+        """Store the normal form, manifest last. Doing it again with the same bytes is harmless."""
+        self._put(file_id, "data.parquet", parquet)
+        self._put(file_id, "manifest.json", manifest.model_dump_json().encode())
+
+    def refuse(self, file_id: str, errors: FileErrors) -> None:
+        """Store why the file is unusable."""
+        self._put(file_id, "error.json", errors.model_dump_json().encode())
+
+    def ids(self) -> list[str]:
+        """Return the ids of all files, complete or not, sorted."""
+        return self._store.children(self._root)
+
+    def delete(self, file_id: str) -> None:
+        """Delete all of a file; `upload.json` goes first, so that no half of it is ever listed."""
+        self.get(file_id)
+        names = ("upload.json", "manifest.json", "error.json", "data.parquet", "upload")
+        self._store.delete(*(f"{self._root}/{file_id}/{name}" for name in names))
+
+    def _read(self, file_id: str, name: str) -> bytes | None:
+        try:
+            return self._store.get(f"{self._root}/{file_id}/{name}")
+        except NotFound:
+            return None
+
+    def _put(self, file_id: str, name: str, data: bytes) -> None:
+        try:
+            self._store.put_new(f"{self._root}/{file_id}/{name}", data)
+        except AlreadyExists:
+            # Another attempt of the same ingest wrote it; parsing is deterministic.
+            pass

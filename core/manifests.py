@@ -1,0 +1,83 @@
+"""Manifests: what an immutable artifact is, written last, so that a manifest implies its files.
+
+Not here: where artifacts are kept and who may write them (core.registry).
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import BaseModel, Field
+
+from core.datasets import Modality
+from core.jobs import Json
+
+
+class TrunkManifest(BaseModel, frozen=True):
+    """An exported backbone. `files` maps names to SHA-256; `digest` is taken over all of them.
+
+    Graph: the token or pixel inputs that `preprocess.json` names, to `features` [n, dim] float32.
+    `max_difference` is the largest absolute difference from torch that was found at export.
+    """
+
+    format: Literal["graft-trunk-1"] = "graft-trunk-1"
+    digest: str
+    backbone: str
+    backbone_digest: str
+    modality: Modality
+    dim: int
+    precision: Literal["fp32"]
+    files: dict[str, str]
+    max_difference: float
+    created_at: float
+    versions: dict[str, str] = Field(default_factory=dict)
+
+
+class DatasetReference(BaseModel, frozen=True):
+    """Which data a model was fitted on."""
+
+    file: str
+    sha256: str
+    rows: int
+
+
+class ModelManifest(BaseModel, frozen=True):
+    """One version of a fine-tuned model.
+
+    `head.onnx`: `features` [n, dim] float32 to `probabilities` [n, classes] float32, in the order
+    of `labels`. `golden.npz` holds features and the probabilities that torch gave for them.
+    """
+
+    format: Literal["graft-model-1"] = "graft-model-1"
+    tenant: str
+    name: str
+    version: int
+    kind: Literal["linear"] = "linear"
+    job: str
+    attempt: int
+    created_at: float
+    backbone: str
+    trunk: str
+    modality: Modality
+    dim: int
+    labels: list[str]
+    files: dict[str, str]
+    dataset: DatasetReference
+    training: Json
+    metrics: dict[str, float]
+
+    @property
+    def reference(self) -> str:
+        """The pinned model reference, such as `support-intents@3`."""
+        return f"{self.name}@{self.version}"
+
+
+class Release(BaseModel, frozen=True):
+    """A step in a model's history: which version each alias names from now on."""
+
+    format: Literal["graft-release-1"] = "graft-release-1"
+    number: int
+    aliases: dict[str, int]
+    created_at: float
+    created_by: str
+    reason: str

@@ -1,0 +1,178 @@
+"""From what a caller sends to what a trunk eats; the same code when fitting and when serving.
+
+What to do is data, `preprocess.json` beside each trunk, so nobody asks which backbone it is. A text
+becomes token ids (`tokenizers`, truncated), an image a normalised float32 array [3, height, width]
+(Pillow). Images are JPEG, PNG or WEBP, and their pixels are counted before they are decoded: a
+20 kB file can hold 170 million.
+
+Not here: padding and batching (core.trunk), limits (core.settings).
+"""
+
+from __future__ import annotations
+
+import io
+from dataclasses import dataclass
+from typing import Annotated, Literal
+
+import numpy as np
+import numpy.typing as npt
+from PIL import Image, ImageOps
+from pydantic import BaseModel, Field, TypeAdapter
+from tokenizers import Tokenizer
+
+from core.datasets import Modality
+from core.errors import InvalidRequest, PayloadTooLarge
+
+FloatArray = npt.NDArray[np.float32]
+IMAGE_FORMATS = ("JPEG", "PNG", "WEBP")
+# Pillow's own limit is global and only warns at first; `open_image` refuses by ours.
+Image.MAX_IMAGE_PIXELS = None
+
+
+class TextPreprocess(BaseModel, frozen=True):
+    """How a text becomes token ids. `inputs` are the graph's inputs, in any order."""
+
+    type: Literal["text"] = "text"
+    max_tokens: int = Field(ge=1, le=8192)
+    pad_id: int = Field(ge=0)
+    inputs: tuple[Literal["input_ids", "attention_mask", "token_type_ids"], ...]
+
+
+class ImagePreprocess(BaseModel, frozen=True):
+    """How an image becomes pixels: resize, crop the centre, then `(value - mean) / std`.
+
+    `resize` is the length in pixels to which the shorter side goes, or None to resize to the crop
+    directly, which ignores the aspect ratio. `mean` and `std` are per channel, on values 0 to 255.
+    """
+
+    type: Literal["image"] = "image"
+    resize: int | None = Field(default=None, ge=1, le=2048)
+    crop: tuple[Annotated[int, Field(ge=1, le=2048)], Annotated[int, Field(ge=1, le=2048)]]
+    resample: Literal["bilinear", "bicubic", "lanczos"]
+    mean: tuple[float, float, float]
+    std: tuple[float, float, float]
+
+
+Preprocess = Annotated[TextPreprocess | ImagePreprocess, Field(discriminator="type")]
+_ADAPTER: TypeAdapter[TextPreprocess | ImagePreprocess] = TypeAdapter(Preprocess)
+_RESAMPLING = {
+    "bilinear": Image.Resampling.BILINEAR,
+    "bicubic": Image.Resampling.BICUBIC,
+    "lanczos": Image.Resampling.LANCZOS,
+}
+
+
+def parse_preprocess(data: bytes) -> TextPreprocess | ImagePreprocess:
+    """Read a trunk's `preprocess.json`."""
+    return _ADAPTER.validate_json(data)
+
+
+@dataclass(frozen=True)
+class PreparedText:
+    """Token ids of one text; `cost` is their number."""
+
+    ids: list[int]
+
+    @property
+    def cost(self) -> int:
+        return len(self.ids)
+
+
+@dataclass(frozen=True)
+class PreparedImage:
+    """One image, float32 [3, height, width]; `cost` is its number of pixels."""
+
+    pixels: FloatArray
+
+    @property
+    def cost(self) -> int:
+        return int(self.pixels.shape[1] * self.pixels.shape[2])
+
+
+Prepared = PreparedText | PreparedImage
+
+
+def open_image(data: bytes, max_pixels: int) -> Image.Image:
+    """Open an image without decoding it; the caller's `load` does that.
+
+    Raises `InvalidRequest` for what is not a JPEG, PNG or WEBP, and `PayloadTooLarge` for one of
+    more than `max_pixels`.
+    """
+    try:
+        image = Image.open(io.BytesIO(data), formats=IMAGE_FORMATS)
+    except (OSError, ValueError, SyntaxError):
+        raise InvalidRequest("not a readable JPEG, PNG or WEBP image") from None
+    if image.width * image.height > max_pixels:
+        raise PayloadTooLarge(
+            f"image is {image.width}x{image.height}; at most {max_pixels} pixels are allowed"
+        )
+    return image
+
+
+def decode_image(data: bytes, max_pixels: int) -> Image.Image:
+    """Decode an image whole, upright and in RGB; raises as `open_image` does."""
+    image = open_image(data, max_pixels)
+    try:
+        image.load()
+        return ImageOps.exif_transpose(image).convert("RGB")
+    except MemoryError:
+        raise
+    except Exception:
+        # Pillow's decoders raise many types on damaged files (OSError, ValueError, struct.error,
+        # SyntaxError, IndexError); all of them mean the same to the caller.
+        raise InvalidRequest("image is damaged or truncated") from None
+
+
+class TextPreprocessor:
+    """Tokenises texts for one trunk. Safe to call from several threads."""
+
+    modality = Modality.TEXT
+
+    def __init__(self, config: TextPreprocess, tokenizer_json: bytes) -> None:
+        self.config = config
+        self._tokenizer = Tokenizer.from_str(tokenizer_json.decode())
+        self._tokenizer.no_padding()
+        self._tokenizer.enable_truncation(config.max_tokens)
+
+    def prepare(self, item: str) -> PreparedText:
+        """Tokenise one text, truncated to `max_tokens`."""
+        return PreparedText(self._tokenizer.encode(item).ids)
+
+    def prepare_many(self, items: list[str]) -> list[PreparedText]:
+        """Tokenise many texts, in parallel where the tokenizer can."""
+        return [PreparedText(encoding.ids) for encoding in self._tokenizer.encode_batch(items)]
+
+
+class ImagePreprocessor:
+    """Decodes and scales images for one trunk. Safe to call from several threads."""
+
+    modality = Modality.IMAGE
+
+    def __init__(self, config: ImagePreprocess, max_pixels: int) -> None:
+        self.config = config
+        self._max_pixels = max_pixels
+        self._mean = np.asarray(config.mean, np.float32)
+        self._std = np.asarray(config.std, np.float32)
+
+    def prepare(self, item: bytes) -> PreparedImage:
+        """Decode and scale one encoded image; raises as `decode_image` does."""
+        image = decode_image(item, self._max_pixels)
+        height, width = self.config.crop
+        resampling = _RESAMPLING[self.config.resample]
+        if self.config.resize is None:
+            image = image.resize((width, height), resampling)
+        else:
+            scale = self.config.resize / min(image.size)
+            # Never smaller than the crop, or the crop would reach outside the picture.
+            size = (
+                max(width, round(image.width * scale)),
+                max(height, round(image.height * scale)),
+            )
+            image = image.resize(size, resampling)
+            left, top = (image.width - width) // 2, (image.height - height) // 2
+            image = image.crop((left, top, left + width, top + height))
+        pixels = (np.asarray(image, np.float32) - self._mean) / self._std
+        return PreparedImage(np.ascontiguousarray(pixels.transpose(2, 0, 1)))
+
+
+Preprocessor = TextPreprocessor | ImagePreprocessor

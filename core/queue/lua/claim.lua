@@ -1,0 +1,72 @@
+-- Take back what dead workers held, then lease the next job to this one.
+--
+-- KEYS[1]  root
+-- ARGV[1]  kind
+-- ARGV[2]  worker
+-- ARGV[3]  lease, milliseconds
+-- ARGV[4]  most attempts of a job
+-- ARGV[5]  retention of a finished job, seconds
+--
+-- Answers {'ok', tenant, id, record}, or {'none', id of the last entry of the wake stream}: a
+-- worker that waits behind this entry misses nothing that came after the claim.
+
+local kind, worker, lease, max_attempts, retention = ARGV[1], ARGV[2], ARGV[3], ARGV[4], ARGV[5]
+local leases, delayed = shared_key('leases', kind), shared_key('delayed', kind)
+local tenants = shared_key('tenants', kind)
+local now, now_ms = clock()
+-- Bounds one call, for nothing else runs on the server meanwhile; the next call does the rest.
+local STEPS = 100
+
+for _, member in ipairs(redis.call('ZRANGEBYSCORE', leases, '-inf', now_ms, 'LIMIT', 0, STEPS)) do
+  local tenant, id = split(member)
+  local job = redis.call('HMGET', job_key(tenant, id), 'status', 'attempt', 'cancel_requested')
+  redis.call('ZREM', leases, member)
+  if job[1] == 'running' then
+    if job[3] == '1' then
+      finish(tenant, id, 'cancelled', false, false, retention)
+    elseif tonumber(job[2]) < tonumber(max_attempts) then
+      redis.call('HSET', job_key(tenant, id), 'status', 'queued')
+      redis.call('HDEL', job_key(tenant, id), 'worker', 'progress')
+      add_event(tenant, id, 'job_restarted', 'The worker was lost; the job starts again.', 'warn',
+        cjson.encode({attempt = tonumber(job[2]), reason = 'worker_lost'}))
+      add_pending(tenant, id)
+    else
+      finish(tenant, id, 'failed', false, cjson.encode({
+        code = 'worker_lost', message = 'The worker was lost in each of ' .. job[2] .. ' attempts.'
+      }), retention)
+    end
+  end
+end
+
+for _, member in ipairs(redis.call('ZRANGEBYSCORE', delayed, '-inf', now_ms, 'LIMIT', 0, STEPS)) do
+  local tenant, id = split(member)
+  redis.call('ZREM', delayed, member)
+  if redis.call('HGET', job_key(tenant, id), 'status') == 'queued' then add_pending(tenant, id) end
+end
+
+for _ = 1, STEPS do
+  local tenant = redis.call('ZRANGE', tenants, 0, 0)[1]
+  if not tenant then break end
+  local pending = line_key(tenant, 'pending', kind)
+  local id = redis.call('ZPOPMIN', pending)[1]
+  if redis.call('EXISTS', pending) == 0 then
+    redis.call('ZREM', tenants, tenant)
+  else
+    local last = redis.call('ZREVRANGE', tenants, 0, 0, 'WITHSCORES')[2]
+    redis.call('ZADD', tenants, tonumber(last) + 1, tenant)
+  end
+  -- An evicted record leaves its id behind.
+  if id and redis.call('HGET', job_key(tenant, id), 'status') == 'queued' then
+    local key = job_key(tenant, id)
+    local attempt = redis.call('HINCRBY', key, 'attempt', 1)
+    redis.call('HSET', key, 'status', 'running', 'worker', worker)
+    redis.call('HSETNX', key, 'started_at', now)
+    redis.call('ZADD', leases, now_ms + tonumber(lease), tenant .. '/' .. id)
+    add_event(tenant, id, 'started', 'A worker started attempt ' .. attempt .. '.', 'info',
+      cjson.encode({attempt = attempt, worker = worker}))
+    return {'ok', tenant, id, record(tenant, id)}
+  end
+end
+
+local last = redis.call('XREVRANGE', shared_key('wake', kind), '+', '-', 'COUNT', 1)[1]
+return {'none', last and last[1] or '0-0'}

@@ -1,0 +1,21 @@
+-- Renew a lease; one that has run out but was not taken back may still be renewed.
+--
+-- KEYS[1]  root
+-- ARGV[1]  tenant
+-- ARGV[2]  id
+-- ARGV[3]  attempt
+-- ARGV[4]  worker
+-- ARGV[5]  lease, milliseconds
+-- ARGV[6]  progress, JSON, or '' to leave it
+--
+-- Answers {'ok', '1' when a cancel was requested, else '0'} or {'lost'}.
+
+local tenant, id = ARGV[1], ARGV[2]
+if not holds(tenant, id, ARGV[3], ARGV[4]) then return {'lost'} end
+
+local key = job_key(tenant, id)
+local _, now_ms = clock()
+local leases = shared_key('leases', redis.call('HGET', key, 'kind'))
+redis.call('ZADD', leases, now_ms + tonumber(ARGV[5]), tenant .. '/' .. id)
+if ARGV[6] ~= '' then redis.call('HSET', key, 'progress', ARGV[6]) end
+return {'ok', redis.call('HGET', key, 'cancel_requested') or '0'}

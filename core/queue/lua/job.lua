@@ -1,0 +1,140 @@
+-- What the queue's scripts share; core.queue.redis puts this file in front of each of them.
+--
+-- KEYS[1]  root, `<prefix>:{graft}`: the common part of every key, and what Cluster routes by.
+--          It holds nothing itself; core/queue/redis.py lists the keys below it.
+--
+-- A script answers with a word first: ok, none, lost, missing, terminal or full.
+
+local root = KEYS[1]
+local MAX_EVENTS = 10000
+local MAX_COMPACTED = 200
+local CANCELLED_FILE = cjson.encode({
+  code = 'data_error', message = "The validation of the job's file was cancelled."
+})
+
+local function job_key(tenant, id) return root .. ':t:' .. tenant .. ':job:' .. id end
+local function events_key(tenant, id) return root .. ':t:' .. tenant .. ':events:' .. id end
+local function waiters_key(tenant, id) return root .. ':t:' .. tenant .. ':waiters:' .. id end
+local function line_key(tenant, name, kind)
+  return root .. ':t:' .. tenant .. ':' .. name .. ':' .. kind
+end
+local function shared_key(name, kind) return root .. ':' .. name .. ':' .. kind end
+
+-- Server time as text in seconds, and as a number in milliseconds.
+local function clock()
+  local time = redis.call('TIME')
+  local seconds, micros = tonumber(time[1]), tonumber(time[2])
+  return string.format('%d.%06d', seconds, micros), seconds * 1000 + math.floor(micros / 1000)
+end
+
+local function split(member) return string.match(member, '^([^/]*)/(.*)$') end
+
+local function add_event(tenant, id, type, message, level, data)
+  local fields = {'type', type, 'message', message}
+  if level ~= 'info' then
+    fields[#fields + 1], fields[#fields + 2] = 'level', level
+  end
+  if data then
+    fields[#fields + 1], fields[#fields + 2] = 'data', data
+  end
+  return redis.call(
+    'XADD', events_key(tenant, id), 'MAXLEN', '~', MAX_EVENTS, '*', unpack(fields)
+  )
+end
+
+-- A stream reserves 4 kB for entries to come, a restored one none: thousands of waiting and
+-- finished jobs need not hold that. Where an ACL forbids it, the stream stays as it is.
+local function compact_events(tenant, id)
+  local key = events_key(tenant, id)
+  if redis.call('XLEN', key) <= MAX_COMPACTED then
+    local dump = redis.pcall('DUMP', key)
+    if type(dump) == 'string' then redis.pcall('RESTORE', key, 0, dump, 'REPLACE') end
+  end
+end
+
+local function wake(kind)
+  redis.call('XADD', shared_key('wake', kind), 'MAXLEN', 1, '*', 'kind', kind)
+end
+
+-- Put a job in its place in the tenant's line: higher priority first, then older.
+local function add_pending(tenant, id)
+  local job = redis.call('HMGET', job_key(tenant, id), 'kind', 'priority', 'seq')
+  local kind = job[1]
+  local score = (100 - tonumber(job[2])) * 2 ^ 44 + tonumber(job[3])
+  redis.call('ZADD', line_key(tenant, 'pending', kind), string.format('%.0f', score), id)
+  -- A tenant that comes back goes behind those that are waiting, or it could starve them.
+  local tenants = shared_key('tenants', kind)
+  local last = redis.call('ZREVRANGE', tenants, 0, 0, 'WITHSCORES')[2] or 0
+  redis.call('ZADD', tenants, 'NX', tonumber(last) + 1, tenant)
+  wake(kind)
+end
+
+local function remove_pending(tenant, id, kind)
+  local pending = line_key(tenant, 'pending', kind)
+  redis.call('ZREM', pending, id)
+  if redis.call('EXISTS', pending) == 0 then
+    redis.call('ZREM', shared_key('tenants', kind), tenant)
+  end
+end
+
+-- Let a job out of validating_files.
+local function admit(tenant, id, waited)
+  redis.call('HSET', job_key(tenant, id), 'status', 'queued')
+  redis.call('HDEL', job_key(tenant, id), 'waiting')
+  if waited then add_event(tenant, id, 'validated', 'The files of the job are ready.', 'info') end
+  add_event(tenant, id, 'queued', 'The job waits for a worker.', 'info')
+  compact_events(tenant, id)
+  add_pending(tenant, id)
+end
+
+-- End one job; `result` and `failure` are JSON text or false.
+local function end_job(tenant, id, status, result, failure, retention)
+  local key = job_key(tenant, id)
+  local kind = redis.call('HGET', key, 'kind')
+  redis.call('HSET', key, 'status', status, 'finished_at', (clock()))
+  redis.call('HDEL', key, 'waiting', 'progress')
+  if result then redis.call('HSET', key, 'result', result) end
+  if failure then redis.call('HSET', key, 'error', failure) end
+  remove_pending(tenant, id, kind)
+  redis.call('ZREM', shared_key('delayed', kind), tenant .. '/' .. id)
+  redis.call('ZREM', shared_key('leases', kind), tenant .. '/' .. id)
+  redis.call('SREM', line_key(tenant, 'open', kind), id)
+  if status == 'failed' then
+    local reason = cjson.decode(failure)
+    add_event(tenant, id, 'failed', reason.message, 'error', cjson.encode({code = reason.code}))
+  else
+    add_event(tenant, id, status, 'The job ' .. (status == 'cancelled' and 'was ' or '') .. status
+      .. '.', 'info')
+  end
+  compact_events(tenant, id)
+  redis.call('EXPIRE', key, retention)
+  redis.call('EXPIRE', events_key(tenant, id), retention)
+end
+
+-- End a job, and free or fail what waits for it, and what waits for that.
+local function finish(tenant, id, status, result, failure, retention)
+  local ending = {{id, status, result, failure}}
+  while #ending > 0 do
+    local job = table.remove(ending)
+    end_job(tenant, job[1], job[2], job[3], job[4], retention)
+    local waiters = waiters_key(tenant, job[1])
+    for _, waiter in ipairs(redis.call('SMEMBERS', waiters)) do
+      if redis.call('HGET', job_key(tenant, waiter), 'status') == 'validating_files' then
+        if job[2] ~= 'succeeded' then
+          ending[#ending + 1] = {waiter, 'failed', false, job[4] or CANCELLED_FILE}
+        elseif redis.call('HINCRBY', job_key(tenant, waiter), 'waiting', -1) == 0 then
+          admit(tenant, waiter, true)
+        end
+      end
+    end
+    redis.call('DEL', waiters)
+  end
+end
+
+-- The fence: only the worker of the current attempt may write.
+local function holds(tenant, id, attempt, worker)
+  local job = redis.call('HMGET', job_key(tenant, id), 'status', 'attempt', 'worker')
+  return job[1] == 'running' and job[2] == attempt and job[3] == worker
+end
+
+local function record(tenant, id) return redis.call('HGETALL', job_key(tenant, id)) end

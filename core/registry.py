@@ -1,0 +1,247 @@
+"""The model registry: append-only, create-exclusive, in the artifact store.
+
+    trunks/<digest>/…                                     trunks by content, shared by all tenants
+    backbones/<key>.json                                  which trunk a backbone was exported to
+    <tenant>/models/<name>/versions/<n>/…                 files, then manifest.json
+    <tenant>/models/<name>/versions/<n>/deleted.json      a deleted version's number stays taken
+    <tenant>/models/<name>/releases/<n>.json              what the aliases name; highest number wins
+    <tenant>/runs/<job>/publication.json                  the one version that a job may publish
+
+A number is taken by whoever creates its first object. No locks, and two workers that publish at
+once get two versions. A job publishes at most once, whatever its attempts do: the manifest is first
+put, create-exclusive, under the job's own key; an attempt that comes second finds it there, rolls it
+forward, and its own version is never listed. The registry is on disk; what is served is
+`service.serving_set`.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+
+from core.errors import AlreadyExists, Conflict, NotFound
+from core.files import sha256
+from core.identifiers import ModelReference
+from core.manifests import ModelManifest, Release, TrunkManifest
+from core.store import ArtifactStore
+
+SHARED_FOLDERS = frozenset({"trunks", "backbones"})
+
+
+class Registry:
+    """Reads and writes trunks, versions and releases."""
+
+    def __init__(self, store: ArtifactStore) -> None:
+        self._store = store
+
+    # -- trunks ------------------------------------------------------------------------------
+
+    def find_trunk(self, key: str) -> TrunkManifest | None:
+        """Return the trunk that was exported under `key` (backbone digest, precision, recipe)."""
+        try:
+            digest = self._store.get(f"backbones/{key}.json").decode()
+        except NotFound:
+            return None
+        return self.trunk(digest)
+
+    def add_trunk(
+        self, key: str, manifest: TrunkManifest, files: Mapping[str, bytes]
+    ) -> TrunkManifest:
+        """Store a trunk and let `key` name it; return the trunk that `key` names in the end.
+
+        Keys under `trunks/` are content-addressed, so a second writer writes the same bytes.
+        """
+        self._put_same(f"trunks/{manifest.digest}", files)
+        self._put_same(
+            f"trunks/{manifest.digest}", {"manifest.json": manifest.model_dump_json().encode()}
+        )
+        self._put_same("backbones", {f"{key}.json": manifest.digest.encode()})
+        return self.find_trunk(key) or manifest
+
+    def trunk(self, digest: str) -> TrunkManifest:
+        """Return a trunk's manifest; raise `NotFound`."""
+        return TrunkManifest.model_validate_json(self._store.get(f"trunks/{digest}/manifest.json"))
+
+    def trunk_file(self, manifest: TrunkManifest, name: str) -> bytes:
+        """Return a trunk's file after comparing its hash; raise `Conflict` if it differs."""
+        return self._checked(f"trunks/{manifest.digest}/{name}", manifest.files[name])
+
+    # -- versions ----------------------------------------------------------------------------
+
+    def publish(self, draft: ModelManifest, files: Mapping[str, bytes]) -> ModelManifest:
+        """Store a new version of `draft.name` for the job `draft.job`; return its manifest.
+
+        `draft.version` is not used: the version is the lowest number above all that were taken.
+        Raises `AlreadyExists` when a later attempt of the job has already published.
+        """
+        published = self.publication(draft.tenant, draft.job)
+        if published is None:
+            manifest = self._store_version(draft, files)
+            try:
+                self._store.put_new(
+                    self._publication_key(draft.tenant, draft.job),
+                    manifest.model_dump_json().encode(),
+                )
+                published = manifest
+            except AlreadyExists:
+                published = self.publication(draft.tenant, draft.job)
+                assert published is not None
+        if published.attempt > draft.attempt:
+            raise AlreadyExists(f"attempt {published.attempt} of {draft.job} has published")
+        return self.roll_forward(published)
+
+    def publication(self, tenant: str, job: str) -> ModelManifest | None:
+        """Return the manifest that a job decided to publish, or None."""
+        try:
+            return ModelManifest.model_validate_json(
+                self._store.get(self._publication_key(tenant, job))
+            )
+        except NotFound:
+            return None
+
+    def roll_forward(self, manifest: ModelManifest) -> ModelManifest:
+        """List the version that a job decided on; harmless when it is listed already."""
+        if self._store.size(f"{self._folder(manifest)}/deleted.json") is None:
+            self._put_same(
+                self._folder(manifest), {"manifest.json": manifest.model_dump_json().encode()}
+            )
+        return manifest
+
+    def manifest(self, tenant: str, name: str, version: int) -> ModelManifest:
+        """Return a listed version's manifest; raise `NotFound`."""
+        folder = f"{tenant}/models/{name}/versions/{version}"
+        try:
+            return ModelManifest.model_validate_json(self._store.get(f"{folder}/manifest.json"))
+        except NotFound:
+            raise NotFound(f"no model {name}@{version}", param="model") from None
+
+    def file(self, manifest: ModelManifest, name: str) -> bytes:
+        """Return a version's file after comparing its hash; raise `Conflict` if it differs."""
+        return self._checked(f"{self._folder(manifest)}/{name}", manifest.files[name])
+
+    def versions(self, tenant: str, name: str) -> list[int]:
+        """Return the numbers of a model's listed versions, ascending."""
+        return sorted(self.catalogue(tenant, name).get(name, []))
+
+    def catalogue(self, tenant: str, name: str | None = None) -> dict[str, list[int]]:
+        """Return every model of a tenant (or one of them) with its listed version numbers."""
+        listed: dict[str, list[int]] = {}
+        prefix = f"{tenant}/models" if name is None else f"{tenant}/models/{name}/versions"
+        for entry in self._store.walk(prefix):
+            match entry.key.split("/"):
+                case [_, "models", model, "versions", number, "manifest.json"]:
+                    listed.setdefault(model, []).append(int(number))
+        return listed
+
+    def tenants(self) -> list[str]:
+        """Return every tenant that has ever stored anything."""
+        return [name for name in self._store.children("") if name not in SHARED_FOLDERS]
+
+    # -- releases ----------------------------------------------------------------------------
+
+    def release(
+        self, tenant: str, name: str, aliases: dict[str, int], *, created_by: str, reason: str
+    ) -> Release:
+        """Append a release that changes `aliases` and keeps the others; raise `NotFound`."""
+        for version in aliases.values():
+            self.manifest(tenant, name, version)
+        while True:
+            current = self.current_release(tenant, name)
+            release = Release(
+                number=current.number + 1 if current else 1,
+                aliases={**(current.aliases if current else {}), **aliases},
+                created_at=time.time(),
+                created_by=created_by,
+                reason=reason,
+            )
+            key = f"{tenant}/models/{name}/releases/{release.number}.json"
+            try:
+                self._store.put_new(key, release.model_dump_json().encode())
+                return release
+            except AlreadyExists:
+                continue  # someone took the number; build on their release
+
+    def current_release(self, tenant: str, name: str) -> Release | None:
+        """Return the release with the highest number, or None."""
+        folder = f"{tenant}/models/{name}/releases"
+        numbers = [
+            int(entry.key.rsplit("/", 1)[-1].removesuffix(".json"))
+            for entry in self._store.walk(folder)
+        ]
+        if not numbers:
+            return None
+        return Release.model_validate_json(self._store.get(f"{folder}/{max(numbers)}.json"))
+
+    def resolve(self, tenant: str, reference: ModelReference) -> ModelManifest:
+        """Return the version that a reference means now; raise `NotFound`."""
+        version = reference.version
+        if version is None:
+            release = self.current_release(tenant, reference.name)
+            version = release.aliases.get(reference.alias) if release else None
+        if version is None:
+            raise NotFound(f"no model {reference}", param="model")
+        return self.manifest(tenant, reference.name, version)
+
+    def delete(self, tenant: str, name: str, version: int | None = None) -> list[int]:
+        """Delete one version or all of them; return the numbers, or raise `NotFound`.
+
+        A version that an alias names can only be deleted with the whole model (`Conflict`).
+        """
+        listed = self.versions(tenant, name)
+        doomed = listed if version is None else [n for n in listed if n == version]
+        if not doomed:
+            raise NotFound(f"no model {name}", param="model")
+        current = self.current_release(tenant, name)
+        used = set(current.aliases.values()) if current else set()
+        if used & set(doomed) and doomed != listed:
+            raise Conflict(f"{name}@{version} is released; release another version first")
+        if doomed == listed:
+            folder = f"{tenant}/models/{name}/releases"
+            self._store.delete(*(entry.key for entry in self._store.walk(folder)))
+        for number in doomed:
+            folder = f"{tenant}/models/{name}/versions/{number}"
+            self._put_same(folder, {"deleted.json": b"{}"})
+            self._store.delete(f"{folder}/manifest.json")
+            self._store.delete(
+                *(e.key for e in self._store.walk(folder) if not e.key.endswith("/deleted.json"))
+            )
+        return doomed
+
+    # -- inside ------------------------------------------------------------------------------
+
+    def _store_version(self, draft: ModelManifest, files: Mapping[str, bytes]) -> ModelManifest:
+        """Take a number by creating its first file, then store the others."""
+        (first, data), *others = files.items()
+        folder = f"{draft.tenant}/models/{draft.name}/versions"
+        number = max((int(n) for n in self._store.children(folder)), default=0) + 1
+        while True:
+            try:
+                self._store.put_new(f"{folder}/{number}/{first}", data)
+                break
+            except AlreadyExists:
+                number += 1
+        for name, content in others:
+            self._store.put_new(f"{folder}/{number}/{name}", content)
+        hashes = {name: sha256(content) for name, content in files.items()}
+        return draft.model_copy(update={"version": number, "files": hashes})
+
+    def _checked(self, key: str, expected: str) -> bytes:
+        data = self._store.get(key)
+        if sha256(data) != expected:
+            raise Conflict(f"{key} does not match its hash")
+        return data
+
+    def _put_same(self, folder: str, files: Mapping[str, bytes]) -> None:
+        for name, data in files.items():
+            try:
+                self._store.put_new(f"{folder}/{name}", data)
+            except AlreadyExists:
+                pass
+
+    @staticmethod
+    def _folder(manifest: ModelManifest) -> str:
+        return f"{manifest.tenant}/models/{manifest.name}/versions/{manifest.version}"
+
+    @staticmethod
+    def _publication_key(tenant: str, job: str) -> str:
+        return f"{tenant}/runs/{job}/publication.json"

@@ -1,0 +1,134 @@
+"""The artifact store: whatever must last, as immutable objects under keys.
+
+One class over `obstore`: a local directory, S3, GCS or Azure behave alike. An object is written
+once: `put_new` is put-if-absent and atomic, so two writers of one key cannot both win and a reader
+never sees half an object. Nothing is locked and nothing is overwritten.
+
+Keys are built by `core.files` and `core.registry` from validated identifiers; not here.
+Methods are blocking, except `put_stream`: a coroutine calls them through `asyncio.to_thread`.
+"""
+
+from __future__ import annotations
+
+import errno
+from collections.abc import AsyncIterator, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import timedelta
+from pathlib import Path
+from typing import IO, Any, cast
+
+import obstore
+from obstore.exceptions import AlreadyExistsError, BaseError
+from obstore.store import LocalStore, from_url
+
+from core.errors import AlreadyExists, GraftError, NoSpace, NotFound, Unavailable
+
+_REMOTE_OPTIONS: Any = {"timeout": timedelta(seconds=60), "connect_timeout": timedelta(seconds=5)}
+
+
+@dataclass(frozen=True)
+class StoredObject:
+    """An object's key and its size in bytes."""
+
+    key: str
+    bytes: int
+
+
+@contextmanager
+def _translated(key: str) -> Iterator[None]:
+    """Turn the store's errors into ours; messages hold neither the store's root nor its URL."""
+    try:
+        yield
+    except AlreadyExistsError:
+        raise AlreadyExists(f"{key} exists") from None
+    except (FileNotFoundError, IsADirectoryError):
+        raise NotFound(f"{key} does not exist") from None
+    except GraftError:
+        raise
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            raise NoSpace("the artifact store has no room left") from error
+        raise Unavailable("the artifact store does not answer") from error
+    except BaseError as error:
+        # obstore reports a full disk as a generic error; only its text tells.
+        if "No space left" in str(error) or "os error 28" in str(error):
+            raise NoSpace("the artifact store has no room left") from error
+        raise Unavailable("the artifact store does not answer") from error
+
+
+class ArtifactStore:
+    """Immutable objects under `/`-separated keys.
+
+    Every method may raise `Unavailable`; those that write may raise `NoSpace`.
+    """
+
+    def __init__(self, url: str) -> None:
+        """Open a directory (made if missing) or an object store such as `s3://bucket/prefix`."""
+        # The union of store classes that obstore's own functions accept has no public name.
+        self._store: Any
+        if "://" in url and not url.startswith("file://"):
+            self._store = from_url(url, client_options=_REMOTE_OPTIONS)
+        else:
+            root = Path(url.removeprefix("file://")).absolute()
+            self._store = LocalStore(root, mkdir=True, automatic_cleanup=True)
+
+    def put_new(self, key: str, data: bytes) -> None:
+        """Write an object that must not exist; raise `AlreadyExists` if it does."""
+        with _translated(key):
+            obstore.put(self._store, key, data, mode="create")
+
+    async def put_stream(self, key: str, chunks: AsyncIterator[bytes]) -> None:
+        """Write an object from chunks of any size, in bounded memory.
+
+        If `chunks` raises, its error passes through and nothing is stored.
+        """
+        with _translated(key):
+            await obstore.put_async(self._store, key, chunks, max_concurrency=2)
+
+    def get(self, key: str) -> bytes:
+        """Return an object's bytes; raise `NotFound`."""
+        with _translated(key):
+            return bytes(obstore.get(self._store, key).bytes())
+
+    async def stream(self, key: str) -> AsyncIterator[bytes]:
+        """Yield an object's bytes in chunks; raise `NotFound` before the first."""
+        with _translated(key):
+            result = await obstore.get_async(self._store, key)
+            async for chunk in result.stream(min_chunk_size=1 << 20):
+                yield bytes(chunk)
+
+    def open(self, key: str) -> IO[bytes]:
+        """Open an object as a seekable, buffered file for reading; raise `NotFound`."""
+        with _translated(key):
+            return cast("IO[bytes]", obstore.open_reader(self._store, key))
+
+    def size(self, key: str) -> int | None:
+        """Return an object's size in bytes, or None if there is no such object."""
+        try:
+            with _translated(key):
+                return int(obstore.head(self._store, key)["size"])
+        except NotFound:
+            return None
+
+    def walk(self, prefix: str) -> Iterator[StoredObject]:
+        """Yield every object whose key begins with the folder `prefix`, in no order."""
+        with _translated(prefix):
+            for page in obstore.list(self._store, prefix, chunk_size=1000):
+                for entry in page:
+                    yield StoredObject(entry["path"], entry["size"])
+
+    def children(self, prefix: str) -> list[str]:
+        """Return the names of the folders right below the folder `prefix`, sorted."""
+        with _translated(prefix):
+            found = obstore.list_with_delimiter(self._store, prefix or None)
+            return sorted(path.rstrip("/").rsplit("/", 1)[-1] for path in found["common_prefixes"])
+
+    def delete(self, *keys: str) -> None:
+        """Delete objects; those that do not exist are passed over."""
+        for key in keys:
+            try:
+                with _translated(key):
+                    obstore.delete(self._store, key)
+            except NotFound:
+                pass

@@ -1,0 +1,196 @@
+"""Running trunks and heads with ONNX Runtime: the one code path of feature extraction and serving.
+
+The worker fits heads on features that this module computed, and the service predicts with them
+through this module, so there is no difference between training and serving to go wrong.
+
+A trunk is safe to call from several threads; ONNX Runtime releases the GIL while it runs. Not here:
+how rows of several requests become one batch (service.batcher), where graphs come from
+(core.registry, training.export).
+"""
+
+from __future__ import annotations
+
+import io
+import threading
+from collections.abc import Sequence
+from typing import Protocol
+
+import numpy as np
+import onnxruntime as ort
+
+from core.datasets import Modality
+from core.errors import Conflict
+from core.manifests import ModelManifest, TrunkManifest
+from core.preprocessing import (
+    FloatArray,
+    ImagePreprocess,
+    ImagePreprocessor,
+    Prepared,
+    PreparedImage,
+    PreparedText,
+    Preprocessor,
+    TextPreprocess,
+    TextPreprocessor,
+    parse_preprocess,
+)
+from core.registry import Registry
+
+TOLERANCE = 1e-4
+"""Largest absolute difference between a graph's output and the one recorded from torch."""
+
+# Creating two sessions at once in one process is reported to be racy.
+_SESSION_LOCK = threading.Lock()
+
+
+class Encoder(Protocol):
+    """Turns prepared inputs into pooled features."""
+
+    @property
+    def dim(self) -> int:
+        """Width of the features."""
+
+    def encode(self, rows: Sequence[Prepared]) -> FloatArray:
+        """Return features, float32 [len(rows), dim], row by row in order."""
+
+
+def create_session(graph: bytes, threads: int) -> ort.InferenceSession:
+    """Load a graph for the CPU with `threads` intra-op threads that sleep when idle."""
+    options = ort.SessionOptions()
+    options.intra_op_num_threads = threads
+    options.inter_op_num_threads = 1
+    # Spinning threads starve their neighbours: 1.7 to 3.1 times slower under contention.
+    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+    options.log_severity_level = 3
+    with _SESSION_LOCK:
+        return ort.InferenceSession(graph, options, providers=["CPUExecutionProvider"])
+
+
+class Trunk:
+    """An exported backbone: an `Encoder` with the preprocessing that belongs to it."""
+
+    def __init__(
+        self, manifest: TrunkManifest, graph: bytes, preprocessor: Preprocessor, threads: int
+    ) -> None:
+        self.manifest = manifest
+        self.preprocessor = preprocessor
+        self._session = create_session(graph, threads)
+
+    @classmethod
+    def load(cls, registry: Registry, digest: str, *, threads: int, max_pixels: int) -> Trunk:
+        """Load a trunk from the registry and replay its golden rows.
+
+        Raises `NotFound`, or `Conflict` when a file or an output is not what was exported.
+        """
+        manifest = registry.trunk(digest)
+        config = parse_preprocess(registry.trunk_file(manifest, "preprocess.json"))
+        preprocessor = build_preprocessor(
+            config,
+            registry.trunk_file(manifest, "tokenizer.json")
+            if isinstance(config, TextPreprocess)
+            else b"",
+            max_pixels,
+        )
+        graph = registry.trunk_file(manifest, "trunk.onnx")
+        trunk = cls(manifest, graph, preprocessor, threads)
+        rows, expected = trunk.golden(registry.trunk_file(manifest, "golden.npz"))
+        require_equal(trunk.encode(rows), expected, f"trunk {digest[:12]}")
+        return trunk
+
+    @property
+    def dim(self) -> int:
+        """Width of the features."""
+        return self.manifest.dim
+
+    @property
+    def modality(self) -> Modality:
+        """What the trunk reads."""
+        return self.manifest.modality
+
+    def encode(self, rows: Sequence[Prepared]) -> FloatArray:
+        """Return features, float32 [len(rows), dim]; texts are padded to the longest among them."""
+        if not rows:
+            return np.zeros((0, self.dim), np.float32)
+        feed = self._text_feed(rows) if self.modality is Modality.TEXT else self._image_feed(rows)
+        features: FloatArray = self._session.run(["features"], feed)[0]
+        return features
+
+    def golden(self, data: bytes) -> tuple[list[Prepared], FloatArray]:
+        """Read `golden.npz`: inputs as arrays, and the features that torch gave for them."""
+        with np.load(io.BytesIO(data), allow_pickle=False) as arrays:
+            expected: FloatArray = arrays["features"]
+            rows: list[Prepared]
+            if self.modality is Modality.TEXT:
+                lengths = arrays["attention_mask"].sum(axis=1)
+                rows = [
+                    PreparedText([int(i) for i in ids[:length]])
+                    for ids, length in zip(arrays["input_ids"], lengths, strict=True)
+                ]
+            else:
+                rows = [PreparedImage(pixels) for pixels in arrays["pixels"]]
+        return rows, expected
+
+    def _text_feed(self, rows: Sequence[Prepared]) -> dict[str, np.ndarray]:
+        config = self.preprocessor.config
+        assert isinstance(config, TextPreprocess)
+        texts = [row.ids for row in rows if isinstance(row, PreparedText)]
+        width = max(1, max(len(ids) for ids in texts))
+        input_ids = np.full((len(texts), width), config.pad_id, np.int64)
+        mask = np.zeros((len(texts), width), np.int64)
+        for index, ids in enumerate(texts):
+            input_ids[index, : len(ids)] = ids
+            mask[index, : len(ids)] = 1
+        arrays = {
+            "input_ids": input_ids,
+            "attention_mask": mask,
+            "token_type_ids": np.zeros_like(input_ids),
+        }
+        return {name: arrays[name] for name in config.inputs}
+
+    @staticmethod
+    def _image_feed(rows: Sequence[Prepared]) -> dict[str, np.ndarray]:
+        return {"pixels": np.stack([row.pixels for row in rows if isinstance(row, PreparedImage)])}
+
+
+class Head:
+    """One fine-tuned model's own part: features to class probabilities."""
+
+    def __init__(self, manifest: ModelManifest, graph: bytes) -> None:
+        self.manifest = manifest
+        self._session = create_session(graph, threads=1)
+
+    @classmethod
+    def load(cls, registry: Registry, manifest: ModelManifest) -> Head:
+        """Load a listed version and replay its golden rows.
+
+        Raises `Conflict` when a file, the signature or an output is not what was published.
+        """
+        head = cls(manifest, registry.file(manifest, "head.onnx"))
+        with np.load(
+            io.BytesIO(registry.file(manifest, "golden.npz")), allow_pickle=False
+        ) as arrays:
+            features, expected = arrays["features"], arrays["probabilities"]
+        shape = (len(features), manifest.dim), (len(features), len(manifest.labels))
+        if (features.shape, expected.shape) != shape:
+            raise Conflict(f"{manifest.reference} does not have the signature of its manifest")
+        require_equal(head.predict(features), expected, manifest.reference)
+        return head
+
+    def predict(self, features: FloatArray) -> FloatArray:
+        """Return probabilities, float32 [n, classes], of features, float32 [n, dim]."""
+        probabilities: FloatArray = self._session.run(["probabilities"], {"features": features})[0]
+        return probabilities
+
+
+def build_preprocessor(
+    config: TextPreprocess | ImagePreprocess, tokenizer_json: bytes, max_pixels: int
+) -> Preprocessor:
+    """Return the preprocessor that `config` describes; images need no tokenizer."""
+    if isinstance(config, TextPreprocess):
+        return TextPreprocessor(config, tokenizer_json)
+    return ImagePreprocessor(config, max_pixels)
+
+
+def require_equal(actual: FloatArray, expected: FloatArray, what: str) -> None:
+    """Raise `Conflict` unless every number is finite and within `TOLERANCE` of the recorded one."""
+    if actual.shape != expected.shape or not np.all(np.abs(actual - expected) <= TOLERANCE):
+        raise Conflict(f"{what} does not reproduce its golden rows")
