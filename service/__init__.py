@@ -1,0 +1,1 @@
+"""The HTTP service: answers predictions and takes jobs, never trains, never imports torch."""

@@ -1,0 +1,1 @@
+"""One module per resource. Endpoints translate HTTP; decisions are made below them."""

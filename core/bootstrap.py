@@ -1,0 +1,22 @@
+"""From settings to connected parts: what both entrypoints do first."""
+
+from __future__ import annotations
+
+from core.changes import ChangeFeed, RedisChangeFeed
+from core.queue import JobQueue
+from core.queue.connection import connect
+from core.queue.redis import RedisJobQueue
+from core.settings import Settings
+
+
+def open_queue(settings: Settings) -> tuple[JobQueue, ChangeFeed]:
+    """Return the job queue and the change feed over one client; closing the queue closes both."""
+    client = connect(settings.redis_url.get_secret_value())
+    queue = RedisJobQueue(
+        client,
+        prefix=settings.redis_prefix,
+        max_queued=settings.max_queued_jobs,
+        max_attempts=settings.max_attempts,
+        retention_seconds=settings.job_retention_seconds,
+    )
+    return queue, RedisChangeFeed(client, prefix=settings.redis_prefix)

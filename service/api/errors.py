@@ -1,0 +1,109 @@
+"""The one table from errors to HTTP, and the shape of an error in `/v1`.
+
+`{"error": {"message", "type", "param", "code"}}`, as OpenAI's clients expect. An error that is not
+of our tree is a bug: it is logged with its trace and request id, and answered without either's
+text.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+from typing import Any
+
+from pydantic import ValidationError
+from starlette.requests import ClientDisconnect, Request
+from starlette.responses import Response
+
+from core import errors
+from core.errors import GraftError, InvalidRequest, Overloaded
+from service.api.responses import json_response
+
+logger = logging.getLogger("graft.service")
+
+# Most specific first: the first row that fits an error is used.
+STATUS: tuple[tuple[type[GraftError], int, str], ...] = (
+    (errors.PayloadTooLarge, 413, "invalid_request_error"),
+    (errors.UnsupportedMedia, 415, "invalid_request_error"),
+    (errors.InvalidRequest, 400, "invalid_request_error"),
+    (errors.Unauthorized, 401, "authentication_error"),
+    (errors.NotFound, 404, "invalid_request_error"),
+    (errors.Conflict, 409, "invalid_request_error"),
+    (errors.DeadlineExceeded, 504, "timeout_error"),
+    (errors.Overloaded, 503, "overloaded_error"),
+    (errors.Unavailable, 503, "unavailable_error"),
+    (errors.NoSpace, 507, "unavailable_error"),
+)
+
+CLIENT_CLOSED_REQUEST = 499
+
+
+def status_of(error: GraftError) -> tuple[int, str]:
+    """Return the HTTP status and the OpenAI error type of an error."""
+    for kind, status, type_ in STATUS:
+        if isinstance(error, kind):
+            return status, type_
+    return 500, "server_error"
+
+
+def error_body(error: GraftError) -> dict[str, Any]:
+    """Return the inner object of an error answer."""
+    return {
+        "message": error.message,
+        "type": status_of(error)[1],
+        "param": error.param,
+        "code": error.error_code,
+    }
+
+
+def error_response(error: GraftError) -> Response:
+    """Answer with an error of our tree."""
+    response = json_response({"error": error_body(error)}, status_of(error)[0])
+    if isinstance(error, Overloaded):
+        response.headers["Retry-After"] = str(max(1, math.ceil(error.retry_after_seconds)))
+    elif isinstance(error, errors.Unavailable):
+        response.headers["Retry-After"] = "1"
+    elif isinstance(error, errors.Unauthorized):
+        response.headers["WWW-Authenticate"] = "Bearer"
+    return response
+
+
+def invalid_body(error: ValidationError, prefix: str = "") -> InvalidRequest:
+    """Turn pydantic's findings into one sentence that names each field."""
+    found = error.errors(include_url=False, include_context=False, include_input=False)
+    names = [".".join(str(part) for part in item["loc"]) or "body" for item in found]
+    shown = "; ".join(
+        f"{prefix}{name}: {item['msg']}" for name, item in zip(names[:10], found, strict=False)
+    )
+    return InvalidRequest(shown, param=names[0].split(".")[0])
+
+
+async def no_endpoint(request: Request) -> Response:
+    """Anything under `/v1` that no other route answers."""
+    raise errors.NotFound(f"no endpoint {request.method} {request.url.path[:200]}")
+
+
+async def on_graft_error(_: Request, error: Exception) -> Response:
+    """Starlette's handler for `GraftError`."""
+    assert isinstance(error, GraftError)
+    if status_of(error)[0] == 500:
+        logger.error("answered 500", exc_info=error)
+    return error_response(error)
+
+
+async def on_disconnect(_: Request, error: Exception) -> Response:
+    """The caller has gone; nobody reads this, but the request log does."""
+    return Response(status_code=CLIENT_CLOSED_REQUEST)
+
+
+async def on_bug(_: Request, error: Exception) -> Response:
+    """Starlette's handler for everything else."""
+    logger.error("unexpected error", exc_info=error)
+    return error_response(GraftError("an unexpected error; see the log under this request id"))
+
+
+HANDLERS: dict[Any, Any] = {
+    GraftError: on_graft_error,
+    ClientDisconnect: on_disconnect,
+    Exception: on_bug,
+}

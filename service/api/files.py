@@ -1,0 +1,202 @@
+"""`/v1/files`: uploads, as OpenAI's clients know them.
+
+The service stores the bytes and answers `uploaded`; a worker parses them (training.ingest) and the
+status becomes `processed` or `error`. A file's status is read from the artifact store; only why a
+parsing job itself failed, such as for want of memory, is asked of the queue.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from typing import Any
+
+from starlette.requests import Request
+from starlette.responses import Response, StreamingResponse
+
+from core.datasets import DatasetManifest, FileErrors, FileStatus, UploadedFile
+from core.errors import Conflict, InvalidRequest, NotFound
+from core.files import FileStore
+from core.identifiers import new_id, require_identifier
+from core.jobs import JobKind, JobStatus, NewJob
+from service.api.responses import json_response, query_int
+from service.ingest import Upload
+from service.runtime import Runtime, runtime, tenant
+
+PURPOSE = "fine-tune"
+JOBS_SEARCHED = 1_000
+
+
+def ingest_job_id(file_id: str) -> str:
+    """The id of the job that parses a file; there is one per file."""
+    return f"ingest-{file_id}"
+
+
+async def start_ingest(run: Runtime, owner: str, file_id: str) -> None:
+    """Make sure that a job parses the file; harmless when there is one."""
+    await run.queue.enqueue(
+        NewJob(
+            tenant=owner,
+            id=ingest_job_id(file_id),
+            kind=JobKind.INGEST,
+            spec={"file": file_id},
+        )
+    )
+
+
+async def create_file(request: Request) -> Response:
+    """POST /v1/files"""
+    run, owner = runtime(request), tenant(request)
+    files = run.files(owner)
+    upload = Upload(
+        request.headers.get("content-type", ""),
+        request.stream(),
+        max_bytes=run.settings.max_upload_bytes,
+    )
+    file_id = new_id("file")
+    await run.store.put_stream(files.upload_key(file_id), upload.chunks())
+    try:
+        if upload.fields.get("purpose", PURPOSE) != PURPOSE:
+            raise InvalidRequest(f"purpose must be '{PURPOSE}'", param="purpose")
+        if upload.bytes == 0:
+            raise InvalidRequest("the file is empty", param="file")
+        file = UploadedFile(
+            id=file_id,
+            filename=upload.filename or "upload",
+            bytes=upload.bytes,
+            created_at=time.time(),
+        )
+        await asyncio.to_thread(files.complete, file)
+        await start_ingest(run, owner, file_id)
+    except BaseException:
+        # A file that nobody would parse must not stay.
+        await asyncio.to_thread(files.discard, file_id)
+        raise
+    return json_response(file_object(file, FileStatus.UPLOADED, None))
+
+
+async def list_files(request: Request) -> Response:
+    """GET /v1/files?after=&limit=&order="""
+    run, owner = runtime(request), tenant(request)
+    files = run.files(owner)
+    limit = query_int(request, "limit", 10_000, low=1, high=10_000)
+    newest_first = request.query_params.get("order", "desc") != "asc"
+    purpose = request.query_params.get("purpose", PURPOSE)
+    complete = await asyncio.to_thread(_complete_files, files) if purpose == PURPOSE else []
+    complete.sort(key=lambda file: (file.created_at, file.id), reverse=newest_first)
+    after = request.query_params.get("after")
+    if after is not None:
+        ids = [file.id for file in complete]
+        if after not in ids:
+            raise InvalidRequest("no such file to list after", param="after")
+        complete = complete[ids.index(after) + 1 :]
+    page = [await describe(run, owner, file) for file in complete[:limit]]
+    return json_response(
+        {
+            "object": "list",
+            "data": page,
+            "has_more": len(complete) > limit,
+            "first_id": page[0]["id"] if page else None,
+            "last_id": page[-1]["id"] if page else None,
+        }
+    )
+
+
+async def get_file(request: Request) -> Response:
+    """GET /v1/files/{file_id}"""
+    run, owner = runtime(request), tenant(request)
+    file = await asyncio.to_thread(run.files(owner).get, _file_id(request))
+    return json_response(await describe(run, owner, file))
+
+
+async def get_content(request: Request) -> Response:
+    """GET /v1/files/{file_id}/content"""
+    run, owner = runtime(request), tenant(request)
+    files = run.files(owner)
+    file = await asyncio.to_thread(files.get, _file_id(request))
+    return StreamingResponse(
+        run.store.stream(files.upload_key(file.id)),
+        media_type="application/octet-stream",
+        headers={"Content-Length": str(file.bytes)},
+    )
+
+
+async def delete_file(request: Request) -> Response:
+    """DELETE /v1/files/{file_id}"""
+    run, owner = runtime(request), tenant(request)
+    files = run.files(owner)
+    file = await asyncio.to_thread(files.get, _file_id(request))
+    user = await _job_using(run, owner, file.id)
+    if user is not None:
+        raise Conflict(f"{file.id} is used by {user}; cancel that job first", param="file_id")
+    await asyncio.to_thread(files.delete, file.id)
+    return json_response({"id": file.id, "object": "file", "deleted": True})
+
+
+async def describe(run: Runtime, owner: str, file: UploadedFile) -> dict[str, Any]:
+    """Return the API's object of a file, with its present status."""
+    status, outcome = await asyncio.to_thread(run.files(owner).status, file.id)
+    described = file_object(file, status, outcome)
+    if status is FileStatus.UPLOADED:
+        job = await run.queue.get(owner, ingest_job_id(file.id))
+        if job is not None and job.status is JobStatus.FAILED and job.error is not None:
+            described |= {"status": FileStatus.ERROR, "status_details": job.error.message}
+    return described
+
+
+def file_object(
+    file: UploadedFile, status: FileStatus, outcome: DatasetManifest | FileErrors | None
+) -> dict[str, Any]:
+    """Return OpenAI's file object, with what Graft found in the file."""
+    details = outcome.summary() if isinstance(outcome, FileErrors) else None
+    described: dict[str, Any] = {
+        "id": file.id,
+        "object": "file",
+        "bytes": file.bytes,
+        "created_at": int(file.created_at),
+        "filename": file.filename,
+        "purpose": file.purpose,
+        "status": status,
+        "status_details": details,
+    }
+    if isinstance(outcome, FileErrors):
+        described["errors"] = [error.model_dump() for error in outcome.errors]
+        described["error_count"] = outcome.total
+    elif outcome is not None:
+        described["dataset"] = {
+            "modality": outcome.modality,
+            "rows": outcome.rows,
+            "classes": len(outcome.counts),
+            "counts": outcome.counts,
+        }
+    return described
+
+
+def _file_id(request: Request) -> str:
+    file_id: str = request.path_params["file_id"]
+    return require_identifier(file_id, param="file_id")
+
+
+def _complete_files(files: FileStore) -> list[UploadedFile]:
+    found = []
+    for file_id in files.ids():
+        try:
+            found.append(files.get(file_id))
+        except NotFound:
+            continue  # still uploading, or abandoned
+    return found
+
+
+async def _job_using(run: Runtime, owner: str, file_id: str) -> str | None:
+    """Return an unfinished job that reads the file, or None."""
+    after = None
+    for _ in range(JOBS_SEARCHED // 100):
+        page = await run.queue.list(owner, JobKind.FINE_TUNE, after=after, limit=100)
+        for job in page:
+            names = (job.spec.get("training_file"), job.spec.get("validation_file"))
+            if not job.status.is_terminal and file_id in names:
+                return job.id
+        if len(page) < 100:
+            return None
+        after = page[-1].id
+    return None

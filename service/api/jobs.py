@@ -1,0 +1,234 @@
+"""`/v1/fine_tuning/jobs`: fine-tune jobs, as OpenAI's clients know them.
+
+A job may be created before its files are parsed: it waits in `validating_files`, and fails with the
+file's errors if they turn out unusable. Events are paged newest first, or streamed oldest first as
+server-sent events whose ids a client may resume from.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from typing import Any
+
+import orjson
+from starlette.requests import Request
+from starlette.responses import Response, StreamingResponse
+
+from core.backbones import allowed, is_allowed
+from core.datasets import FileErrors, FileStatus
+from core.errors import InvalidRequest, NotFound, Overloaded, Unavailable
+from core.identifiers import new_id, require_identifier
+from core.jobs import FineTuneRequest, Job, JobEvent, JobKind, JobStatus, NewJob
+from service.api.files import ingest_job_id, start_ingest
+from service.api.responses import json_response, query_int, read_body
+from service.runtime import Runtime, runtime, tenant
+
+STREAM_WAIT_SECONDS = 10.0
+MAX_STREAMS = 100
+"""Event streams of one process; each holds a Redis connection while it waits."""
+_STREAMS = asyncio.Semaphore(MAX_STREAMS)
+
+
+async def create_job(request: Request) -> Response:
+    """POST /v1/fine_tuning/jobs"""
+    run, owner = runtime(request), tenant(request)
+    wanted = await read_body(request, FineTuneRequest)
+    if not is_allowed(wanted.model, run.settings.hf_models):
+        models = ", ".join(allowed(run.settings.hf_models))
+        raise InvalidRequest(
+            f"no backbone {wanted.model[:80]!r}; use one of: {models}",
+            param="model", code="model_not_found",
+        )  # fmt: skip
+    waits_for = []
+    for param in ("training_file", "validation_file"):
+        file_id = getattr(wanted, param)
+        if file_id is not None and await _needs_ingest(run, owner, file_id, param):
+            await start_ingest(run, owner, file_id)
+            waits_for.append(ingest_job_id(file_id))
+    job = await run.queue.enqueue(
+        NewJob(
+            tenant=owner,
+            id=new_id("ftjob"),
+            kind=JobKind.FINE_TUNE,
+            spec=wanted.model_dump(mode="json"),
+            priority=wanted.priority,
+            after=tuple(dict.fromkeys(waits_for)),
+        )
+    )
+    return json_response(await describe(run, job))
+
+
+async def list_jobs(request: Request) -> Response:
+    """GET /v1/fine_tuning/jobs?after=&limit="""
+    run, owner = runtime(request), tenant(request)
+    limit = query_int(request, "limit", 20, low=1, high=100)
+    after = _cursor(request, "after")
+    found = await run.queue.list(owner, JobKind.FINE_TUNE, after=after, limit=limit + 1)
+    page = [await describe(run, job) for job in found[:limit]]
+    return json_response({"object": "list", "data": page, "has_more": len(found) > limit})
+
+
+async def get_job(request: Request) -> Response:
+    """GET /v1/fine_tuning/jobs/{job_id}"""
+    run = runtime(request)
+    return json_response(await describe(run, await _find(request)))
+
+
+async def cancel_job(request: Request) -> Response:
+    """POST /v1/fine_tuning/jobs/{job_id}/cancel"""
+    run = runtime(request)
+    job = await _find(request)
+    return json_response(await describe(run, await run.queue.cancel(job.tenant, job.id)))
+
+
+async def list_events(request: Request) -> Response:
+    """GET /v1/fine_tuning/jobs/{job_id}/events, paged or streamed"""
+    run = runtime(request)
+    job = await _find(request)
+    wants_stream = request.query_params.get("stream") == "true"
+    if wants_stream or "text/event-stream" in request.headers.get("accept", ""):
+        after = request.headers.get("last-event-id") or request.query_params.get("after")
+        if _STREAMS.locked():
+            raise Overloaded("too many event streams are open", retry_after_seconds=5)
+        return StreamingResponse(
+            _stream(run, job, after and _event_cursor(after, "Last-Event-ID")),
+            media_type="text/event-stream",
+            headers={"Cache-Control": "no-cache", "X-Accel-Buffering": "no"},
+        )
+    limit = query_int(request, "limit", 20, low=1, high=100)
+    cursor = request.query_params.get("after")
+    events = await run.queue.events(
+        job.tenant,
+        job.id,
+        after=cursor and _event_cursor(cursor, "after"),
+        limit=limit + 1,
+        newest_first=True,
+    )
+    page = [event_object(event) for event in events[:limit]]
+    return json_response({"object": "list", "data": page, "has_more": len(events) > limit})
+
+
+async def _stream(run: Runtime, job: Job, after: str | None) -> AsyncIterator[bytes]:
+    """Yield server-sent events until the job's last one."""
+    async with _STREAMS:
+        while True:
+            try:
+                events = await run.queue.wait_events(job.tenant, job.id, after, STREAM_WAIT_SECONDS)
+            except Unavailable:
+                return  # the client reconnects with the last id it saw
+            for event in events:
+                after = event.id
+                yield _server_sent(event)
+                if _ends(event):
+                    return
+            if not events:
+                current = await run.queue.get(job.tenant, job.id)
+                if current is None or current.status.is_terminal:
+                    return  # resumed behind the last event
+                yield b": still here\n\n"
+
+
+def _server_sent(event: JobEvent) -> bytes:
+    described = event_object(event)
+    head = f"id: {described['id']}\nevent: {event.type}\ndata: "
+    return head.encode() + orjson.dumps(described) + b"\n\n"
+
+
+def _ends(event: JobEvent) -> bool:
+    return event.type in {JobStatus.SUCCEEDED, JobStatus.FAILED, JobStatus.CANCELLED}
+
+
+async def describe(run: Runtime, job: Job) -> dict[str, Any]:
+    """Return OpenAI's fine-tuning job object, with our additions."""
+    described = job_object(job)
+    if job.status is JobStatus.QUEUED:
+        described["queue_position"] = await run.queue.position(job)
+    return described
+
+
+def job_object(job: Job) -> dict[str, Any]:
+    """Return the job object as far as the record alone gives it."""
+    spec, result = job.spec, job.result or {}
+    method = spec["method"]
+    assert isinstance(method, dict)
+    supervised = method["supervised"]
+    assert isinstance(supervised, dict)
+    return {
+        "id": job.id,
+        "object": "fine_tuning.job",
+        "created_at": int(job.created_at),
+        "finished_at": int(job.finished_at) if job.finished_at else None,
+        "model": spec["model"],
+        "fine_tuned_model": result.get("fine_tuned_model"),
+        "organization_id": job.tenant,
+        "status": job.status,
+        "training_file": spec["training_file"],
+        "validation_file": spec["validation_file"],
+        "hyperparameters": supervised["hyperparameters"],
+        "method": method,
+        "seed": spec["seed"],
+        "metadata": spec["metadata"],
+        "result_files": [],
+        "trained_tokens": None,
+        "error": job.error.model_dump() if job.error else None,
+        "suffix": spec["suffix"],
+        "strategy": spec["strategy"],
+        "precision": spec["precision"],
+        "priority": job.priority,
+        "max_seconds": spec["max_seconds"],
+        "started_at": job.started_at,
+        "attempt": job.attempt,
+        "cancel_requested": job.cancel_requested,
+        "progress": job.progress.model_dump() if job.progress else None,
+        "queue_position": None,
+        "metrics": result.get("metrics"),
+    }
+
+
+def event_object(event: JobEvent) -> dict[str, Any]:
+    """Return OpenAI's event object; `event` is our finer type, `type` the protocol's."""
+    return {
+        "id": f"ftevent-{event.id}",
+        "object": "fine_tuning.job.event",
+        "created_at": int(event.created_at),
+        "level": event.level,
+        "message": event.message,
+        "type": "metrics" if event.type == "metrics" else "message",
+        "event": event.type,
+        "data": event.data,
+    }
+
+
+async def _needs_ingest(run: Runtime, owner: str, file_id: str, param: str) -> bool:
+    files = run.files(owner)
+    try:
+        await asyncio.to_thread(files.get, file_id)
+    except NotFound:
+        raise InvalidRequest(f"no file {file_id}", param=param, code="file_not_found") from None
+    status, outcome = await asyncio.to_thread(files.status, file_id)
+    if isinstance(outcome, FileErrors):
+        raise InvalidRequest(f"{file_id} is unusable: {outcome.summary()}", param=param)
+    return status is FileStatus.UPLOADED
+
+
+async def _find(request: Request) -> Job:
+    run, owner = runtime(request), tenant(request)
+    job_id = require_identifier(request.path_params["job_id"], param="job_id")
+    job = await run.queue.get(owner, job_id)
+    if job is None or job.kind is not JobKind.FINE_TUNE:
+        raise NotFound(f"no job {job_id}", param="job_id")
+    return job
+
+
+def _cursor(request: Request, name: str) -> str | None:
+    text = request.query_params.get(name)
+    return None if text is None else require_identifier(text, param=name)
+
+
+def _event_cursor(text: str, param: str) -> str:
+    cursor = text.removeprefix("ftevent-")
+    milliseconds, _, sequence = cursor.partition("-")
+    if not (milliseconds.isdecimal() and sequence.isdecimal() and len(cursor) < 40):
+        raise InvalidRequest("an event id looks like 'ftevent-1700000000000-0'", param=param)
+    return cursor

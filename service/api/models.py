@@ -1,0 +1,121 @@
+"""`/v1/models`: the backbones that jobs may start from, and the fine-tuned models.
+
+What exists is read from the registry; whether this process serves it, from the serving set.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any
+
+from starlette.requests import Request
+from starlette.responses import Response
+
+from core.backbones import BACKBONES, HF_PREFIX, allowed
+from core.changes import Change
+from core.errors import InvalidRequest, NotFound
+from core.identifiers import ModelReference
+from core.manifests import ModelManifest
+from core.registry import Listing
+from service.api.responses import json_response
+from service.runtime import Runtime, runtime, tenant
+
+
+async def list_models(request: Request) -> Response:
+    """GET /v1/models"""
+    run, owner = runtime(request), tenant(request)
+    catalogue = await asyncio.to_thread(run.registry.catalogue, owner)
+    tuned = await asyncio.gather(
+        *(_describe_model(run, owner, name, listing) for name, listing in sorted(catalogue.items()))
+    )
+    backbones = [backbone_object(name) for name in allowed(run.settings.hf_models)]
+    return json_response({"object": "list", "data": [*backbones, *filter(None, tuned)]})
+
+
+async def get_model(request: Request) -> Response:
+    """GET /v1/models/{ref}"""
+    run, owner = runtime(request), tenant(request)
+    name: str = request.path_params["ref"]
+    if name in allowed(run.settings.hf_models):
+        return json_response(backbone_object(name))
+    reference = ModelReference.parse(name)
+    manifest = await asyncio.to_thread(run.registry.resolve, owner, reference)
+    listing = (await asyncio.to_thread(run.registry.catalogue, owner, reference.name)).get(
+        reference.name, Listing((), 0)
+    )
+    return json_response(await _model_object(run, owner, str(reference), manifest, listing))
+
+
+async def delete_model(request: Request) -> Response:
+    """DELETE /v1/models/{ref}: one version, or with a bare name the whole model"""
+    run, owner = runtime(request), tenant(request)
+    name: str = request.path_params["ref"]
+    if name in BACKBONES or name.startswith(HF_PREFIX):
+        raise InvalidRequest("a backbone cannot be deleted", param="model")
+    reference = ModelReference.parse(name)
+    if ":" in name:
+        raise InvalidRequest("delete 'name' or 'name@version', not an alias", param="model")
+    await asyncio.to_thread(run.registry.delete, owner, reference.name, reference.version)
+    await run.loader.reconcile_model(owner, reference.name)
+    await run.feed.publish(
+        Change(tenant=owner, model=reference.name, type="deleted", version=reference.version)
+    )
+    return json_response({"id": name, "object": "model", "deleted": True})
+
+
+def backbone_object(name: str) -> dict[str, Any]:
+    """Return the model object of a backbone."""
+    row = BACKBONES.get(name)
+    described: dict[str, Any] = {
+        "id": name, "object": "model", "created": 0, "owned_by": "graft", "kind": "backbone",
+    }  # fmt: skip
+    if row is not None:
+        described |= {
+            "owned_by": row.package,
+            "modality": row.modality,
+            "dim": row.dim,
+            "description": row.description,
+            "license": row.license,
+        }
+    return described
+
+
+async def _describe_model(
+    run: Runtime, owner: str, name: str, listing: Listing
+) -> dict[str, Any] | None:
+    try:
+        manifest = await asyncio.to_thread(
+            run.registry.manifest, owner, name, max(listing.versions)
+        )
+    except NotFound:
+        return None  # deleted since it was listed
+    return await _model_object(run, owner, name, manifest, listing)
+
+
+async def _model_object(
+    run: Runtime, owner: str, id: str, manifest: ModelManifest, listing: Listing
+) -> dict[str, Any]:
+    release = await asyncio.to_thread(run.registry.current_release, owner, manifest.name)
+    state = run.loader.current.models.get((owner, manifest.name))
+    return {
+        "id": id,
+        "object": "model",
+        "created": int(manifest.created_at),
+        "owned_by": owner,
+        "kind": "fine_tuned",
+        "version": manifest.version,
+        "versions": list(listing.versions),
+        "aliases": dict(release.aliases) if release else {},
+        "served": state is not None and manifest.version in state.versions,
+        "refused": state.refused.get(manifest.version) if state else None,
+        "modality": manifest.modality,
+        "labels": manifest.labels,
+        "metrics": manifest.metrics,
+        "lineage": {
+            "job": manifest.job,
+            "backbone": manifest.backbone,
+            "trunk": manifest.trunk,
+            "dataset": manifest.dataset.model_dump(),
+            "training": manifest.training,
+        },
+    }

@@ -1,0 +1,112 @@
+"""`POST /v1/predict`: texts or images in, labels and probabilities out.
+
+A JSON body with `inputs`, or one encoded image as the raw body with `?model=`.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Any
+
+from pydantic import BaseModel, ConfigDict, Field, StringConstraints
+from starlette.requests import Request
+from starlette.responses import Response
+
+from core.errors import GraftError, InvalidRequest, PayloadTooLarge
+from core.identifiers import ModelReference
+from service.api.errors import error_body
+from service.api.responses import json_response, query_int, read_body
+from service.predictor import ImageInput, Input, Predictions
+from service.runtime import Runtime, runtime, tenant
+
+MAX_TOP_K = 1_000
+TIMEOUT_HEADER = "x-request-timeout-ms"
+IMAGE_TYPES = frozenset({"image/jpeg", "image/png", "image/webp"})
+
+
+class PredictRequest(BaseModel):
+    """The body of `POST /v1/predict`. `top_k` limits the scores listed per input."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    model: Annotated[str, StringConstraints(min_length=1, max_length=128)]
+    inputs: Annotated[list[Any], Field(min_length=1)]
+    top_k: Annotated[int, Field(ge=1, le=MAX_TOP_K)] = 3
+
+
+async def create_prediction(request: Request) -> Response:
+    """POST /v1/predict"""
+    run = runtime(request)
+    content_type = request.headers.get("content-type", "").split(";")[0].strip()
+    inputs: list[Input | GraftError]
+    if content_type in IMAGE_TYPES:
+        model = request.query_params.get("model", "")
+        top_k = query_int(request, "top_k", 3, low=1, high=MAX_TOP_K)
+        inputs = [ImageInput(await request.body())]
+    else:
+        body = await read_body(request, PredictRequest)
+        model, top_k, inputs = body.model, body.top_k, [parse_input(item) for item in body.inputs]
+    answer = await predict(
+        run, tenant(request), model, inputs, top_k, timeout_seconds(request, run)
+    )
+    return json_response(answer)
+
+
+async def predict(
+    run: Runtime,
+    owner: str,
+    model: str,
+    inputs: list[Input | GraftError],
+    top_k: int,
+    timeout: float,
+) -> dict[str, Any]:
+    """Return the answer's JSON; shared with the BentoML method."""
+    if len(inputs) > run.settings.max_inputs:
+        raise PayloadTooLarge(
+            f"send at most {run.settings.max_inputs} inputs in a request", param="inputs"
+        )
+    reference = ModelReference.parse(model)
+    good: list[Input] = [item for item in inputs if not isinstance(item, GraftError)]
+    found = await run.predictor.predict(
+        owner, reference, good, top_k=top_k, timeout_seconds=timeout
+    )
+    rows = iter(_rows(found))
+    return {
+        "model": found.model,
+        "predictions": [
+            {"error": error_body(item)} if isinstance(item, GraftError) else next(rows)
+            for item in inputs
+        ],
+        "timing_ms": found.timing_ms,
+    }
+
+
+def parse_input(item: Any) -> Input | GraftError:
+    """Return one input of a JSON body, or what is wrong with it."""
+    if isinstance(item, str):
+        return item
+    if isinstance(item, dict) and item.keys() == {"image"} and isinstance(item["image"], str):
+        return ImageInput(item["image"])
+    return InvalidRequest('an input is a string or {"image": "<base64>"}', param="inputs")
+
+
+def timeout_seconds(request: Request, run: Runtime) -> float:
+    """The caller's deadline from `X-Request-Timeout-Ms`, capped by the setting."""
+    limit = run.settings.predict_timeout_seconds
+    text = request.headers.get(TIMEOUT_HEADER)
+    if text is None:
+        return limit
+    if not text.isascii() or not text.isdigit() or int(text[:9]) == 0:
+        raise InvalidRequest(f"{TIMEOUT_HEADER} must be a positive integer", param=TIMEOUT_HEADER)
+    return min(limit, int(text[:9]) / 1000)
+
+
+def _rows(found: Predictions) -> list[dict[str, Any]]:
+    rows: list[dict[str, Any]] = []
+    for row in found.rows:
+        if isinstance(row, GraftError):
+            rows.append({"error": error_body(row)})
+        else:
+            label, score = row.scores[0]
+            scores = [{"label": label, "score": score} for label, score in row.scores]
+            rows.append({"label": label, "score": score, "scores": scores})
+    return rows

@@ -1,0 +1,166 @@
+"""The micro-batcher: rows of many requests, one run of the trunk at a time.
+
+A lone request runs at once: nothing ever waits for a timer. While a batch runs, rows gather; when
+it ends, the next batch takes as many as its cost budget allows. So batches grow with the load, and
+an idle line adds no delay.
+
+Promises: every row is answered once, with its own features or its own error; a batch that fails is
+run again row by row, so that a bad row fails alone; at most `max_queued_rows` wait, and more are
+refused with `Overloaded`; rows whose deadline has passed or whose caller has gone are dropped
+before they cost anything. Not here: preparing rows (core.preprocessing), heads (service.predictor).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections import deque
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from core.errors import DeadlineExceeded, GraftError, Overloaded
+from core.preprocessing import FloatArray, Prepared, PreparedText
+from core.trunk import Encoder
+from service.metrics import BATCH_ROWS
+
+MAX_BATCH_ROWS = 64
+MAX_BATCH_TOKENS = 4096
+MAX_BATCH_PIXELS = 8 * 224 * 224
+
+RowResult = FloatArray | GraftError
+
+
+@dataclass
+class _Request:
+    """Rows that came together; answered together when the last of them is done."""
+
+    results: list[RowResult | None]
+    missing: int
+    deadline: float
+    done: asyncio.Future[None] = field(repr=False)
+
+    def finish(self, index: int, result: RowResult) -> None:
+        if self.results[index] is None:
+            self.results[index] = result
+            self.missing -= 1
+            if self.missing == 0 and not self.done.done():
+                self.done.set_result(None)
+
+
+@dataclass(frozen=True)
+class _Row:
+    prepared: Prepared
+    request: _Request
+    index: int
+
+
+class Batcher:
+    """Batches rows for one encoder. Belongs to one event loop; `close` ends it."""
+
+    def __init__(self, encoder: Encoder, name: str, max_queued_rows: int) -> None:
+        self._encoder = encoder
+        self._name = name
+        self._max_queued_rows = max_queued_rows
+        self._queue: deque[_Row] = deque()
+        self._arrived = asyncio.Event()
+        self._executor = ThreadPoolExecutor(1, thread_name_prefix=f"trunk-{name}")
+        self._seconds_per_row = 0.01
+        self._task = asyncio.create_task(self._run())
+
+    async def encode(self, rows: Sequence[Prepared], deadline: float) -> list[RowResult]:
+        """Return each row's features [dim] or its error, in order.
+
+        `deadline` is on the clock of `time.monotonic`. Raises `Overloaded` when the queue has no
+        room for all rows, and `DeadlineExceeded` when they are not done in time.
+        """
+        if not rows:
+            return []
+        if len(self._queue) + len(rows) > self._max_queued_rows:
+            wait = len(self._queue) * self._seconds_per_row
+            raise Overloaded("too many predictions are waiting", retry_after_seconds=wait)
+        done = asyncio.get_running_loop().create_future()
+        request = _Request([None] * len(rows), len(rows), deadline, done)
+        self._queue.extend(_Row(row, request, index) for index, row in enumerate(rows))
+        self._arrived.set()
+        try:
+            await asyncio.wait_for(done, deadline - time.monotonic())
+        except TimeoutError:
+            raise DeadlineExceeded("the prediction was not ready before its deadline") from None
+        finally:
+            # A caller that is cancelled or late marks its rows as not worth computing.
+            done.cancel()
+        return [result for result in request.results if result is not None]
+
+    @property
+    def queued_rows(self) -> int:
+        """Rows that wait now."""
+        return len(self._queue)
+
+    async def close(self) -> None:
+        """Stop batching; rows that still wait are refused with `Overloaded`."""
+        self._task.cancel()
+        await asyncio.gather(self._task, return_exceptions=True)
+        while self._queue:
+            row = self._queue.popleft()
+            row.request.finish(
+                row.index, Overloaded("the model is being unloaded", retry_after_seconds=1)
+            )
+        self._executor.shutdown(wait=False)
+
+    async def _run(self) -> None:
+        loop = asyncio.get_running_loop()
+        while True:
+            if not self._queue:
+                self._arrived.clear()
+                await self._arrived.wait()
+            batch = self._take()
+            if not batch:
+                continue
+            started = time.monotonic()
+            results = await loop.run_in_executor(self._executor, self._encode, batch)
+            seconds = (time.monotonic() - started) / len(batch)
+            self._seconds_per_row += 0.1 * (seconds - self._seconds_per_row)
+            BATCH_ROWS.labels(trunk=self._name).observe(len(batch))
+            for row, result in zip(batch, results, strict=True):
+                row.request.finish(row.index, result)
+
+    def _take(self) -> list[_Row]:
+        """Take waiting rows up to the budget; texts cost the batch's width each, as padded."""
+        now = time.monotonic()
+        batch: list[_Row] = []
+        width = 0
+        while self._queue and len(batch) < MAX_BATCH_ROWS:
+            row = self._queue[0]
+            if row.request.done.done() or row.request.deadline <= now:
+                self._queue.popleft()
+                continue
+            width = max(width, row.prepared.cost)
+            is_text = isinstance(row.prepared, PreparedText)
+            budget = MAX_BATCH_TOKENS if is_text else MAX_BATCH_PIXELS
+            if batch and width * (len(batch) + 1) > budget:
+                break
+            batch.append(self._queue.popleft())
+        return batch
+
+    def _encode(self, batch: list[_Row]) -> list[RowResult]:
+        """Run on the executor's thread; never raises."""
+        try:
+            return self._rows(batch)
+        except Exception:
+            results: list[RowResult] = []
+            for row in batch:
+                try:
+                    results += self._rows([row])
+                except Exception:
+                    results.append(GraftError("this input could not be computed"))
+            return results
+
+    def _rows(self, batch: list[_Row]) -> list[RowResult]:
+        features = self._encoder.encode([row.prepared for row in batch])
+        return [
+            row if np.isfinite(row).all() else GraftError("this input gives no finite features")
+            for row in features
+        ]

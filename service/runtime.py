@@ -1,0 +1,82 @@
+"""What one service process is made of, put together once at start and passed to the endpoints."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+
+from starlette.requests import Request
+
+from core.bootstrap import open_queue
+from core.changes import ChangeFeed
+from core.files import FileStore
+from core.identifiers import DEFAULT_TENANT
+from core.queue import JobQueue
+from core.registry import Registry
+from core.settings import Settings
+from core.store import ArtifactStore
+from service.hot_loader import HotLoader
+from service.predictor import Predictor
+
+
+@dataclass(frozen=True)
+class Runtime:
+    """The parts of a running service process."""
+
+    settings: Settings
+    store: ArtifactStore
+    queue: JobQueue
+    feed: ChangeFeed
+    registry: Registry
+    loader: HotLoader
+    predictor: Predictor
+
+    @classmethod
+    def start(cls, settings: Settings) -> Runtime:
+        """Connect, begin to load what the registry holds, and return; must run in an event loop."""
+        store = ArtifactStore(settings.store_url)
+        queue, feed = open_queue(settings)
+        registry = Registry(store)
+        threads = inference_threads(settings)
+        loader = HotLoader(
+            registry,
+            feed,
+            poll_seconds=settings.poll_seconds,
+            threads=threads,
+            max_pixels=settings.max_pixels,
+            max_queued_rows=settings.max_queued_rows,
+        )
+        loader.start()
+        predictor = Predictor(
+            lambda: loader.current, threads=threads, max_text_chars=settings.max_text_chars
+        )
+        return cls(settings, store, queue, feed, registry, loader, predictor)
+
+    async def close(self) -> None:
+        """Stop loading, batching and talking to Redis."""
+        await self.loader.close()
+        self.predictor.close()
+        await self.queue.close()
+
+    def files(self, tenant: str) -> FileStore:
+        """The uploaded files of a tenant."""
+        return FileStore(self.store, tenant)
+
+
+def inference_threads(settings: Settings) -> int:
+    """ONNX Runtime threads of this process: as set, or the cores shared out among processes."""
+    if settings.inference_threads:
+        return settings.inference_threads
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    return max(1, (cores or 1) // settings.service_workers)
+
+
+def runtime(request: Request) -> Runtime:
+    """The process's runtime, from a request."""
+    started: Runtime = request.app.state.runtime
+    return started
+
+
+def tenant(request: Request) -> str:
+    """The tenant that a request acts for; the only one until there are keys by tenant."""
+    return DEFAULT_TENANT

@@ -1,0 +1,170 @@
+"""The child process that runs one job, and the messages between it and its supervisor.
+
+A child is a fresh interpreter (`python -m training.child <kind>`), never a fork: its memory goes
+with it, and whatever kills it kills one job's attempt. It imports its heavy libraries and then
+waits for one job on its standard input, so a child that was started early is a *warm spare*. It
+inherits neither the API key nor the Redis URL: only the supervisor talks to Redis.
+
+Messages are JSON, one a line. Supervisor to child: the job, then `{"type": "go"}` for each
+`ask`. Child to supervisor: `event`, `progress`, `ask`, and as its last `succeeded`, `failed` or
+`retry`. A child whose standard input closes has lost its supervisor and ends itself.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import sys
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, Field, TypeAdapter
+
+from core.jobs import Failure, Job, JobKind, Json, Progress
+
+MESSAGE_BYTES = 4 << 20
+"""Longest message; a longer one is a crash."""
+
+
+class EventMessage(BaseModel, frozen=True):
+    """Something for the job's history."""
+
+    type: Literal["event"] = "event"
+    event: str
+    message: str
+    level: Literal["info", "warn", "error"] = "info"
+    data: Json = Field(default_factory=dict)
+
+
+class ProgressMessage(BaseModel, frozen=True):
+    """How far the job is; only the newest matters."""
+
+    type: Literal["progress"] = "progress"
+    progress: Progress
+
+
+class AskMessage(BaseModel, frozen=True):
+    """May this attempt still publish? The child waits for `go`; a lost lease never answers."""
+
+    type: Literal["ask"] = "ask"
+
+
+class SucceededMessage(BaseModel, frozen=True):
+    """The job's result. `model` and `version` name what was published, if anything was."""
+
+    type: Literal["succeeded"] = "succeeded"
+    result: Json
+    model: str | None = None
+    version: int | None = None
+
+
+class FailedMessage(BaseModel, frozen=True):
+    """The job cannot succeed."""
+
+    type: Literal["failed"] = "failed"
+    failure: Failure
+
+
+class RetryMessage(BaseModel, frozen=True):
+    """This attempt failed of something that may pass."""
+
+    type: Literal["retry"] = "retry"
+    failure: Failure
+
+
+Message = Annotated[
+    EventMessage | ProgressMessage | AskMessage | SucceededMessage | FailedMessage | RetryMessage,
+    Field(discriminator="type"),
+]
+MESSAGES: TypeAdapter[
+    EventMessage | ProgressMessage | AskMessage | SucceededMessage | FailedMessage | RetryMessage
+] = TypeAdapter(Message)
+
+_SECRETS = ("GRAFT_API_KEY", "GRAFT_REDIS_URL")
+
+
+class ChildProcess:
+    """A running child, seen from the supervisor."""
+
+    def __init__(self, process: asyncio.subprocess.Process) -> None:
+        assert process.stdin is not None
+        assert process.stdout is not None
+        self._process = process
+        self._stdin = process.stdin
+        self._stdout = process.stdout
+
+    @classmethod
+    async def start(cls, kind: JobKind) -> ChildProcess:
+        """Start a child that gets ready for a job of `kind`."""
+        environment = {name: v for name, v in os.environ.items() if name not in _SECRETS}
+        return cls(
+            await asyncio.create_subprocess_exec(
+                sys.executable, "-m", "training.child", kind.value,
+                stdin=asyncio.subprocess.PIPE,
+                stdout=asyncio.subprocess.PIPE,
+                env=environment,
+                limit=MESSAGE_BYTES,
+                # Signals for the supervisor's group, such as Ctrl-C, are not for its children.
+                start_new_session=True,
+            )
+        )  # fmt: skip
+
+    @property
+    def pid(self) -> int:
+        """The child's process id."""
+        return self._process.pid
+
+    @property
+    def is_alive(self) -> bool:
+        """True until the child's exit has been seen."""
+        return self._process.returncode is None
+
+    async def send_job(self, job: Job) -> None:
+        """Give the child its job."""
+        await self._send(job.model_dump_json())
+
+    async def send_go(self) -> None:
+        """Answer an `ask`."""
+        await self._send('{"type":"go"}')
+
+    async def receive(self) -> Message | None:
+        """Return the next message, or None when the child has ended or speaks nonsense."""
+        try:
+            line = await self._stdout.readline()
+            return MESSAGES.validate_json(line) if line else None
+        except ValueError:
+            # Longer than MESSAGE_BYTES, or not a message: treated as a crash.
+            self.kill()
+            return None
+
+    async def wait(self) -> int:
+        """Wait for the exit; return its code, negative for a signal."""
+        return await self._process.wait()
+
+    async def stop(self, grace_seconds: float) -> None:
+        """SIGTERM, then SIGKILL when the grace is over; return when the child is gone."""
+        if self.is_alive:
+            self._signal(signal.SIGTERM)
+            try:
+                await asyncio.wait_for(self._process.wait(), grace_seconds)
+            except TimeoutError:
+                self.kill()
+        await self._process.wait()
+
+    def kill(self) -> None:
+        """SIGKILL the child and all that it started."""
+        if self.is_alive:
+            self._signal(signal.SIGKILL)
+
+    def _signal(self, number: signal.Signals) -> None:
+        try:
+            os.killpg(self._process.pid, number)
+        except ProcessLookupError:
+            return
+
+    async def _send(self, line: str) -> None:
+        try:
+            self._stdin.write(line.encode() + b"\n")
+            await self._stdin.drain()
+        except ConnectionError:
+            return  # the child is gone; `receive` and `wait` tell

@@ -1,0 +1,114 @@
+"""The training worker: a supervisor that takes jobs from the queue and runs each in a child.
+
+It never imports torch: it holds leases, beats, watches for cancels, and starts and ends children.
+There is one *lane* per kind of job, so that parsing an upload never waits behind a long training.
+Each lane keeps a warm spare child that has done its imports. Not here: one attempt's life
+(training.attempt), what a job does (training.pipeline, training.ingest).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import secrets
+import signal
+import socket
+from contextlib import suppress
+
+from core.bootstrap import open_queue
+from core.errors import Unavailable
+from core.jobs import JobKind
+from core.queue import Claim, JobQueue
+from core.settings import Settings
+from training.attempt import Attempt
+from training.process import ChildProcess
+
+logger = logging.getLogger("graft.worker")
+
+IDLE_WAIT_SECONDS = 1.0
+
+
+class Lane:
+    """Takes jobs of one kind, one at a time."""
+
+    def __init__(
+        self, kind: JobKind, queue: JobQueue, settings: Settings, stopping: asyncio.Event
+    ) -> None:
+        self._kind = kind
+        self._queue = queue
+        self._settings = settings
+        self._stopping = stopping
+        self._worker = f"{socket.gethostname()}-{os.getpid()}-{secrets.token_hex(3)}"
+        self._spare: ChildProcess | None = None
+
+    async def run(self) -> None:
+        """Take jobs until the worker stops."""
+        try:
+            while not self._stopping.is_set():
+                if self._spare is None or not self._spare.is_alive:
+                    self._spare = await ChildProcess.start(self._kind)
+                claim = await self._next_claim()
+                if claim is not None:
+                    child, self._spare = self._spare, None
+                    await self._attempt(claim, child)
+        finally:
+            if self._spare is not None:
+                await self._spare.stop(grace_seconds=1)
+
+    async def _next_claim(self) -> Claim | None:
+        try:
+            claim = await self._queue.claim(self._kind, self._worker, self._settings.lease_seconds)
+            if claim is None:
+                await self._queue.wait(self._kind, IDLE_WAIT_SECONDS)
+        except Unavailable as error:
+            logger.warning("%s lane: %s", self._kind, error.message)
+            with suppress(TimeoutError):
+                await asyncio.wait_for(self._stopping.wait(), IDLE_WAIT_SECONDS)
+            return None
+        return claim
+
+    async def _attempt(self, claim: Claim, child: ChildProcess) -> None:
+        job = claim.job
+        logger.info("%s: attempt %d in process %d", job.id, claim.attempt, child.pid)
+        await Attempt(
+            self._queue,
+            claim,
+            child,
+            lease_seconds=self._settings.lease_seconds,
+            max_seconds=self._max_seconds(claim),
+            stopping=self._stopping,
+        ).run()
+        logger.info("%s: attempt %d ended", job.id, claim.attempt)
+
+    def _max_seconds(self, claim: Claim) -> float:
+        if self._kind is JobKind.INGEST:
+            return self._settings.ingest_seconds
+        limit = claim.job.spec.get("max_seconds")
+        return float(limit) if isinstance(limit, int | float) else 3600.0
+
+
+async def work(settings: Settings) -> None:
+    """Run both lanes until SIGTERM or SIGINT."""
+    stopping = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, stopping.set)
+    queue, _ = open_queue(settings)
+    logger.info("worker %d is ready", os.getpid())
+    try:
+        async with asyncio.TaskGroup() as lanes:
+            for kind in JobKind:
+                lanes.create_task(Lane(kind, queue, settings, stopping).run())
+    finally:
+        await queue.close()
+
+
+def main() -> None:
+    """Entry point of `graft-worker`."""
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s")
+    asyncio.run(work(Settings()))
+
+
+if __name__ == "__main__":
+    main()
