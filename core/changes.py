@@ -7,9 +7,14 @@ missed every change finds them all when it next polls. The feed is one bounded R
 
 from __future__ import annotations
 
-from typing import Literal, Protocol
+import asyncio
+from contextlib import suppress
+from typing import Literal, Protocol, cast
 
-from pydantic import BaseModel
+from pydantic import BaseModel, ValidationError
+from redis.asyncio import Redis
+
+from core.queue.connection import Entry, StreamReader, translated
 
 FEED_LENGTH = 1_000
 
@@ -34,3 +39,56 @@ class ChangeFeed(Protocol):
 
         With `cursor=None` return the current end of the feed and no changes.
         """
+
+
+class RedisChangeFeed(ChangeFeed):
+    """The feed that all processes share."""
+
+    def __init__(self, client: Redis, *, prefix: str) -> None:
+        self._client = client
+        self._stream = f"{prefix}:{{graft}}:changes"
+        self._reader = StreamReader(client)
+
+    async def publish(self, change: Change) -> None:
+        """Append a change; readers see it at once."""
+        with translated():
+            await self._client.xadd(
+                self._stream, {"change": change.model_dump_json()}, maxlen=FEED_LENGTH
+            )
+
+    async def follow(self, cursor: str | None, timeout_seconds: float) -> tuple[str, list[Change]]:
+        """Return (new cursor, changes behind `cursor`), waiting up to the timeout for the first."""
+        if cursor is None:
+            with translated():
+                last = cast(list[Entry], await self._client.xrevrange(self._stream, count=1))
+            return (last[0][0] if last else "0-0"), []
+        changes = []
+        for entry_id, fields in await self._reader.read(self._stream, cursor, timeout_seconds):
+            cursor = entry_id
+            # What a newer release wrote must not stop an older reader at this entry for ever.
+            with suppress(ValidationError, KeyError):
+                changes.append(Change.model_validate_json(fields["change"]))
+        return cursor, changes
+
+
+class MemoryChangeFeed(ChangeFeed):
+    """The feed of one process and one event loop, for tests."""
+
+    def __init__(self) -> None:
+        self._changes: list[Change] = []
+        self._appended = asyncio.Event()
+
+    async def publish(self, change: Change) -> None:
+        """Append a change; readers see it at once."""
+        self._changes.append(change)
+        self._appended.set()
+        self._appended = asyncio.Event()
+
+    async def follow(self, cursor: str | None, timeout_seconds: float) -> tuple[str, list[Change]]:
+        """Return (new cursor, changes behind `cursor`), waiting up to the timeout for the first."""
+        if cursor is not None and int(cursor) >= len(self._changes):
+            with suppress(TimeoutError):
+                async with asyncio.timeout(timeout_seconds):
+                    await self._appended.wait()
+        end = len(self._changes)
+        return str(end), [] if cursor is None else self._changes[int(cursor) : end]

@@ -15,10 +15,12 @@ feed's readers (core.changes).
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
-from core.changes import Change
 from core.jobs import Failure, Job, JobEvent, JobKind, JobStatus, Json, NewJob, Progress
+
+if TYPE_CHECKING:  # core.changes uses core.queue.connection
+    from core.changes import Change
 
 
 @dataclass(frozen=True)
@@ -47,13 +49,16 @@ class JobQueue(Protocol):
     async def claim(self, kind: JobKind, worker: str, lease_seconds: float) -> Claim | None:
         """Lease the next job of `kind`, or return None when none is due.
 
-        First takes back jobs whose lease ran out: they return to the front of the line, or fail
-        with `worker_lost` when `max_attempts` are used up. Tenants take turns; within one, higher
-        priority goes first, then older.
+        First takes back jobs whose lease ran out: they return to their old place in the line, or
+        fail with `worker_lost` when `max_attempts` are used up; one whose cancel was requested is
+        cancelled. Tenants take turns; within one, higher priority goes first, then older.
         """
 
     async def wait(self, kind: JobKind, timeout_seconds: float) -> None:
-        """Return when a job of `kind` may have become claimable, or after the timeout."""
+        """Return when a job of `kind` may have become claimable, or after the timeout.
+
+        A job that came after this queue's last empty `claim` makes it return at once.
+        """
 
     async def heartbeat(
         self, claim: Claim, lease_seconds: float, progress: Progress | None = None
@@ -87,9 +92,10 @@ class JobQueue(Protocol):
         Raises `LeaseLost` when the claim is not current, which includes a second settle.
         """
 
-    async def retry(self, claim: Claim, delay_seconds: float, reason: str) -> Job:
-        """Give the job back to run again after a delay; fail it when no attempt is left.
+    async def retry(self, claim: Claim, delay_seconds: float, failure: Failure) -> Job:
+        """Give the job back to run again after a delay, because of `failure`.
 
+        With no attempt left it fails with `failure`; with a cancel requested it is cancelled.
         Raises `LeaseLost`.
         """
 
@@ -101,11 +107,6 @@ class JobQueue(Protocol):
 
     async def get(self, tenant: str, job_id: str) -> Job | None:
         """Return the job, or None."""
-
-    async def list(
-        self, tenant: str, kind: JobKind, *, after: str | None = None, limit: int = 20
-    ) -> list[Job]:
-        """Return up to `limit` jobs, newest first, beginning behind the job `after`."""
 
     async def position(self, job: Job) -> int | None:
         """How many jobs of the tenant and kind go before this queued one; None if not queued."""
@@ -119,7 +120,15 @@ class JobQueue(Protocol):
     async def wait_events(
         self, tenant: str, job_id: str, after: str | None, timeout_seconds: float
     ) -> list[JobEvent]:
-        """Return the events behind `after`, oldest first, waiting for the first if there is none."""
+        """Return the events behind `after`, oldest first, waiting for the first if none."""
+
+    async def list(
+        self, tenant: str, kind: JobKind, *, after: str | None = None, limit: int = 20
+    ) -> list[Job]:
+        """Return up to `limit` jobs, newest first, beginning behind the job `after`.
+
+        The page behind an unknown job is empty.
+        """
 
     async def ping(self) -> None:
         """Return if the server answers; raise `Unavailable` otherwise."""

@@ -11,6 +11,7 @@ local MAX_COMPACTED = 200
 local CANCELLED_FILE = cjson.encode({
   code = 'data_error', message = "The validation of the job's file was cancelled."
 })
+local ENDINGS = {succeeded = 'The job succeeded.', cancelled = 'The job was cancelled.'}
 
 local function job_key(tenant, id) return root .. ':t:' .. tenant .. ':job:' .. id end
 local function events_key(tenant, id) return root .. ':t:' .. tenant .. ':events:' .. id end
@@ -103,8 +104,7 @@ local function end_job(tenant, id, status, result, failure, retention)
     local reason = cjson.decode(failure)
     add_event(tenant, id, 'failed', reason.message, 'error', cjson.encode({code = reason.code}))
   else
-    add_event(tenant, id, status, 'The job ' .. (status == 'cancelled' and 'was ' or '') .. status
-      .. '.', 'info')
+    add_event(tenant, id, status, ENDINGS[status], 'info')
   end
   compact_events(tenant, id)
   redis.call('EXPIRE', key, retention)

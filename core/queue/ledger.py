@@ -1,0 +1,176 @@
+"""The jobs of a `MemoryJobQueue`, and the steps that a job takes from status to status.
+
+All of it is synchronous and belongs to one event loop. It shares no code with the Lua scripts, so
+that the contract suite compares two independent answers. Not here: who may take a step, and
+waiting (core.queue.memory).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+from core.jobs import Failure, Job, JobEvent, JobKind, JobStatus, Json, NewJob
+
+CANCELLED_FILE = Failure(
+    code="data_error", message="The validation of the job's file was cancelled."
+)
+ENDINGS = {
+    JobStatus.SUCCEEDED: "The job succeeded.",
+    JobStatus.CANCELLED: "The job was cancelled.",
+}
+
+
+@dataclass
+class Entry:
+    """A job, its place in the line, and what it waits for: other jobs, a time, or its worker."""
+
+    job: Job
+    seq: int
+    events: list[JobEvent] = field(default_factory=list)
+    waits_for: set[str] = field(default_factory=set)
+    due: float | None = None
+    lease_ends: float | None = None
+
+    def update(self, **changes: Any) -> None:
+        """Replace fields of the job."""
+        self.job = self.job.model_copy(update=changes)
+
+
+class Ledger:
+    """Every job by (tenant, id), oldest first, and the tenants in the order of their turns."""
+
+    def __init__(self, clock: Callable[[], float], retention_seconds: float) -> None:
+        self.clock = clock
+        self.entries: dict[tuple[str, str], Entry] = {}
+        self.turns: dict[JobKind, list[str]] = {kind: [] for kind in JobKind}
+        self.wakes = dict.fromkeys(JobKind, 0)
+        self._retention_seconds = retention_seconds
+        self._seq = 0
+
+    def find(self, tenant: str, job_id: str) -> Entry | None:
+        """Return the job's entry, unless its retention is over."""
+        entry = self.entries.get((tenant, job_id))
+        finished_at = entry.job.finished_at if entry else None
+        if finished_at and finished_at + self._retention_seconds <= self.clock():
+            del self.entries[tenant, job_id]
+            return None
+        return entry
+
+    def of(self, kind: JobKind, tenant: str | None = None) -> list[Entry]:
+        """Return the entries of a kind, oldest first."""
+        return [
+            entry
+            for key, entry in list(self.entries.items())
+            if entry.job.kind == kind and tenant in (None, key[0]) and self.find(*key)
+        ]
+
+    def pending(self, kind: JobKind, tenant: str) -> list[Entry]:
+        """Return the entries that a worker may have now: higher priority first, then older."""
+        queued = [
+            entry
+            for entry in self.of(kind, tenant)
+            if entry.job.status is JobStatus.QUEUED and entry.due is None
+        ]
+        return sorted(queued, key=lambda entry: (-entry.job.priority, entry.seq))
+
+    def add(self, new: NewJob) -> Entry:
+        """Add a job in `validating_files`."""
+        self._seq += 1
+        job = Job(
+            **new.model_dump(exclude={"after"}),
+            status=JobStatus.VALIDATING_FILES,
+            created_at=self.clock(),
+        )
+        self.entries[new.tenant, new.id] = entry = Entry(job, self._seq)
+        return entry
+
+    def add_event(
+        self, entry: Entry, type: str, message: str, level: str = "info", data: Json | None = None
+    ) -> JobEvent:
+        """Append to a job's history."""
+        order = (int(self.clock() * 1000), 0)
+        if entry.events and order <= (last := event_order(entry.events[-1].id)):
+            order = (last[0], last[1] + 1)
+        fields: dict[str, Any] = {"type": type, "message": message, "level": level}
+        event = JobEvent(
+            id=f"{order[0]}-{order[1]}", created_at=order[0] / 1000, data=data or {}, **fields
+        )
+        entry.events.append(event)
+        return event
+
+    def admit(self, entry: Entry, *, waited: bool) -> None:
+        """Let a job out of `validating_files`."""
+        if waited:
+            self.add_event(entry, "validated", "The files of the job are ready.")
+        self.add_event(entry, "queued", "The job waits for a worker.")
+        self.add_pending(entry)
+
+    def add_pending(self, entry: Entry) -> None:
+        """Put a job into its tenant's line; a tenant that comes back goes behind the others."""
+        entry.update(status=JobStatus.QUEUED, worker=None, progress=None)
+        entry.due = entry.lease_ends = None
+        turns = self.turns[entry.job.kind]
+        if entry.job.tenant not in turns:
+            turns.append(entry.job.tenant)
+        self.wakes[entry.job.kind] += 1
+
+    def finish(
+        self,
+        entry: Entry,
+        status: JobStatus,
+        *,
+        result: Json | None = None,
+        error: Failure | None = None,
+    ) -> None:
+        """End a job, and free or fail what waits for it."""
+        entry.update(
+            status=status, finished_at=self.clock(), result=result, error=error, progress=None
+        )
+        entry.due = entry.lease_ends = None
+        job = entry.job
+        turns = self.turns[job.kind]
+        if job.tenant in turns and not self.pending(job.kind, job.tenant):
+            turns.remove(job.tenant)
+        if error:
+            self.add_event(entry, "failed", error.message, "error", {"code": error.code})
+        else:
+            self.add_event(entry, status, ENDINGS[status])
+        for waiter in list(self.entries.values()):
+            waits = waiter.job.status is JobStatus.VALIDATING_FILES
+            if not waits or waiter.job.tenant != job.tenant or job.id not in waiter.waits_for:
+                continue
+            waiter.waits_for.remove(job.id)
+            if status is not JobStatus.SUCCEEDED:
+                self.finish(waiter, JobStatus.FAILED, error=error or CANCELLED_FILE)
+            elif not waiter.waits_for:
+                self.admit(waiter, waited=True)
+
+    def take_back(self, kind: JobKind, max_attempts: int) -> None:
+        """Take jobs from workers whose lease ran out, and end delays that are over."""
+        now = self.clock()
+        leased = [e for e in self.of(kind) if e.lease_ends is not None and e.lease_ends <= now]
+        for entry in sorted(leased, key=lambda e: (e.lease_ends, e.job.tenant, e.job.id)):
+            attempt = entry.job.attempt
+            if entry.job.cancel_requested:
+                self.finish(entry, JobStatus.CANCELLED)
+            elif attempt < max_attempts:
+                self.add_event(
+                    entry, "job_restarted", "The worker was lost; the job starts again.", "warn",
+                    {"attempt": attempt, "reason": "worker_lost"},
+                )  # fmt: skip
+                self.add_pending(entry)
+            else:
+                message = f"The worker was lost in each of {attempt} attempts."
+                error = Failure(code="worker_lost", message=message)
+                self.finish(entry, JobStatus.FAILED, error=error)
+        delayed = [e for e in self.of(kind) if e.due is not None and e.due <= now]
+        for entry in sorted(delayed, key=lambda e: (e.due, e.job.tenant, e.job.id)):
+            self.add_pending(entry)
+
+
+def event_order(event_id: str) -> tuple[int, int]:
+    """Return an event's id as numbers that compare as the events do."""
+    milliseconds, _, count = event_id.partition("-")
+    return int(milliseconds), int(count)
