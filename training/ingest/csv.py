@@ -1,0 +1,143 @@
+"""CSV uploads: a header with `text` and `label`, then one row per record (RFC 4180).
+
+Fields are separated by `,`, `;` or tabs, whichever makes a header with both columns: spreadsheets
+write any of the three, and the header leaves no doubt. Quotes are read strictly, since a lenient
+reader changes texts silently. Other columns and blank lines are ignored. An error's line is the
+physical line on which its row begins. Labels are always strings here, `1` too.
+"""
+
+from __future__ import annotations
+
+import csv
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any, BinaryIO
+
+from core.datasets import Modality, RowError
+from training.ingest.findings import missing_column
+from training.ingest.limits import Limits
+from training.ingest.lines import BadLineError, Lines
+from training.ingest.rows import Row
+
+_DELIMITERS = (",", ";", "\t")
+_COLUMNS = ("text", "label")
+# The csv module tells its errors apart by their text only.
+_QUOTE_REASONS = {
+    "unexpected end of data": "a double quote that opens in this row is never closed; close it",
+    "expected after": "text follows a closing double quote; "
+    'write a double quote inside a quoted field twice ("")',
+    "new-line character": "a carriage return stands outside quotes; put the field in double quotes",
+}
+
+
+@dataclass(frozen=True)
+class _Table:
+    """A file whose header has been read: the rest of its lines, and its columns."""
+
+    lines: Lines
+    reader: Any
+    line: int
+    columns: list[str]
+    delimiter: str
+
+
+def parse(source: BinaryIO, limits: Limits) -> Iterator[Row | RowError]:
+    """Yield the rows of a CSV file, and an error for each record that is not one."""
+    with _field_size_limit(limits.max_row_bytes):
+        table = _open_table(source, limits)
+        if isinstance(table, RowError):
+            yield table
+            return
+        problems = _header_problems(table)
+        if problems:
+            yield from problems
+            return
+        yield from _rows(table)
+
+
+@contextmanager
+def _field_size_limit(size: int) -> Iterator[None]:
+    """Let fields be as long as a row may be; `Lines` bounds rows. The setting is the process's."""
+    before = csv.field_size_limit(size)
+    try:
+        yield
+    finally:
+        csv.field_size_limit(before)
+
+
+def _open_table(source: BinaryIO, limits: Limits) -> _Table | RowError:
+    tables: list[_Table] = []
+    problem = RowError(line=1, reason="the file has no header; begin it with text,label")
+    for delimiter in _DELIMITERS:
+        lines = Lines(source, limits.max_row_bytes)
+        reader = csv.reader(lines, delimiter=delimiter, strict=True)
+        columns: list[str] = []
+        line = 1
+        try:
+            while not columns:
+                line = lines.begin_row()
+                columns = [name.strip() for name in next(reader)]
+        except StopIteration:
+            return problem
+        except BadLineError as bad:
+            return bad.error
+        except csv.Error as error:
+            # A quoted name before another delimiter looks like a quote out of place.
+            problem = RowError(line=line, reason=_quote_reason(error))
+            continue
+        tables.append(_Table(lines, reader, line, columns, delimiter))
+        if all(name in columns for name in _COLUMNS):
+            return tables[-1]
+    # None fits: the one with the most columns is most likely meant, and is only reported on.
+    return max(tables, key=lambda table: len(table.columns)) if tables else problem
+
+
+def _header_problems(table: _Table) -> list[RowError]:
+    problems = []
+    for name in _COLUMNS:
+        times = table.columns.count(name)
+        if times == 0:
+            reason = missing_column(name, table.columns)
+        elif times > 1:
+            reason = f"the header has {times} columns '{name}'; rename or remove all but one"
+        else:
+            continue
+        problems.append(RowError(line=table.line, column=name, reason=reason))
+    return problems
+
+
+def _rows(table: _Table) -> Iterator[Row | RowError]:
+    text_at, label_at = (table.columns.index(name) for name in _COLUMNS)
+    while True:
+        line = table.lines.begin_row()
+        try:
+            fields = next(table.reader)
+        except StopIteration:
+            return
+        except BadLineError as bad:
+            yield bad.error
+        except csv.Error as error:
+            # The reader forgets the row it was in and goes on with the next line.
+            yield RowError(line=line, reason=_quote_reason(error))
+        else:
+            if len(fields) == len(table.columns):
+                yield Row(Modality.TEXT, fields[text_at], fields[label_at], line=line)
+            elif fields:
+                yield RowError(line=line, reason=_ragged(table, len(fields)))
+
+
+def _ragged(table: _Table, found: int) -> str:
+    delimiter = "a tab" if table.delimiter == "\t" else f"'{table.delimiter}'"
+    return (
+        f"the row has {found} {'field' if found == 1 else 'fields'} but the header has "
+        f"{len(table.columns)}; put double quotes around a field that contains {delimiter}, "
+        "and fill in missing ones"
+    )
+
+
+def _quote_reason(error: csv.Error) -> str:
+    for fragment, reason in _QUOTE_REASONS.items():
+        if fragment in str(error):
+            return reason
+    return "the row is not valid CSV; put fields with special characters in double quotes"
