@@ -1,0 +1,93 @@
+"""Head to ONNX: a head as the files of a model version.
+
+The graph is one `Gemm` and one `Softmax`, written node by node, so the same head gives the same
+bytes. It is checked against torch before anything is stored, and the rows it was checked on go with
+it: every process that loads the head replays them. Not here: publishing (core.registry).
+"""
+
+from __future__ import annotations
+
+import io
+from typing import Any
+
+import numpy as np
+import onnx
+import torch
+from onnx import TensorProto, helper, numpy_helper
+
+from core.errors import ExportMismatch
+from core.preprocessing import FloatArray
+from core.trunk import TOLERANCE, create_session
+from training.fit import Head
+
+GOLDEN_ROWS = 8
+_OPSET = 17
+# The version of the file format that goes with opset 17; onnx would write its own newest.
+_IR_VERSION = 8
+
+
+def head_to_onnx(head: Head) -> bytes:
+    """Return `features` [n, dim] to `probabilities` [n, classes], both float32, as a graph."""
+    dim, classes = head.weight.shape
+    graph = helper.make_graph(
+        [
+            helper.make_node("Gemm", ["features", "weight", "bias"], ["logits"], name="classify"),
+            helper.make_node("Softmax", ["logits"], ["probabilities"], name="normalise", axis=1),
+        ],
+        "head",
+        [helper.make_tensor_value_info("features", TensorProto.FLOAT, ["n", dim])],
+        [helper.make_tensor_value_info("probabilities", TensorProto.FLOAT, ["n", classes])],
+        [
+            numpy_helper.from_array(np.ascontiguousarray(head.weight), "weight"),
+            numpy_helper.from_array(np.ascontiguousarray(head.bias), "bias"),
+        ],
+    )
+    model = helper.make_model(
+        graph,
+        producer_name="graft",
+        ir_version=_IR_VERSION,
+        opset_imports=[helper.make_opsetid("", _OPSET)],
+    )
+    onnx.checker.check_model(model, full_check=True)
+    data: bytes = model.SerializeToString(deterministic=True)
+    return data
+
+
+def export_head(head: Head, features_sample: FloatArray) -> dict[str, bytes]:
+    """Return `head.onnx` and `golden.npz`, checked on `features_sample` [n, dim], n ≥ 1.
+
+    Raises `ExportMismatch` if ONNX Runtime and torch differ by `TOLERANCE` or more, on these rows
+    or on zeros.
+    """
+    graph = head_to_onnx(head)
+    sample = np.ascontiguousarray(features_sample, np.float32)
+    require_parity(head, graph, np.concatenate([sample, np.zeros_like(sample[:1])]))
+    golden = sample[:GOLDEN_ROWS]
+    save: Any = np.savez  # its annotations take the arrays' names for its own options
+    buffer = io.BytesIO()
+    save(buffer, features=golden, probabilities=torch_probabilities(head, golden))
+    return {"head.onnx": graph, "golden.npz": buffer.getvalue()}
+
+
+def require_parity(head: Head, graph: bytes, features: FloatArray) -> None:
+    """Raise `ExportMismatch` unless ONNX Runtime computes torch's probabilities."""
+    try:
+        session = create_session(graph, threads=1)
+        actual = np.asarray(session.run(["probabilities"], {"features": features})[0])
+    except Exception as error:
+        # ONNX Runtime's errors share no public base class.
+        raise ExportMismatch("ONNX Runtime cannot run the exported head") from error
+    expected = torch_probabilities(head, features)
+    if actual.shape != expected.shape:
+        raise ExportMismatch("the exported head returns another shape than torch")
+    difference = float(np.abs(actual - expected).max())
+    if not difference < TOLERANCE:
+        raise ExportMismatch(f"the exported head differs from torch by {difference:.1e}")
+
+
+def torch_probabilities(head: Head, features: FloatArray) -> FloatArray:
+    """Return probabilities, float32 [n, classes], by torch."""
+    with torch.inference_mode():
+        weight, bias, rows = map(torch.from_numpy, (head.weight, head.bias, features))
+        probabilities: FloatArray = torch.softmax(rows @ weight + bias, dim=1).numpy()
+    return probabilities

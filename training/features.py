@@ -1,0 +1,129 @@
+"""Items to features: one pass over a data set through the trunk that will serve it.
+
+Several batches run at once, each on one thread, which keeps the cores busier than several threads
+on one batch (docs/decisions): give it a trunk that was loaded with `threads=1`. Texts are sorted by
+length within a chunk, so that a batch holds little padding. Images are decoded by the thread that
+encodes them, so one thread decodes while another computes, and only a few are ever decoded.
+
+Not here: the trunk itself (core.trunk), keeping features for the next job.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from dataclasses import dataclass
+from functools import partial
+from typing import cast
+
+import numpy as np
+
+from core.errors import DataError, InvalidRequest
+from core.preprocessing import (
+    FloatArray,
+    ImagePreprocessor,
+    PreparedText,
+    TextPreprocessor,
+)
+from core.trunk import Trunk
+
+TOKENS_PER_BATCH = 1024
+"""Tokens of one batch with its padding: above some 500, more of them save nothing."""
+
+IMAGES_PER_BATCH = 4
+TEXTS_PER_CHUNK = 1024
+PROGRESS_SECONDS = 0.5
+
+
+@dataclass(frozen=True)
+class _Batch:
+    """Which items a batch holds, and how to compute their features."""
+
+    indices: Sequence[int]
+    compute: Callable[[], FloatArray]
+
+
+def extract(
+    trunk: Trunk,
+    items: Sequence[str] | Sequence[bytes],
+    *,
+    threads: int,
+    on_progress: Callable[[int, int], None],
+) -> FloatArray:
+    """Return the features of texts or encoded images, float32 [len(items), dim], in their order.
+
+    `on_progress(done, total)` is called in this thread at least every half second, and whatever it
+    raises ends the work. Raises `DataError`, naming the row, for an image that cannot be read.
+    """
+    features = np.empty((len(items), trunk.dim), np.float32)
+    done = 0
+    on_progress(done, len(items))
+    pool = ThreadPoolExecutor(threads, thread_name_prefix="features")
+    try:
+        batches = _batches(trunk, items)
+        running: dict[Future[FloatArray], _Batch] = {}
+        while True:
+            # One batch more than threads, so that none of them waits for this one.
+            for batch in itertools.islice(batches, threads + 1 - len(running)):
+                running[pool.submit(batch.compute)] = batch
+            if not running:
+                return features
+            finished, _ = wait(running, timeout=PROGRESS_SECONDS, return_when=FIRST_COMPLETED)
+            for future in finished:
+                indices = running.pop(future).indices
+                features[indices] = future.result()
+                done += len(indices)
+            on_progress(done, len(items))
+    finally:
+        pool.shutdown(cancel_futures=True)
+
+
+def _batches(trunk: Trunk, items: Sequence[str] | Sequence[bytes]) -> Iterator[_Batch]:
+    if isinstance(trunk.preprocessor, TextPreprocessor):
+        return _text_batches(trunk, trunk.preprocessor, cast("Sequence[str]", items))
+    return _image_batches(trunk, trunk.preprocessor, cast("Sequence[bytes]", items))
+
+
+def _text_batches(
+    trunk: Trunk, preprocessor: TextPreprocessor, texts: Sequence[str]
+) -> Iterator[_Batch]:
+    for start in range(0, len(texts), TEXTS_PER_CHUNK):
+        prepared = preprocessor.prepare_many(list(texts[start : start + TEXTS_PER_CHUNK]))
+        order = sorted(range(len(prepared)), key=lambda index: prepared[index].cost)
+        for group in _under_budget(order, prepared):
+            rows = [prepared[index] for index in group]
+            indices = [start + index for index in group]
+            yield _Batch(indices, partial(trunk.encode, rows))
+
+
+def _under_budget(order: Sequence[int], prepared: Sequence[PreparedText]) -> Iterator[list[int]]:
+    """Cut ascending lengths into groups whose padded size is at most the budget, or one row."""
+    group: list[int] = []
+    for index in order:
+        if group and prepared[index].cost * (len(group) + 1) > TOKENS_PER_BATCH:
+            yield group
+            group = []
+        group.append(index)
+    if group:
+        yield group
+
+
+def _image_batches(
+    trunk: Trunk, preprocessor: ImagePreprocessor, images: Sequence[bytes]
+) -> Iterator[_Batch]:
+    for start in range(0, len(images), IMAGES_PER_BATCH):
+        indices = range(start, min(start + IMAGES_PER_BATCH, len(images)))
+        yield _Batch(indices, partial(_encode_images, trunk, preprocessor, images, indices))
+
+
+def _encode_images(
+    trunk: Trunk, preprocessor: ImagePreprocessor, images: Sequence[bytes], indices: Sequence[int]
+) -> FloatArray:
+    rows = []
+    for index in indices:
+        try:
+            rows.append(preprocessor.prepare(images[index]))
+        except InvalidRequest as error:
+            raise DataError(f"row {index + 1}: {error.message}") from error
+    return trunk.encode(rows)
