@@ -80,8 +80,9 @@ class Bench:
         self._client = OpenAI(base_url=f"{url}/v1", api_key="bench", max_retries=0, timeout=60)
         self._http = httpx.Client(base_url=url, timeout=60)
 
-    def job(self, model: str, name: str, filename: str, data: bytes, probe: Any) -> tuple[float,
-    Stages]:
+    def job(
+        self, model: str, name: str, filename: str, data: bytes, probe: Any
+    ) -> tuple[float, Stages]:
         """Upload, train, and wait for the first prediction; return its seconds and the stages."""
         file = self._client.files.create(file=(filename, data), purpose="fine-tune")
         self._client.files.wait_for_processing(file.id, poll_interval=0.05, max_wait_seconds=300)
@@ -153,10 +154,12 @@ def main() -> None:
         tempfile.TemporaryDirectory(prefix="graft-bench-") as folder,
         Stack(StackOptions(Path(folder) / "data", free_port(), environment())) as stack,
     ):
-        bench = Bench(stack.url) bench.job("minilm", "warm-text", "warm.csv", as_csv(train[:200:2] +
-        train[-200::2]), "hello") images = as_zip(clothing / "train", limit=3)
-        bench.job("efficientnet-lite0", "warm-images", "warm.zip", images, test_images[0][0]) for
-        name in options.only:
+        bench = Bench(stack.url)
+        texts = as_csv(train[:200:2] + train[-200::2])
+        bench.job("minilm", "warm-text", "warm.csv", texts, "hello")
+        images = as_zip(clothing / "train", limit=3)
+        bench.job("efficientnet-lite0", "warm-images", "warm.zip", images, test_images[0][0])
+        for name in options.only:
             model, filename, data, test = jobs[name]
             seconds, stages = bench.job(model, name, filename, data, test[0][0])
             accuracy, rate = bench.accuracy(name, test)

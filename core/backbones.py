@@ -17,7 +17,7 @@ HF_PREFIX = "hf:"
 
 @dataclass(frozen=True)
 class Backbone:
-    """A row of the table. `dim` is the width of the pooled features; `package` holds the weights."""
+    """A row of the table. `dim` is the width of the features; `package` holds the weights."""
 
     id: str
     modality: Modality

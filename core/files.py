@@ -13,6 +13,7 @@ A file's status is which of the last two exists, so it does not depend on Redis.
 from __future__ import annotations
 
 import hashlib
+from contextlib import suppress
 from typing import IO
 
 from core.datasets import DatasetManifest, FileErrors, FileStatus, UploadedFile
@@ -83,6 +84,10 @@ class FileStore:
     def delete(self, file_id: str) -> None:
         """Delete all of a file; `upload.json` goes first, so that no half of it is ever listed."""
         self.get(file_id)
+        self.discard(file_id)
+
+    def discard(self, file_id: str) -> None:
+        """Delete whatever there is of a file, complete or not."""
         names = ("upload.json", "manifest.json", "error.json", "data.parquet", "upload")
         self._store.delete(*(f"{self._root}/{file_id}/{name}" for name in names))
 
@@ -93,8 +98,6 @@ class FileStore:
             return None
 
     def _put(self, file_id: str, name: str, data: bytes) -> None:
-        try:
+        # If it exists, another attempt of the same ingest wrote it; parsing is deterministic.
+        with suppress(AlreadyExists):
             self._store.put_new(f"{self._root}/{file_id}/{name}", data)
-        except AlreadyExists:
-            # Another attempt of the same ingest wrote it; parsing is deterministic.
-            pass

@@ -107,7 +107,7 @@ class Job(BaseModel, frozen=True):
 
 
 class Hyperparameters(BaseModel):
-    """OpenAI's hyperparameters. `feature_extraction` is a convex fit: only `auto` means anything."""
+    """OpenAI's hyperparameters; the convex fit of `feature_extraction` needs none of them."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 

@@ -114,7 +114,12 @@ def decode_image(data: bytes, max_pixels: int) -> Image.Image:
     image = open_image(data, max_pixels)
     try:
         image.load()
-        return ImageOps.exif_transpose(image).convert("RGB")
+        upright = ImageOps.exif_transpose(image)
+        if upright.mode.startswith("I"):
+            # Sixteen bits; Pillow's own conversion would make all but the darkest 256 levels white.
+            levels = np.asarray(upright).astype(np.uint16) >> 8
+            upright = Image.fromarray(levels.astype(np.uint8))
+        return upright.convert("RGB")
     except MemoryError:
         raise
     except Exception:
@@ -168,9 +173,12 @@ class ImagePreprocessor:
                 max(width, round(image.width * scale)),
                 max(height, round(image.height * scale)),
             )
-            image = image.resize(size, resampling)
-            left, top = (image.width - width) // 2, (image.height - height) // 2
-            image = image.crop((left, top, left + width, top + height))
+            # Only what the crop keeps is ever computed: scaled whole, a strip of 1 x 20,000 pixels
+            # would take gigabytes.
+            left, top = (size[0] - width) // 2, (size[1] - height) // 2
+            across, down = image.width / size[0], image.height / size[1]
+            box = (left * across, top * down, (left + width) * across, (top + height) * down)
+            image = image.resize((width, height), resampling, box=box)
         pixels = (np.asarray(image, np.float32) - self._mean) / self._std
         return PreparedImage(np.ascontiguousarray(pixels.transpose(2, 0, 1)))
 

@@ -8,9 +8,9 @@
     <tenant>/runs/<job>/publication.json                  the one version that a job may publish
 
 A number is taken by whoever creates its first object. No locks, and two workers that publish at
-once get two versions. A job publishes at most once, whatever its attempts do: the manifest is first
-put, create-exclusive, under the job's own key; an attempt that comes second finds it there, rolls it
-forward, and its own version is never listed. The registry is on disk; what is served is
+once get two versions. A job publishes at most once, whatever its attempts do: the manifest is put,
+create-exclusive, under the job's own key first; an attempt that comes second finds it there, rolls
+it forward, and its own version is never listed. The registry is on disk; what is served is
 `service.serving_set`.
 """
 
@@ -18,14 +18,24 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping
+from contextlib import suppress
+from dataclasses import dataclass
 
 from core.errors import AlreadyExists, Conflict, NotFound
 from core.files import sha256
-from core.identifiers import ModelReference
+from core.identifiers import ModelReference, is_identifier
 from core.manifests import ModelManifest, Release, TrunkManifest
 from core.store import ArtifactStore
 
 SHARED_FOLDERS = frozenset({"trunks", "backbones"})
+
+
+@dataclass(frozen=True)
+class Listing:
+    """A model's listed version numbers, ascending, and the number of its current release or 0."""
+
+    versions: tuple[int, ...]
+    release: int
 
 
 class Registry:
@@ -121,21 +131,37 @@ class Registry:
 
     def versions(self, tenant: str, name: str) -> list[int]:
         """Return the numbers of a model's listed versions, ascending."""
-        return sorted(self.catalogue(tenant, name).get(name, []))
+        listing = self.catalogue(tenant, name).get(name)
+        return list(listing.versions) if listing else []
 
-    def catalogue(self, tenant: str, name: str | None = None) -> dict[str, list[int]]:
-        """Return every model of a tenant (or one of them) with its listed version numbers."""
-        listed: dict[str, list[int]] = {}
-        prefix = f"{tenant}/models" if name is None else f"{tenant}/models/{name}/versions"
-        for entry in self._store.walk(prefix):
+    def catalogue(self, tenant: str, name: str | None = None) -> dict[str, Listing]:
+        """Return what a tenant has (or one model of it), by model name, from one listing."""
+        versions: dict[str, set[int]] = {}
+        deleted: dict[str, set[int]] = {}
+        releases: dict[str, int] = {}
+        for entry in self._store.walk(f"{tenant}/models" + (f"/{name}" if name else "")):
             match entry.key.split("/"):
                 case [_, "models", model, "versions", number, "manifest.json"]:
-                    listed.setdefault(model, []).append(int(number))
-        return listed
+                    versions.setdefault(model, set()).add(_number(number))
+                case [_, "models", model, "versions", number, "deleted.json"]:
+                    deleted.setdefault(model, {0}).add(_number(number))
+                case [_, "models", model, "releases", file]:
+                    releases[model] = max(releases.get(model, 0), _number(file))
+        return {
+            model: Listing(tuple(sorted(listed)), releases.get(model, 0))
+            for model, numbers in versions.items()
+            # An attempt that rolls forward while its version is deleted may leave both.
+            if (listed := numbers - deleted.get(model, {0}))
+        }
 
     def tenants(self) -> list[str]:
         """Return every tenant that has ever stored anything."""
-        return [name for name in self._store.children("") if name not in SHARED_FOLDERS]
+        # A disk's root may hold folders that are not ours, such as lost+found.
+        return [
+            name
+            for name in self._store.children("")
+            if name not in SHARED_FOLDERS and is_identifier(name)
+        ]
 
     # -- releases ----------------------------------------------------------------------------
 
@@ -163,14 +189,20 @@ class Registry:
 
     def current_release(self, tenant: str, name: str) -> Release | None:
         """Return the release with the highest number, or None."""
-        folder = f"{tenant}/models/{name}/releases"
-        numbers = [
-            int(entry.key.rsplit("/", 1)[-1].removesuffix(".json"))
-            for entry in self._store.walk(folder)
-        ]
-        if not numbers:
-            return None
-        return Release.model_validate_json(self._store.get(f"{folder}/{max(numbers)}.json"))
+        number = max(
+            (
+                _number(entry.key.rsplit("/", 1)[-1])
+                for entry in self._store.walk(f"{tenant}/models/{name}/releases")
+            ),
+            default=0,
+        )
+        return self.read_release(tenant, name, number) if number else None
+
+    def read_release(self, tenant: str, name: str, number: int) -> Release:
+        """Return one release; raise `NotFound`."""
+        return Release.model_validate_json(
+            self._store.get(f"{tenant}/models/{name}/releases/{number}.json")
+        )
 
     def resolve(self, tenant: str, reference: ModelReference) -> ModelManifest:
         """Return the version that a reference means now; raise `NotFound`."""
@@ -213,7 +245,7 @@ class Registry:
         """Take a number by creating its first file, then store the others."""
         (first, data), *others = files.items()
         folder = f"{draft.tenant}/models/{draft.name}/versions"
-        number = max((int(n) for n in self._store.children(folder)), default=0) + 1
+        number = max(map(_number, self._store.children(folder)), default=0) + 1
         while True:
             try:
                 self._store.put_new(f"{folder}/{number}/{first}", data)
@@ -228,15 +260,13 @@ class Registry:
     def _checked(self, key: str, expected: str) -> bytes:
         data = self._store.get(key)
         if sha256(data) != expected:
-            raise Conflict(f"{key} does not match its hash")
+            raise Conflict(f"{key.rsplit('/', 1)[-1]} does not match its hash")
         return data
 
     def _put_same(self, folder: str, files: Mapping[str, bytes]) -> None:
         for name, data in files.items():
-            try:
+            with suppress(AlreadyExists):
                 self._store.put_new(f"{folder}/{name}", data)
-            except AlreadyExists:
-                pass
 
     @staticmethod
     def _folder(manifest: ModelManifest) -> str:
@@ -245,3 +275,9 @@ class Registry:
     @staticmethod
     def _publication_key(tenant: str, job: str) -> str:
         return f"{tenant}/runs/{job}/publication.json"
+
+
+def _number(name: str) -> int:
+    """Return the number of a version's folder or a release's file; 0 for what is not ours."""
+    digits = name.removesuffix(".json")
+    return int(digits) if digits.isascii() and digits.isdigit() else 0

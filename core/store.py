@@ -11,12 +11,13 @@ Methods are blocking, except `put_stream`: a coroutine calls them through `async
 from __future__ import annotations
 
 import errno
+import io
 from collections.abc import AsyncIterator, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
-from typing import IO, Any, cast
+from typing import IO, Any
 
 import obstore
 from obstore.exceptions import AlreadyExistsError, BaseError
@@ -24,6 +25,7 @@ from obstore.store import LocalStore, from_url
 
 from core.errors import AlreadyExists, GraftError, NoSpace, NotFound, Unavailable
 
+BUFFER_BYTES = 1 << 20
 _REMOTE_OPTIONS: Any = {"timeout": timedelta(seconds=60), "connect_timeout": timedelta(seconds=5)}
 
 
@@ -55,6 +57,33 @@ def _translated(key: str) -> Iterator[None]:
         if "No space left" in str(error) or "os error 28" in str(error):
             raise NoSpace("the artifact store has no room left") from error
         raise Unavailable("the artifact store does not answer") from error
+
+
+class _RawReader(io.RawIOBase):
+    """obstore's reader as a file of Python's, which can be used with `with` and by any library."""
+
+    def __init__(self, reader: obstore.ReadableFile, key: str) -> None:
+        super().__init__()
+        self._reader = reader
+        self._key = key
+
+    def readable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Any) -> int:
+        with _translated(self._key):
+            data = self._reader.read(len(buffer))
+        buffer[: len(data)] = data
+        return len(data)
+
+    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
+        return int(self._reader.seek(offset, whence))
+
+    def tell(self) -> int:
+        return int(self._reader.tell())
 
 
 class ArtifactStore:
@@ -101,7 +130,8 @@ class ArtifactStore:
     def open(self, key: str) -> IO[bytes]:
         """Open an object as a seekable, buffered file for reading; raise `NotFound`."""
         with _translated(key):
-            return cast("IO[bytes]", obstore.open_reader(self._store, key))
+            reader = obstore.open_reader(self._store, key)
+        return io.BufferedReader(_RawReader(reader, key), BUFFER_BYTES)
 
     def size(self, key: str) -> int | None:
         """Return an object's size in bytes, or None if there is no such object."""
