@@ -1,0 +1,104 @@
+"""What a person sees when parts of the stack die: the job goes on, or the error is clear."""
+
+from __future__ import annotations
+
+import os
+import signal
+from collections.abc import Iterator
+
+import pytest
+
+from tests.e2e.live_stack import LiveStack, eventually, start_stack, stop_stack
+
+
+@pytest.fixture(scope="module")
+def fragile(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LiveStack]:
+    """A stack of one's own, to break."""
+    running = start_stack(
+        tmp_path_factory.mktemp("fragile"),
+        GRAFT_LEASE_SECONDS="2",
+        GRAFT_MAX_ATTEMPTS="4",
+    )
+    yield running
+    stop_stack(running)
+
+
+@pytest.fixture
+def many(intents: bytes) -> bytes:
+    """Enough rows that a job is still running when something is killed."""
+    header, _, rows = intents.partition(b"\n")
+    return header + b"\n" + rows * 8
+
+
+def one_version(stack: LiveStack, name: str) -> None:
+    listed = stack.http.get(f"/v1/models/{name}").json()
+    assert listed["versions"] == [1]
+
+
+def test_worker_killed_mid_job(fragile: LiveStack, many: bytes) -> None:
+    file = fragile.upload("many.csv", many)
+    job = fragile.train(file.id, "survivor")
+    fragile.running(job.id)
+    (worker,) = fragile.pids("training.worker")
+    children = fragile.pids("training.child")
+    os.kill(worker, signal.SIGKILL)
+    # The children must not outlive the one who held their lease.
+    eventually(lambda: not set(children) & set(fragile.pids("training.child")), 10, "orphans end")
+    done = fragile.finished(job.id)
+    assert done.status == "succeeded", done.error
+    assert fragile.http.get(f"/v1/fine_tuning/jobs/{job.id}").json()["attempt"] == 2
+    assert "job_restarted" in [event["event"] for event in fragile.events(job.id)]
+    one_version(fragile, "survivor")
+
+
+def test_child_killed_mid_job_is_retried(fragile: LiveStack, many: bytes) -> None:
+    file = fragile.upload("many.csv", many)
+    idle = set(fragile.pids("training.child fine_tune"))
+    job = fragile.train(file.id, "retried")
+    fragile.running(job.id)
+    busy = eventually(
+        lambda: [pid for pid in fragile.pids("training.child fine_tune") if pid in idle],
+        10, "a child runs the job",
+    )  # fmt: skip
+    os.kill(busy[0], signal.SIGKILL)
+    done = fragile.finished(job.id)
+    assert done.status == "succeeded", done.error
+    retrying = [e for e in fragile.events(job.id) if e["event"] == "retrying"]
+    assert len(retrying) == 1
+    one_version(fragile, "retried")
+
+
+def test_redis_killed_while_a_job_waits_and_runs(fragile: LiveStack, many: bytes) -> None:
+    file = fragile.upload("many.csv", many)
+    first, second = (fragile.train(file.id, name) for name in ("before", "behind"))
+    fragile.running(first.id)
+    (redis,) = fragile.pids("redis.sock")
+    os.kill(redis, signal.SIGKILL)
+    # `graft up` starts it again on the same append-only file; nothing acknowledged is lost.
+    eventually(
+        lambda: fragile.http.get("/readyz").json()["redis"] == "connected"
+        and fragile.http.get(f"/v1/fine_tuning/jobs/{second.id}").status_code == 200,
+        30, "redis is back",
+    )  # fmt: skip
+    for job, name in ((first, "before"), (second, "behind")):
+        done = fragile.finished(job.id)
+        assert done.status == "succeeded", done.error
+        one_version(fragile, name)
+
+
+def test_predictions_go_on_without_redis(fragile: LiveStack, intents: bytes) -> None:
+    file = fragile.upload("train.csv", intents)
+    assert fragile.finished(fragile.train(file.id, "steady").id).status == "succeeded"
+    fragile.served("steady")
+    (redis,) = fragile.pids("redis.sock")
+    os.kill(redis, signal.SIGSTOP)
+    try:
+        assert fragile.predict("steady", ["hello"])["model"] == "steady@1"
+        refused = fragile.http.get(f"/v1/fine_tuning/jobs/{file.id}")
+        assert refused.status_code == 503
+        assert refused.json()["error"]["code"] == "unavailable"
+    finally:
+        os.kill(redis, signal.SIGCONT)
+    eventually(
+        lambda: fragile.http.get("/v1/fine_tuning/jobs").status_code == 200, 30, "redis answers"
+    )
