@@ -53,7 +53,9 @@ def archive(entries: dict[str, bytes], compression: int = zipfile.ZIP_STORED) ->
     return data.getvalue()
 
 
+MANY_CLASSES = b"".join(b"t%d,c%d\n" % (i, i) for i in range(100_000))
 IMAGES = {f"{c}/{n}.jpg": photo(c) for c in ("red", "blue") for n in range(2)}
+BOMB = archive({**IMAGES, "red/x.jpg": bytes(200_000_000)}, zipfile.ZIP_DEFLATED)
 
 
 @pytest.mark.parametrize(
@@ -64,9 +66,9 @@ IMAGES = {f"{c}/{n}.jpg": photo(c) for c in ("red", "blue") for n in range(2)}
         ("d.csv", b"text,category\nhello,a\nworld,b\n", "rename column 'category' to 'label'"),
         ("d.csv", b"text,label\nhel\0lo,a\nx,a\ny,b\nz,b\n", "line 2"),
         ("d.jsonl", b'{"text":"a","label":1}\n{"text":"b","label":"x"}\n', "line 2"),
-        ("d.csv", b"text,label\n" + b"".join(b"t%d,c%d\n" % (i, i) for i in range(100_000)), "class"),
+        ("d.csv", b"text,label\n" + MANY_CLASSES, "class"),
         ("d.zip", archive({**IMAGES, "red/huge.png": png(13_000, 13_000)}), "red/huge.png"),
-        ("d.zip", archive({**IMAGES, "red/x.jpg": bytes(200_000_000)}, zipfile.ZIP_DEFLATED), "100 times its size"),
+        ("d.zip", BOMB, "100 times its size"),
         ("d.zip", archive({**IMAGES, "../../etc/x.jpg": photo("red")}), ".."),
         ("d.zip", archive({**IMAGES, "red/cut.jpg": photo("red")[:300]}), "red/cut.jpg"),
         ("d.pdf", b"%PDF-1.7\n" + bytes(range(256)), "CSV"),

@@ -169,11 +169,8 @@ def test_events_stream_and_resume(stack: LiveStack, intents: bytes) -> None:
     file = stack.upload("train.csv", intents)
     job = stack.train(file.id, "streamed")
     path = f"/v1/fine_tuning/jobs/{job.id}/events"
-    ids: list[str] = []
     with stack.http.stream("GET", path, params={"stream": "true"}, timeout=60) as stream:
-        for line in stream.iter_lines():
-            if line.startswith("id: "):
-                ids.append(line.removeprefix("id: "))
+        ids = [x.removeprefix("id: ") for x in stream.iter_lines() if x.startswith("id: ")]
     assert ids == [event["id"] for event in stack.events(job.id)]
     assert len(set(ids)) == len(ids)
     with stack.http.stream(

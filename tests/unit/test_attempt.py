@@ -1,4 +1,4 @@
-"""The ends of an attempt: each with the job settled, given back or left alone, and no child left."""
+"""The ends of an attempt: the job is settled, given back or left alone, and no child stays."""
 
 from __future__ import annotations
 
