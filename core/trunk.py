@@ -11,11 +11,15 @@ how rows of several requests become one batch (service.batcher), where graphs co
 from __future__ import annotations
 
 import io
+import os
 import threading
 from collections.abc import Sequence
 from typing import Protocol
 
 import numpy as np
+
+# Its telemetry is on by default and reports to its maker; what it reads is read at import.
+os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
 import onnxruntime as ort
 
 from core.datasets import Modality

@@ -27,6 +27,7 @@ from training.process import ChildProcess
 logger = logging.getLogger("graft.worker")
 
 IDLE_WAIT_SECONDS = 1.0
+SPARE_PAUSE_SECONDS = 1.0
 
 
 class Lane:
@@ -41,20 +42,36 @@ class Lane:
         self._stopping = stopping
         self._worker = f"{socket.gethostname()}-{os.getpid()}-{secrets.token_hex(3)}"
         self._spare: ChildProcess | None = None
+        self._spare_pause_seconds = SPARE_PAUSE_SECONDS
 
     async def run(self) -> None:
         """Take jobs until the worker stops."""
         try:
             while not self._stopping.is_set():
-                if self._spare is None or not self._spare.is_alive:
-                    self._spare = await ChildProcess.start(self._kind)
-                claim = await self._next_claim()
-                if claim is not None:
+                await self._keep_spare()
+                claim = await self._next_claim() if self._spare else None
+                if claim is not None and self._spare is not None:
                     child, self._spare = self._spare, None
                     await self._attempt(claim, child)
+                    self._spare_pause_seconds = SPARE_PAUSE_SECONDS
         finally:
             if self._spare is not None:
                 await self._spare.stop(grace_seconds=1)
+
+    async def _keep_spare(self) -> None:
+        """Have a child ready; one that keeps dying before its job is tried ever more rarely."""
+        if self._spare is not None and not self._spare.is_alive:
+            code = await self._spare.wait()
+            logger.error("%s lane: a spare child ended with code %d", self._kind, code)
+            self._spare = None
+            await self._pause(self._spare_pause_seconds)
+            self._spare_pause_seconds = min(60, 2 * self._spare_pause_seconds)
+        if self._spare is None and not self._stopping.is_set():
+            self._spare = await ChildProcess.start(self._kind)
+
+    async def _pause(self, seconds: float) -> None:
+        with suppress(TimeoutError):
+            await asyncio.wait_for(self._stopping.wait(), seconds)
 
     async def _next_claim(self) -> Claim | None:
         try:
@@ -63,8 +80,7 @@ class Lane:
                 await self._queue.wait(self._kind, IDLE_WAIT_SECONDS)
         except Unavailable as error:
             logger.warning("%s lane: %s", self._kind, error.message)
-            with suppress(TimeoutError):
-                await asyncio.wait_for(self._stopping.wait(), IDLE_WAIT_SECONDS)
+            await self._pause(IDLE_WAIT_SECONDS)
             return None
         return claim
 

@@ -42,6 +42,7 @@ _ANSWERS = {
     "BUSY": "Redis is busy with a script.",
     "NOAUTH": "Redis refuses this process's credentials.",
     "NOPERM": "Redis refuses this process a command.",
+    "DENIED": "Redis refuses connections from other machines.",
 }
 
 _CLASSES = (

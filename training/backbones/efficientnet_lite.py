@@ -36,8 +36,10 @@ _STAGES = (
 _STEM = 32
 _HEAD = 1280
 
+# The shorter side and a centre crop: cross-validated, 3.7 points better than squeezing the picture
+# into the square, and 2.8 better than cropping from 256 (docs/decisions).
 PREPROCESS = ImagePreprocess(
-    resize=None,
+    resize=224,
     crop=(224, 224),
     resample="bicubic",
     mean=(127.0, 127.0, 127.0),
