@@ -12,7 +12,6 @@ from typing import Any
 
 import numpy as np
 import onnx
-import torch
 from onnx import TensorProto, helper, numpy_helper
 
 from core.errors import ExportMismatch
@@ -65,7 +64,7 @@ def export_head(head: Head, features_sample: FloatArray) -> dict[str, bytes]:
     golden = sample[:GOLDEN_ROWS]
     save: Any = np.savez  # its annotations take the arrays' names for its own options
     buffer = io.BytesIO()
-    save(buffer, features=golden, probabilities=torch_probabilities(head, golden))
+    save(buffer, features=golden, probabilities=head.predict(golden))
     return {"head.onnx": graph, "golden.npz": buffer.getvalue()}
 
 
@@ -77,17 +76,9 @@ def require_parity(head: Head, graph: bytes, features: FloatArray) -> None:
     except Exception as error:
         # ONNX Runtime's errors share no public base class.
         raise ExportMismatch("ONNX Runtime cannot run the exported head") from error
-    expected = torch_probabilities(head, features)
+    expected = head.predict(features)
     if actual.shape != expected.shape:
         raise ExportMismatch("the exported head returns another shape than torch")
     difference = float(np.abs(actual - expected).max())
     if not difference < TOLERANCE:
         raise ExportMismatch(f"the exported head differs from torch by {difference:.1e}")
-
-
-def torch_probabilities(head: Head, features: FloatArray) -> FloatArray:
-    """Return probabilities, float32 [n, classes], by torch."""
-    with torch.inference_mode():
-        weight, bias, rows = map(torch.from_numpy, (head.weight, head.bias, features))
-        probabilities: FloatArray = torch.softmax(rows @ weight + bias, dim=1).numpy()
-    return probabilities
