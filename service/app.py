@@ -10,6 +10,7 @@ nothing is opened before `on_startup`, so that `bentoml build` may import it too
 from __future__ import annotations
 
 import logging
+from http import HTTPStatus
 from typing import Any
 
 import bentoml
@@ -24,9 +25,11 @@ from core.settings import Settings
 from service.api import files, health, jobs, models, predict
 from service.api.errors import HANDLERS, no_endpoint, status_of
 from service.guard import Guard, is_loopback
+from service.metrics import forget_dead_processes
 from service.runtime import Runtime
 
 SETTINGS = Settings()
+START_SECONDS = 15.0
 ALL_METHODS = ["GET", "POST", "PUT", "PATCH", "DELETE"]
 
 api = Starlette(
@@ -61,12 +64,15 @@ class Refused(BentoMLException):
 
     def __init__(self, error: GraftError) -> None:
         super().__init__(error.message)
-        self.error_code = status_of(error)[0]  # type: ignore[assignment]
+        self.error_code = HTTPStatus(status_of(error)[0])
 
 
 @bentoml.service(
     name="graft",
     workers=SETTINGS.service_workers,
+    # Until the first byte of an answer. Long enough for the upload of a large file; not longer,
+    # because BentoML keeps half a kilobyte for each request until this has passed.
+    traffic={"timeout": 300},
     # Each costs more CPU per request than all of ours; /metrics and the guard replace them.
     metrics={"enabled": False},
     logging={"access": {"enabled": False}},
@@ -82,7 +88,7 @@ class Graft:
         """Before anything listens: without a key, only loopback is bound."""
         context = click.get_current_context(silent=True)
         host = context.params.get("host") if context else None
-        if SETTINGS.api_key is None and not is_loopback(host or "0.0.0.0"):  # noqa: S104
+        if not SETTINGS.api_key and not is_loopback(host or "0.0.0.0"):  # noqa: S104
             raise click.ClickException(
                 "without GRAFT_API_KEY the service binds to loopback only: "
                 "set the key, or pass --host 127.0.0.1"
@@ -92,7 +98,11 @@ class Graft:
     async def start(self) -> None:
         """Once in each worker process, in its event loop."""
         logging.getLogger("graft").setLevel(logging.INFO)
+        forget_dead_processes()
         self.runtime = Runtime.start(SETTINGS)
+        # A process that takes requests before its models are loaded would answer 503 to them, while
+        # one beside it could answer them well. The store may be away, so not for ever.
+        await self.runtime.loader.wait_complete(START_SECONDS)
         api.state.runtime = probes.state.runtime = self.runtime
 
     @bentoml.on_shutdown  # type: ignore[untyped-decorator]

@@ -21,14 +21,17 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from core.errors import DeadlineExceeded, GraftError, Overloaded
+from core.errors import DeadlineExceeded, GraftError, Overloaded, PayloadTooLarge
 from core.preprocessing import FloatArray, Prepared, PreparedText
 from core.trunk import Encoder
 from service.metrics import BATCH_ROWS
 
 MAX_BATCH_ROWS = 64
-MAX_BATCH_TOKENS = 4096
+MAX_BATCH_TOKENS = 1024
+"""Tokens of one batch with its padding: above some 500, more of them save nothing per token."""
+
 MAX_BATCH_PIXELS = 8 * 224 * 224
+CLOSE_SECONDS = 5.0
 
 RowResult = FloatArray | GraftError
 
@@ -58,17 +61,21 @@ class _Row:
 
 
 class Batcher:
-    """Batches rows for one encoder. Belongs to one event loop; `close` ends it."""
+    """Batches rows for one encoder. Belongs to one event loop.
+
+    It has a task only while rows wait and no thread that outlives it, so one that nobody refers to
+    any more is gone: whoever holds it may go on encoding.
+    """
 
     def __init__(self, encoder: Encoder, name: str, max_queued_rows: int) -> None:
         self._encoder = encoder
         self._name = name
         self._max_queued_rows = max_queued_rows
         self._queue: deque[_Row] = deque()
-        self._arrived = asyncio.Event()
         self._executor = ThreadPoolExecutor(1, thread_name_prefix=f"trunk-{name}")
         self._seconds_per_row = 0.01
-        self._task = asyncio.create_task(self._run())
+        self._task: asyncio.Task[None] | None = None
+        self._is_closed = False
 
     async def encode(self, rows: Sequence[Prepared], deadline: float) -> list[RowResult]:
         """Return each row's features [dim] or its error, in order.
@@ -78,15 +85,23 @@ class Batcher:
         """
         if not rows:
             return []
+        if self._is_closed:
+            raise Overloaded("the service is shutting down", retry_after_seconds=1)
+        if len(rows) > self._max_queued_rows:
+            raise PayloadTooLarge(f"send at most {self._max_queued_rows} inputs in a request")
         if len(self._queue) + len(rows) > self._max_queued_rows:
             wait = len(self._queue) * self._seconds_per_row
             raise Overloaded("too many predictions are waiting", retry_after_seconds=wait)
         done = asyncio.get_running_loop().create_future()
         request = _Request([None] * len(rows), len(rows), deadline, done)
-        self._queue.extend(_Row(row, request, index) for index, row in enumerate(rows))
-        self._arrived.set()
+        # Shortest first, so that neighbours in a batch need little padding.
+        order = sorted(range(len(rows)), key=lambda index: rows[index].cost)
+        self._queue.extend(_Row(rows[index], request, index) for index in order)
+        if self._task is None or self._task.done():
+            self._task = asyncio.create_task(self._run())
         try:
-            await asyncio.wait_for(done, deadline - time.monotonic())
+            async with asyncio.timeout(deadline - time.monotonic()):
+                await done
         except TimeoutError:
             raise DeadlineExceeded("the prediction was not ready before its deadline") from None
         finally:
@@ -100,28 +115,27 @@ class Batcher:
         return len(self._queue)
 
     async def close(self) -> None:
-        """Stop batching; rows that still wait are refused with `Overloaded`."""
-        self._task.cancel()
-        await asyncio.gather(self._task, return_exceptions=True)
+        """Refuse the rows that wait with `Overloaded`, and answer those that are being computed."""
+        self._is_closed = True
+        refusal = Overloaded("the service is shutting down", retry_after_seconds=1)
         while self._queue:
             row = self._queue.popleft()
-            row.request.finish(
-                row.index, Overloaded("the model is being unloaded", retry_after_seconds=1)
-            )
+            row.request.finish(row.index, refusal)
+        if self._task is not None:
+            await asyncio.wait([self._task], timeout=CLOSE_SECONDS)
+            self._task.cancel()
         self._executor.shutdown(wait=False)
 
     async def _run(self) -> None:
+        """Run batches until no row waits."""
         loop = asyncio.get_running_loop()
-        while True:
-            if not self._queue:
-                self._arrived.clear()
-                await self._arrived.wait()
+        while self._queue:
             batch = self._take()
             if not batch:
                 continue
-            started = time.monotonic()
+            began = time.monotonic()
             results = await loop.run_in_executor(self._executor, self._encode, batch)
-            seconds = (time.monotonic() - started) / len(batch)
+            seconds = (time.monotonic() - began) / len(batch)
             self._seconds_per_row += 0.1 * (seconds - self._seconds_per_row)
             BATCH_ROWS.labels(trunk=self._name).observe(len(batch))
             for row, result in zip(batch, results, strict=True):
@@ -160,6 +174,8 @@ class Batcher:
 
     def _rows(self, batch: list[_Row]) -> list[RowResult]:
         features = self._encoder.encode([row.prepared for row in batch])
+        if len(features) != len(batch):
+            raise ValueError(f"{len(features)} results for {len(batch)} rows")
         return [
             row if np.isfinite(row).all() else GraftError("this input gives no finite features")
             for row in features

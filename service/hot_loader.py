@@ -3,8 +3,8 @@
 It follows the change feed, and besides looks into the registry every `poll_seconds`, so a lost
 change costs time, never a model. For each model that differs: load → check hashes → replay golden
 rows → swap the reference. A version that does not pass is refused, with its reason kept in the set;
-the versions before it go on serving, and other models do not notice. Old versions are freed when
-the last request that holds them has ended; a trunk goes when no live version needs it.
+the versions before it go on serving, and other models do not notice. Old versions, and trunks that
+no live version needs, are freed when the last request that holds them has ended.
 
 Not here: what a version must fulfil (core.trunk `load`), what a request sees (service.serving_set).
 """
@@ -14,9 +14,13 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Awaitable, Callable
+from contextlib import suppress
+from dataclasses import replace
+
+from pydantic import ValidationError
 
 from core.changes import ChangeFeed
-from core.errors import GraftError, NoSpace, NotFound, Unavailable
+from core.errors import Conflict, GraftError, NoSpace, NotFound, Unavailable
 from core.registry import Listing, Registry
 from core.trunk import Head, Trunk
 from service.batcher import Batcher
@@ -45,8 +49,6 @@ class HotLoader:
         max_queued_rows: int,
     ) -> None:
         self.current = ServingSet()
-        self.is_complete = False
-        """True once every model of the registry has been looked at."""
         self.hears_changes = False
         """True while the change feed answers."""
         self._registry = registry
@@ -56,6 +58,7 @@ class HotLoader:
         self._max_pixels = max_pixels
         self._max_queued_rows = max_queued_rows
         self._cursor: str | None = None
+        self._completed = asyncio.Event()
         self._trunks: dict[str, LiveTrunk] = {}
         self._reconciling = asyncio.Lock()
         self._tasks: list[asyncio.Task[None]] = []
@@ -75,38 +78,47 @@ class HotLoader:
         for live in self._trunks.values():
             await live.batcher.close()
 
+    async def wait_complete(self, timeout_seconds: float) -> None:
+        """Return when every model of the registry has been looked at once, or after the timeout."""
+        with suppress(TimeoutError):
+            async with asyncio.timeout(timeout_seconds):
+                await self._completed.wait()
+
     async def reconcile(self) -> None:
         """Make the serving set equal to the whole registry; raises `Unavailable`."""
-        wanted: dict[ModelKey, Listing] = {}
+        listed: dict[ModelKey, Listing] = {}
         for tenant in await asyncio.to_thread(self._registry.tenants):
-            for name, listing in (
-                await asyncio.to_thread(self._registry.catalogue, tenant)
-            ).items():
-                wanted[tenant, name] = listing
-        for key in {*wanted, *self.current.models}:
-            await self._update(key, wanted.get(key))
-        self.is_complete = True
+            catalogue = await asyncio.to_thread(self._registry.catalogue, tenant)
+            listed.update({(tenant, name): listing for name, listing in catalogue.items()})
+        for key in {*listed, *self.current.models}:
+            if not _is_current(self.current.models.get(key), listed.get(key)):
+                try:
+                    await self.reconcile_model(*key)
+                except (Unavailable, NoSpace):
+                    raise
+                except Exception:
+                    # One bad model must not keep the others from being looked at.
+                    logger.exception("%s cannot be looked at", key[1])
+        self.current = replace(self.current, is_complete=True)
+        self._completed.set()
 
     async def reconcile_model(self, tenant: str, name: str) -> None:
         """Make the serving set equal to the registry for one model; raises `Unavailable`."""
-        listed = await asyncio.to_thread(self._registry.catalogue, tenant, name)
-        await self._update((tenant, name), listed.get(name))
-
-    async def _update(self, key: ModelKey, listing: Listing | None) -> None:
+        key = tenant, name
         async with self._reconciling:
-            before = self.current.models.get(key, ModelState())
-            if listing is None or not listing.versions:
-                after = None
-            elif _is_current(before, listing):
+            # Listed anew under the lock: an older picture must never replace a newer one.
+            listing = (await asyncio.to_thread(self._registry.catalogue, tenant, name)).get(name)
+            before = self.current.models.get(key)
+            if _is_current(before, listing):
                 return
-            else:
-                after = await self._load(key, listing, before)
+            after = await self._load(key, listing, before or ModelState()) if listing else None
             self.current = self.current.replace(key, after)
             LIVE_VERSIONS.set(self.current.live_versions)
-            await self._free_trunks()
+            # A request that still uses a trunk which goes here keeps it until it has ended.
+            needed = self.current.trunks()
+            self._trunks = {d: live for d, live in self._trunks.items() if d in needed}
 
     async def _load(self, key: ModelKey, listing: Listing, before: ModelState) -> ModelState:
-        tenant, name = key
         versions: dict[int, LiveModel] = {}
         refused: dict[int, str] = {}
         for number in listing.versions:
@@ -116,19 +128,11 @@ class HotLoader:
                 # Versions never change, so a refused one would be refused again.
                 refused[number] = before.refused[number]
             else:
-                try:
-                    versions[number] = await self._load_version(tenant, name, number)
-                    LOADS.labels(outcome="loaded").inc()
-                except (Unavailable, NoSpace):
-                    raise
-                except NotFound:
-                    logger.info("%s@%d went away while it was loaded", name, number)
-                except Exception as error:
-                    # One bad version must not stop the others, whatever it raises.
-                    reason = error.message if isinstance(error, GraftError) else "it does not load"
-                    logger.warning("%s@%d refused: %r", name, number, error)
-                    refused[number] = reason
-                    LOADS.labels(outcome="refused").inc()
+                loaded = await self._try_version(*key, number)
+                if isinstance(loaded, LiveModel):
+                    versions[number] = loaded
+                elif loaded is not None:
+                    refused[number] = loaded
         aliases = await asyncio.to_thread(self._aliases, key, listing.release, versions)
         return ModelState(versions, aliases, refused, listing.release)
 
@@ -136,17 +140,40 @@ class HotLoader:
         self, key: ModelKey, number: int, versions: dict[int, LiveModel]
     ) -> dict[str, int]:
         """What the aliases name; one that names a refused version keeps its last live one."""
-        if number == 0:
-            return {}
-        current = self._registry.read_release(*key, number)
-        aliases = dict(current.aliases)
-        for earlier in range(number - 1, max(0, number - 1 - ALIAS_HISTORY), -1):
+        aliases: dict[str, int] | None = None
+        for earlier in range(number, max(0, number - ALIAS_HISTORY), -1):
+            try:
+                named = self._registry.read_release(*key, earlier).aliases
+            except (NotFound, ValidationError) as error:
+                logger.warning("release %d of %s is passed over: %r", earlier, key[1], error)
+                continue
+            if aliases is None:
+                aliases = dict(named)
             dead = [alias for alias, version in aliases.items() if version not in versions]
-            if not dead:
+            aliases.update({alias: named[alias] for alias in dead if named.get(alias) in versions})
+            if all(version in versions for version in aliases.values()):
                 break
-            previous = self._registry.read_release(*key, earlier).aliases
-            aliases.update({a: previous[a] for a in dead if previous.get(a) in versions})
-        return aliases
+        return aliases or {}
+
+    async def _try_version(self, tenant: str, name: str, number: int) -> LiveModel | str | None:
+        """Return a version loaded, or why it is refused, or None when it has been deleted."""
+        try:
+            loaded = await self._load_version(tenant, name, number)
+        except (Unavailable, NoSpace):
+            raise
+        except Exception as error:
+            # One bad version must not stop the others, whatever it raises.
+            if isinstance(error, NotFound):
+                if number not in await asyncio.to_thread(self._registry.versions, tenant, name):
+                    return None
+                reason = "one of its files is missing"
+            else:
+                reason = error.message if isinstance(error, GraftError) else "it does not load"
+            logger.warning("%s@%d refused: %r", name, number, error)
+            LOADS.labels(outcome="refused").inc()
+            return reason
+        LOADS.labels(outcome="loaded").inc()
+        return loaded
 
     async def _load_version(self, tenant: str, name: str, number: int) -> LiveModel:
         manifest = await asyncio.to_thread(self._registry.manifest, tenant, name, number)
@@ -160,13 +187,11 @@ class HotLoader:
             )
             batcher = Batcher(trunk, manifest.trunk[:12], self._max_queued_rows)
             self._trunks[manifest.trunk] = LiveTrunk(trunk, batcher)
+        live = self._trunks[manifest.trunk]
+        if (manifest.dim, manifest.modality) != (live.trunk.dim, live.trunk.modality):
+            raise Conflict(f"{manifest.reference} does not fit its trunk")
         head = await asyncio.to_thread(Head.load, self._registry, manifest)
-        return LiveModel(head, self._trunks[manifest.trunk])
-
-    async def _free_trunks(self) -> None:
-        needed = self.current.trunks()
-        for digest in [digest for digest in self._trunks if digest not in needed]:
-            await self._trunks.pop(digest).batcher.close()
+        return LiveModel(head, live)
 
     async def _follow(self) -> None:
         try:
@@ -196,6 +221,8 @@ async def _forever(step: Callable[[], Awaitable[None]]) -> None:
             await asyncio.sleep(RETRY_SECONDS)
 
 
-def _is_current(state: ModelState, listing: Listing) -> bool:
+def _is_current(state: ModelState | None, listing: Listing | None) -> bool:
+    if state is None or listing is None:
+        return state is None and listing is None
     known = {*state.versions, *state.refused}
     return known == set(listing.versions) and state.release == listing.release

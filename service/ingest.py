@@ -17,6 +17,7 @@ from core.errors import InvalidRequest, PayloadTooLarge, UnsupportedMedia
 
 MAX_FIELD_BYTES = 1024
 MAX_FIELDS = 16
+MAX_BOUNDARY = 70  # RFC 2046, section 5.1.1
 MAX_FILENAME = 255
 
 
@@ -26,8 +27,8 @@ class Upload:
     def __init__(self, content_type: str, body: AsyncIterator[bytes], *, max_bytes: int) -> None:
         """Raises `UnsupportedMedia` when the request is not a multipart form."""
         kind, options = parse_options_header(content_type)
-        boundary = options.get(b"boundary")
-        if kind != b"multipart/form-data" or not boundary:
+        boundary = options.get(b"boundary", b"")
+        if kind != b"multipart/form-data" or not 1 <= len(boundary) <= MAX_BOUNDARY:
             raise UnsupportedMedia("send the file as multipart/form-data")
         self.filename: str | None = None
         self.fields: dict[str, str] = {}

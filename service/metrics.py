@@ -8,6 +8,7 @@ them.
 from __future__ import annotations
 
 import os
+from pathlib import Path
 
 from prometheus_client import (
     CONTENT_TYPE_LATEST,
@@ -18,7 +19,7 @@ from prometheus_client import (
     Histogram,
     generate_latest,
 )
-from prometheus_client.multiprocess import MultiProcessCollector
+from prometheus_client.multiprocess import MultiProcessCollector, mark_process_dead
 
 SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10)
 
@@ -36,6 +37,19 @@ LIVE_VERSIONS = Gauge(
     "graft_live_versions", "Versions that a process serves.", multiprocess_mode="livemin"
 )
 LOADS = Counter("graft_loads", "Versions loaded or refused.", ["outcome"])
+
+
+def forget_dead_processes() -> None:
+    """Remove the gauges of processes that were killed, or their last values would stay for ever."""
+    folder = os.environ.get("PROMETHEUS_MULTIPROC_DIR")
+    for path in Path(folder).glob("gauge_live*.db") if folder else ():
+        process = int(path.stem.rpartition("_")[2])
+        try:
+            os.kill(process, 0)
+        except ProcessLookupError:
+            mark_process_dead(process)  # type: ignore[no-untyped-call]
+        except PermissionError:
+            pass  # alive, and another user's
 
 
 def render() -> tuple[bytes, str]:

@@ -54,14 +54,19 @@ ModelKey = tuple[str, str]
 
 @dataclass(frozen=True)
 class ServingSet:
-    """Models by (tenant, name). Never changed; `replace` returns the next one."""
+    """Models by (tenant, name). Never changed; `replace` returns the next one.
+
+    `is_complete`: every model of the registry has been looked at since this process began.
+    """
 
     models: Mapping[ModelKey, ModelState] = field(default_factory=dict)
+    is_complete: bool = False
 
     def resolve(self, tenant: str, reference: ModelReference) -> LiveModel:
         """Return the live version that a reference means.
 
-        Raises `NotFound`, or `Unavailable` when the version exists but was refused by this process.
+        Raises `NotFound`, or `Unavailable` when the version was refused by this process, or may be
+        one that it has not looked at yet.
         """
         state = self.models.get((tenant, reference.name))
         if state is not None:
@@ -70,6 +75,8 @@ class ServingSet:
                 return state.versions[version]
             if version is not None and version in state.refused:
                 raise Unavailable(f"{reference} cannot be served: {state.refused[version]}")
+        if not self.is_complete:
+            raise Unavailable("the service is starting and has not loaded every model yet")
         raise NotFound(f"no model {reference}", param="model")
 
     def replace(self, key: ModelKey, state: ModelState | None) -> ServingSet:
@@ -79,7 +86,7 @@ class ServingSet:
             models.pop(key, None)
         else:
             models[key] = state
-        return ServingSet(MappingProxyType(models))
+        return ServingSet(MappingProxyType(models), self.is_complete)
 
     @property
     def live_versions(self) -> int:

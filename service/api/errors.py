@@ -12,8 +12,10 @@ import math
 from typing import Any
 
 from pydantic import ValidationError
+from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
+from starlette.types import Scope
 
 from core import errors
 from core.errors import GraftError, InvalidRequest, Overloaded
@@ -29,6 +31,8 @@ STATUS: tuple[tuple[type[GraftError], int, str], ...] = (
     (errors.Unauthorized, 401, "authentication_error"),
     (errors.NotFound, 404, "invalid_request_error"),
     (errors.Conflict, 409, "invalid_request_error"),
+    (errors.AlreadyExists, 409, "invalid_request_error"),
+    (errors.LeaseLost, 409, "invalid_request_error"),
     (errors.DeadlineExceeded, 504, "timeout_error"),
     (errors.Overloaded, 503, "overloaded_error"),
     (errors.Unavailable, 503, "unavailable_error"),
@@ -71,7 +75,8 @@ def error_response(error: GraftError) -> Response:
 def invalid_body(error: ValidationError, prefix: str = "") -> InvalidRequest:
     """Turn pydantic's findings into one sentence that names each field."""
     found = error.errors(include_url=False, include_context=False, include_input=False)
-    names = [".".join(str(part) for part in item["loc"]) or "body" for item in found]
+    # A name may be the caller's own, as of a field that does not exist, and as long as the body.
+    names = [".".join(str(part)[:60] for part in item["loc"]) or "body" for item in found]
     shown = "; ".join(
         f"{prefix}{name}: {item['msg']}" for name, item in zip(names[:10], found, strict=False)
     )
@@ -83,27 +88,52 @@ async def no_endpoint(request: Request) -> Response:
     raise errors.NotFound(f"no endpoint {request.method} {request.url.path[:200]}")
 
 
-async def on_graft_error(_: Request, error: Exception) -> Response:
+async def on_graft_error(request: Request, error: Exception) -> Response:
     """Starlette's handler for `GraftError`."""
     assert isinstance(error, GraftError)
     if status_of(error)[0] == 500:
-        logger.error("answered 500", exc_info=error)
+        log_bug(request.scope, error)
     return error_response(error)
 
 
+async def on_http_exception(request: Request, error: Exception) -> Response:
+    """Starlette's handler for what its router refuses: an unknown path, or a method."""
+    assert isinstance(error, HTTPException)
+    message = f"{error.detail}: {request.method[:20]} {request.url.path[:200]}"
+    body = {
+        "message": message,
+        "type": "invalid_request_error",
+        "param": None,
+        "code": error.detail.lower().replace(" ", "_"),
+    }
+    return json_response({"error": body}, error.status_code, error.headers)
+
+
 async def on_disconnect(_: Request, error: Exception) -> Response:
-    """The caller has gone; nobody reads this, but the request log does."""
+    """The caller has gone; nobody reads this, but the metrics do."""
     return Response(status_code=CLIENT_CLOSED_REQUEST)
 
 
-async def on_bug(_: Request, error: Exception) -> Response:
+async def on_bug(request: Request, error: Exception) -> Response:
     """Starlette's handler for everything else."""
-    logger.error("unexpected error", exc_info=error)
-    return error_response(GraftError("an unexpected error; see the log under this request id"))
+    log_bug(request.scope, error)
+    return error_response(unexpected())
+
+
+def unexpected() -> GraftError:
+    """The answer to a bug."""
+    return GraftError("an unexpected error; see the log under this request id")
+
+
+def log_bug(scope: Scope, error: Exception) -> None:
+    """Log an error's trace under the id of its request."""
+    request_id = scope.get("state", {}).get("request_id")
+    logger.error("request %s: unexpected error", request_id, exc_info=error)
 
 
 HANDLERS: dict[Any, Any] = {
     GraftError: on_graft_error,
+    HTTPException: on_http_exception,
     ClientDisconnect: on_disconnect,
     Exception: on_bug,
 }

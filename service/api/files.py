@@ -24,7 +24,7 @@ from service.ingest import Upload
 from service.runtime import Runtime, runtime, tenant
 
 PURPOSE = "fine-tune"
-JOBS_SEARCHED = 1_000
+CLOCK_SKEW_SECONDS = 60.0
 
 
 def ingest_job_id(file_id: str) -> str:
@@ -126,7 +126,7 @@ async def delete_file(request: Request) -> Response:
     run, owner = runtime(request), tenant(request)
     files = run.files(owner)
     file = await asyncio.to_thread(files.get, _file_id(request))
-    user = await _job_using(run, owner, file.id)
+    user = await _job_using(run, owner, file)
     if user is not None:
         raise Conflict(f"{file.id} is used by {user}; cancel that job first", param="file_id")
     await asyncio.to_thread(files.delete, file.id)
@@ -187,16 +187,17 @@ def _complete_files(files: FileStore) -> list[UploadedFile]:
     return found
 
 
-async def _job_using(run: Runtime, owner: str, file_id: str) -> str | None:
+async def _job_using(run: Runtime, owner: str, file: UploadedFile) -> str | None:
     """Return an unfinished job that reads the file, or None."""
     after = None
-    for _ in range(JOBS_SEARCHED // 100):
-        page = await run.queue.list(owner, JobKind.FINE_TUNE, after=after, limit=100)
+    # Jobs come newest first, and none that is older than the file can have named it, give or take
+    # the difference between this machine's clock and Redis's.
+    while page := await run.queue.list(owner, JobKind.FINE_TUNE, after=after, limit=100):
         for job in page:
             names = (job.spec.get("training_file"), job.spec.get("validation_file"))
-            if not job.status.is_terminal and file_id in names:
+            if not job.status.is_terminal and file.id in names:
                 return job.id
-        if len(page) < 100:
+        if page[-1].created_at < file.created_at - CLOCK_SKEW_SECONDS:
             return None
         after = page[-1].id
     return None

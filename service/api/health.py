@@ -22,7 +22,7 @@ async def livez(_: Request) -> Response:
 async def readyz(request: Request) -> Response:
     """GET /readyz"""
     run: Runtime | None = getattr(request.app.state, "runtime", None)
-    if run is None or not run.loader.is_complete:
+    if run is None or not run.loader.current.is_complete:
         return json_response({"status": "starting"}, 503)
     current = run.loader.current
     return json_response(

@@ -8,14 +8,16 @@ server-sent events whose ids a client may resume from.
 from __future__ import annotations
 
 import asyncio
+import re
 from collections.abc import AsyncIterator
 from typing import Any
 
 import orjson
 from starlette.requests import Request
 from starlette.responses import Response, StreamingResponse
+from starlette.types import Receive, Scope, Send
 
-from core.backbones import allowed, is_allowed
+from core.backbones import BACKBONES, allowed, is_allowed
 from core.datasets import FileErrors, FileStatus
 from core.errors import InvalidRequest, NotFound, Overloaded, Unavailable
 from core.identifiers import new_id, require_identifier
@@ -26,8 +28,9 @@ from service.runtime import Runtime, runtime, tenant
 
 STREAM_WAIT_SECONDS = 10.0
 MAX_STREAMS = 100
-"""Event streams of one process; each holds a Redis connection while it waits."""
+"""Event streams of one process."""
 _STREAMS = asyncio.Semaphore(MAX_STREAMS)
+_EVENT_ID = re.compile(r"[0-9]{1,15}-[0-9]{1,15}")
 
 
 async def create_job(request: Request) -> Response:
@@ -40,6 +43,8 @@ async def create_job(request: Request) -> Response:
             f"no backbone {wanted.model[:80]!r}; use one of: {models}",
             param="model", code="model_not_found",
         )  # fmt: skip
+    if wanted.suffix in BACKBONES:
+        raise InvalidRequest(f"{wanted.suffix} is the name of a backbone", param="suffix")
     waits_for = []
     for param in ("training_file", "validation_file"):
         file_id = getattr(wanted, param)
@@ -89,9 +94,7 @@ async def list_events(request: Request) -> Response:
     wants_stream = request.query_params.get("stream") == "true"
     if wants_stream or "text/event-stream" in request.headers.get("accept", ""):
         after = request.headers.get("last-event-id") or request.query_params.get("after")
-        if _STREAMS.locked():
-            raise Overloaded("too many event streams are open", retry_after_seconds=5)
-        return StreamingResponse(
+        return EventStream(
             _stream(run, job, after and _event_cursor(after, "Last-Event-ID")),
             media_type="text/event-stream",
             headers={"Cache-Control": "no-cache", "X-Accel-Buffering": "no"},
@@ -109,24 +112,37 @@ async def list_events(request: Request) -> Response:
     return json_response({"object": "list", "data": page, "has_more": len(events) > limit})
 
 
+class EventStream(StreamingResponse):
+    """A stream of events; raises `Overloaded` instead when too many are open."""
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Send the events."""
+        if _STREAMS.locked():
+            raise Overloaded("too many event streams are open", retry_after_seconds=5)
+        async with _STREAMS:
+            await super().__call__(scope, receive, send)
+
+
 async def _stream(run: Runtime, job: Job, after: str | None) -> AsyncIterator[bytes]:
     """Yield server-sent events until the job's last one."""
-    async with _STREAMS:
-        while True:
-            try:
-                events = await run.queue.wait_events(job.tenant, job.id, after, STREAM_WAIT_SECONDS)
-            except Unavailable:
-                return  # the client reconnects with the last id it saw
-            for event in events:
-                after = event.id
-                yield _server_sent(event)
-                if _ends(event):
-                    return
-            if not events:
-                current = await run.queue.get(job.tenant, job.id)
-                if current is None or current.status.is_terminal:
-                    return  # resumed behind the last event
-                yield b": still here\n\n"
+    while True:
+        # The history of a job that has ended is complete: nothing in it is worth waiting for.
+        wait = 0 if job.status.is_terminal else STREAM_WAIT_SECONDS
+        try:
+            events = await run.queue.wait_events(job.tenant, job.id, after, wait)
+            current = job if events else await run.queue.get(job.tenant, job.id)
+        except Unavailable:
+            return  # the client reconnects with the last id it saw
+        for event in events:
+            after = event.id
+            yield _server_sent(event)
+            if _ends(event):
+                return
+        if not events:
+            if current is None or job.status.is_terminal:
+                return  # resumed behind the last event
+            job = current
+            yield b": still here\n\n"
 
 
 def _server_sent(event: JobEvent) -> bytes:
@@ -165,7 +181,7 @@ def job_object(job: Job) -> dict[str, Any]:
         "status": job.status,
         "training_file": spec["training_file"],
         "validation_file": spec["validation_file"],
-        "hyperparameters": supervised["hyperparameters"],
+        "hyperparameters": spec["hyperparameters"] or supervised["hyperparameters"],
         "method": method,
         "seed": spec["seed"],
         "metadata": spec["metadata"],
@@ -228,7 +244,6 @@ def _cursor(request: Request, name: str) -> str | None:
 
 def _event_cursor(text: str, param: str) -> str:
     cursor = text.removeprefix("ftevent-")
-    milliseconds, _, sequence = cursor.partition("-")
-    if not (milliseconds.isdecimal() and sequence.isdecimal() and len(cursor) < 40):
+    if _EVENT_ID.fullmatch(cursor) is None:
         raise InvalidRequest("an event id looks like 'ftevent-1700000000000-0'", param=param)
     return cursor

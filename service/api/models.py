@@ -6,6 +6,7 @@ What exists is read from the registry; whether this process serves it, from the 
 from __future__ import annotations
 
 import asyncio
+from contextlib import suppress
 from typing import Any
 
 from starlette.requests import Request
@@ -13,7 +14,7 @@ from starlette.responses import Response
 
 from core.backbones import BACKBONES, HF_PREFIX, allowed
 from core.changes import Change
-from core.errors import InvalidRequest, NotFound
+from core.errors import InvalidRequest, NotFound, Unavailable
 from core.identifiers import ModelReference
 from core.manifests import ModelManifest
 from core.registry import Listing
@@ -56,10 +57,12 @@ async def delete_model(request: Request) -> Response:
     if ":" in name:
         raise InvalidRequest("delete 'name' or 'name@version', not an alias", param="model")
     await asyncio.to_thread(run.registry.delete, owner, reference.name, reference.version)
-    await run.loader.reconcile_model(owner, reference.name)
-    await run.feed.publish(
-        Change(tenant=owner, model=reference.name, type="deleted", version=reference.version)
-    )
+    # It is deleted; that others hear of it at once is a courtesy, for they look by themselves.
+    with suppress(Unavailable):
+        await run.feed.publish(
+            Change(tenant=owner, model=reference.name, type="deleted", version=reference.version)
+        )
+        await run.loader.reconcile_model(owner, reference.name)
     return json_response({"id": name, "object": "model", "deleted": True})
 
 

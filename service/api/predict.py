@@ -14,7 +14,7 @@ from starlette.responses import Response
 from core.errors import GraftError, InvalidRequest, PayloadTooLarge
 from core.identifiers import ModelReference
 from service.api.errors import error_body
-from service.api.responses import json_response, query_int, read_body
+from service.api.responses import json_response, media_type, query_int, read_body, while_connected
 from service.predictor import ImageInput, Input, Predictions
 from service.runtime import Runtime, runtime, tenant
 
@@ -36,18 +36,17 @@ class PredictRequest(BaseModel):
 async def create_prediction(request: Request) -> Response:
     """POST /v1/predict"""
     run = runtime(request)
-    content_type = request.headers.get("content-type", "").split(";")[0].strip()
     inputs: list[Input | GraftError]
-    if content_type in IMAGE_TYPES:
+    if media_type(request.headers) in IMAGE_TYPES:
         model = request.query_params.get("model", "")
         top_k = query_int(request, "top_k", 3, low=1, high=MAX_TOP_K)
         inputs = [ImageInput(await request.body())]
     else:
         body = await read_body(request, PredictRequest)
         model, top_k, inputs = body.model, body.top_k, [parse_input(item) for item in body.inputs]
-    answer = await predict(
-        run, tenant(request), model, inputs, top_k, timeout_seconds(request, run)
-    )
+    timeout = timeout_seconds(request, run)
+    async with while_connected(request):
+        answer = await predict(run, tenant(request), model, inputs, top_k, timeout)
     return json_response(answer)
 
 

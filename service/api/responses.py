@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import asyncio
+from collections.abc import AsyncIterator, Mapping
+from contextlib import asynccontextmanager
 from typing import Any, TypeVar
 
 import orjson
 from pydantic import BaseModel, ValidationError
-from starlette.requests import Request
+from starlette.datastructures import Headers
+from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 
 from core.errors import InvalidRequest, UnsupportedMedia
@@ -14,16 +18,28 @@ from core.errors import InvalidRequest, UnsupportedMedia
 Body = TypeVar("Body", bound=BaseModel)
 
 
-def json_response(content: Any, status: int = 200) -> Response:
+def json_response(
+    content: Any, status: int = 200, headers: Mapping[str, str] | None = None
+) -> Response:
     """Answer with JSON."""
-    return Response(orjson.dumps(content), status, media_type="application/json")
+    return Response(orjson.dumps(content), status, headers, media_type="application/json")
+
+
+def media_type(headers: Headers) -> str:
+    """Return the content type without its parameters, in lower case."""
+    return headers.get("content-type", "").split(";")[0].strip().lower()
+
+
+def require_json(headers: Headers) -> None:
+    """Raise `UnsupportedMedia` for a body that is said to be anything but JSON."""
+    content_type = media_type(headers)
+    if content_type not in ("", "application/json"):
+        raise UnsupportedMedia(f"send application/json, not {content_type[:60]!r}")
 
 
 async def read_json(request: Request) -> Any:
     """Return the parsed body; raise `UnsupportedMedia` or `InvalidRequest`."""
-    content_type = request.headers.get("content-type", "application/json").split(";")[0].strip()
-    if content_type != "application/json":
-        raise UnsupportedMedia(f"send application/json, not {content_type[:60]!r}")
+    require_json(request.headers)
     try:
         return orjson.loads(await request.body())
     except orjson.JSONDecodeError as error:
@@ -47,6 +63,35 @@ def query_int(request: Request, name: str, default: int, *, low: int, high: int)
     text = request.query_params.get(name)
     if text is None:
         return default
-    if not text.isascii() or not text.isdigit() or not low <= int(text[:9]) <= high:
+    is_number = text.isascii() and text.isdigit() and len(text) <= 9
+    if not is_number or not low <= int(text) <= high:
         raise InvalidRequest(f"{name} must be an integer from {low} to {high}", param=name)
     return int(text)
+
+
+@asynccontextmanager
+async def while_connected(request: Request) -> AsyncIterator[None]:
+    """Cancel what the block awaits, and raise `ClientDisconnect`, when the caller goes away.
+
+    The body must have been read before.
+    """
+    task = asyncio.current_task()
+    assert task is not None
+    has_gone = False
+
+    async def watch() -> None:
+        nonlocal has_gone
+        while (await request.receive())["type"] != "http.disconnect":
+            pass
+        has_gone = True
+        task.cancel()
+
+    watcher = asyncio.create_task(watch())
+    try:
+        yield
+    except asyncio.CancelledError:
+        if has_gone and task.uncancel() == 0:
+            raise ClientDisconnect from None
+        raise
+    finally:
+        watcher.cancel()

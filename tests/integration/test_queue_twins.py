@@ -6,13 +6,13 @@ Time is kept out of it: a lease is either far from its end or over before the ne
 from __future__ import annotations
 
 import asyncio
-import secrets
-from collections.abc import Awaitable
+from collections.abc import Awaitable, Iterator
 from dataclasses import dataclass, field
+from itertools import product
+from random import Random
 from typing import Any
 
-from hypothesis import HealthCheck, given, settings
-from hypothesis import strategies as st
+import pytest
 
 from core.errors import GraftError
 from core.jobs import Failure, Job, JobKind, JobStatus, NewJob, Progress
@@ -21,30 +21,47 @@ from core.queue.connection import connect
 from core.queue.memory import MemoryJobQueue
 from core.queue.redis import RedisJobQueue
 
+pytestmark = pytest.mark.anyio
+
 LONG, SHORT = 600.0, 0.001
 TENANTS = ("acme", "bolt")
-IDS = ("a", "b", "c", "d")
+KINDS = (JobKind.FINE_TUNE, JobKind.FINE_TUNE, JobKind.INGEST)
 ENDINGS = (JobStatus.SUCCEEDED, JobStatus.FAILED, JobStatus.CANCELLED)
-LIMITS: dict[str, Any] = {"max_queued": 3, "max_attempts": 2, "retention_seconds": 600}
+LIMITS: dict[str, Any] = {"max_queued": 5, "max_attempts": 3, "retention_seconds": 600}
 BAD_DATA = Failure(code="data_error", message="line 3: no label")
 CRASH = Failure(code="crashed", message="segmentation fault")
 
-tenants, ids = st.sampled_from(TENANTS), st.sampled_from(IDS)
-kinds = st.sampled_from((JobKind.FINE_TUNE, JobKind.FINE_TUNE, JobKind.INGEST))
-priorities = st.integers(-1, 1)
-any_claim = st.sampled_from((1, 1, 2, 3, 4))  # counted from the latest
-claim = st.tuples(st.just("claim"), kinds, st.sampled_from(("w1", "w2")), st.booleans())
-commands = st.one_of(
-    st.tuples(st.just("enqueue"), tenants, ids, kinds, priorities, st.lists(ids, max_size=2)),
-    claim,
-    claim,
-    claim,
-    st.tuples(st.just("heartbeat"), any_claim),
-    st.tuples(st.just("append_event"), any_claim),
-    st.tuples(st.just("settle"), any_claim, st.sampled_from(ENDINGS)),
-    st.tuples(st.just("retry"), any_claim, st.booleans()),
-    st.tuples(st.just("cancel"), tenants, ids),
-)  # fmt: skip
+SEEDS = range(12)
+LENGTH = 250
+
+
+def draw(seed: int) -> Iterator[tuple[Any, ...]]:
+    """Yield commands, as (name, arguments…); a claim is given by its distance from the latest."""
+    random = Random(seed)
+    ids = ["j0"]
+    weights = {
+        "enqueue": 5, "claim": 6, "settle": 3, "retry": 2, "cancel": 1, "heartbeat": 1,
+        "append_event": 1,
+    }  # fmt: skip
+    for name in random.choices(list(weights), list(weights.values()), k=LENGTH):
+        tenant, kind, recent = random.choice(TENANTS), random.choice(KINDS), ids[-6:]
+        back = random.choice((1, 1, 1, 2, 3))
+        if name == "enqueue":
+            after = random.choices(recent, k=random.choice((0, 0, 1, 2)))
+            if random.random() < 0.8:
+                ids.append(f"j{len(ids)}")
+            id = random.choice(ids[-2:])
+            yield name, tenant, id, kind, random.randint(-1, 1), after
+        elif name == "claim":
+            yield name, kind, random.choice(("w1", "w2")), random.random() < 0.4
+        elif name == "settle":
+            yield name, back, random.choice(ENDINGS)
+        elif name == "retry":
+            yield name, back, random.random() < 0.5
+        elif name == "cancel":
+            yield name, tenant, random.choice(recent)
+        else:
+            yield name, back
 
 
 @dataclass
@@ -109,19 +126,14 @@ class Side:
     async def _told(self, job: Awaitable[Job]) -> object:
         return timeless(await job)
 
-    async def picture(self) -> object:
-        """Return everything that a caller can see, without times."""
-        shown: dict[str, object] = {}
-        for tenant in TENANTS:
-            for kind in JobKind:
-                jobs = await self.queue.list(tenant, kind)
-                shown[f"{tenant} {kind}"] = [timeless(job) for job in jobs]
-                for job in jobs:
-                    events = await self.queue.events(tenant, job.id)
-                    shown[f"{tenant} {job.id}"] = (
-                        await self.queue.position(job),
-                        [(e.type, e.level, e.message, e.data) for e in events],
-                    )
+    async def picture(self) -> list[tuple[object, list[tuple[Any, ...]]]]:
+        """Return every job, as listed, with its position and its events, all without times."""
+        shown = []
+        for tenant, kind in product(TENANTS, JobKind):
+            for job in await self.queue.list(tenant, kind, limit=LENGTH):
+                place = timeless(job), await self.queue.position(job)
+                events = await self.queue.events(tenant, job.id)
+                shown.append((place, [(e.type, e.level, e.message, e.data) for e in events]))
         return shown
 
 
@@ -131,21 +143,24 @@ def timeless(job: Job) -> dict[str, Any]:
     return fields | {name: getattr(job, name) is not None for name in times}
 
 
-@settings(
-    max_examples=100, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
-)
-@given(sequence=st.lists(commands, min_size=10, max_size=50))
-def test_redis_and_memory_agree(redis_url: str, sequence: list[tuple[Any, ...]]) -> None:
-    async def compare() -> None:
-        client = connect(redis_url)
-        memory = Side(MemoryJobQueue(**LIMITS))
-        prefix = f"test-{secrets.token_hex(6)}"
-        redis = Side(RedisJobQueue(client, prefix=prefix, **LIMITS))
-        try:
-            for command in sequence:
-                assert await redis.run(*command) == await memory.run(*command), command
-            assert await redis.picture() == await memory.picture()
-        finally:
-            await client.aclose()
+@pytest.mark.parametrize("seed", SEEDS)
+async def test_redis_and_memory_agree(redis_url: str, prefix: str, seed: int) -> None:
+    client = connect(redis_url)
+    memory = Side(MemoryJobQueue(**LIMITS))
+    redis = Side(RedisJobQueue(client, prefix=prefix, **LIMITS))
+    for number, command in enumerate(draw(seed)):
+        told = await redis.run(*command)
+        assert told == await memory.run(*command), (number, command)
+    assert await redis.picture() == await memory.picture()
+    await client.aclose()
 
-    asyncio.run(compare())
+
+async def test_the_sequences_reach_every_event() -> None:
+    side = Side(MemoryJobQueue(**LIMITS))
+    for command in draw(SEEDS[0]):
+        await side.run(*command)
+    seen = {event[0] for _, events in await side.picture() for event in events}
+    assert seen >= {
+        "validated", "queued", "started", "step", "retrying", "job_restarted", "cancel_requested",
+        "succeeded", "failed", "cancelled",
+    }  # fmt: skip

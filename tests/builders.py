@@ -1,0 +1,230 @@
+"""Small real things: ONNX graphs of a few numbers, and the versions that are made of them.
+
+The text trunk averages an embedding per token, the image trunk averages each channel; a head is a
+matrix and a softmax. Each is a valid artifact of the registry, with golden rows computed in numpy.
+"""
+
+from __future__ import annotations
+
+import io
+import time
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+import onnx
+from onnx import TensorProto, helper, numpy_helper
+from PIL import Image
+from tokenizers import Tokenizer
+from tokenizers.models import WordLevel
+from tokenizers.pre_tokenizers import Whitespace
+
+from core.datasets import Modality
+from core.files import sha256
+from core.identifiers import PRODUCTION
+from core.manifests import DatasetReference, ModelManifest, Release, TrunkManifest
+from core.preprocessing import FloatArray, ImagePreprocess, TextPreprocess
+from core.registry import Registry
+
+TENANT = "default"
+WORDS = ["[PAD]", "[UNK]", "good", "bad", "red", "blue", "cat", "dog"]
+DIM = 4
+MAX_TOKENS = 16
+
+
+def tokenizer_json() -> bytes:
+    vocabulary = {word: index for index, word in enumerate(WORDS)}
+    tokenizer = Tokenizer(WordLevel(vocabulary, unk_token="[UNK]"))
+    tokenizer.pre_tokenizer = Whitespace()
+    text: str = tokenizer.to_str()
+    return text.encode()
+
+
+def embedding(seed: int) -> FloatArray:
+    return np.random.default_rng(seed).normal(size=(len(WORDS), DIM)).astype(np.float32)
+
+
+def text_features(table: FloatArray, ids: Sequence[int]) -> FloatArray:
+    features: FloatArray = table[list(ids)].mean(axis=0)
+    return features
+
+
+def text_trunk_graph(table: FloatArray) -> bytes:
+    """`input_ids` and `attention_mask` [n, width] to the mean embedding, `features` [n, dim]."""
+    nodes = [
+        helper.make_node("Gather", ["table", "input_ids"], ["embedded"]),
+        helper.make_node("Cast", ["attention_mask"], ["mask"], to=TensorProto.FLOAT),
+        helper.make_node("Unsqueeze", ["mask", "last"], ["mask3"]),
+        helper.make_node("Mul", ["embedded", "mask3"], ["masked"]),
+        helper.make_node("ReduceSum", ["masked", "middle"], ["total"], keepdims=0),
+        helper.make_node("ReduceSum", ["mask", "middle"], ["count"], keepdims=1),
+        helper.make_node("Div", ["total", "count"], ["features"]),
+    ]
+    constants = {"table": table, "last": np.array([2]), "middle": np.array([1])}
+    tokens = [
+        helper.make_tensor_value_info(name, TensorProto.INT64, ["n", "width"])
+        for name in ("input_ids", "attention_mask")
+    ]
+    output = helper.make_tensor_value_info("features", TensorProto.FLOAT, ["n", table.shape[1]])
+    return _graph(nodes, tokens, output, constants)
+
+
+def image_trunk_graph(side: int) -> bytes:
+    """`pixels` [n, 3, side, side] to the mean of each channel, `features` [n, 3]."""
+    node = helper.make_node("ReduceMean", ["pixels"], ["features"], axes=[2, 3], keepdims=0)
+    pixels = helper.make_tensor_value_info("pixels", TensorProto.FLOAT, ["n", 3, side, side])
+    output = helper.make_tensor_value_info("features", TensorProto.FLOAT, ["n", 3])
+    return _graph([node], [pixels], output, {})
+
+
+def head_graph(weights: FloatArray, bias: FloatArray) -> bytes:
+    """`features` [n, dim] to `probabilities` [n, classes]."""
+    nodes = [
+        helper.make_node("Gemm", ["features", "weights", "bias"], ["logits"]),
+        helper.make_node("Softmax", ["logits"], ["probabilities"], axis=1),
+    ]
+    dim, classes = weights.shape
+    features = helper.make_tensor_value_info("features", TensorProto.FLOAT, ["n", dim])
+    output = helper.make_tensor_value_info("probabilities", TensorProto.FLOAT, ["n", classes])
+    return _graph(nodes, [features], output, {"weights": weights, "bias": bias})
+
+
+def softmax(logits: FloatArray) -> FloatArray:
+    powers = np.exp(logits - logits.max(axis=1, keepdims=True))
+    result: FloatArray = powers / powers.sum(axis=1, keepdims=True)
+    return result
+
+
+def npz(**arrays: np.ndarray) -> bytes:
+    buffer = io.BytesIO()
+    np.savez(buffer, **arrays)
+    return buffer.getvalue()
+
+
+def add_text_trunk(registry: Registry, seed: int = 0) -> TrunkManifest:
+    table = embedding(seed)
+    ids, mask = np.array([[2, 4, 6], [3, 5, 0]]), np.array([[1, 1, 1], [1, 1, 0]])
+    expected = np.stack([text_features(table, [2, 4, 6]), text_features(table, [3, 5])])
+    config = TextPreprocess(max_tokens=MAX_TOKENS, pad_id=0, inputs=("input_ids", "attention_mask"))
+    files = {
+        "trunk.onnx": text_trunk_graph(table),
+        "tokenizer.json": tokenizer_json(),
+        "preprocess.json": config.model_dump_json().encode(),
+        "golden.npz": npz(input_ids=ids, attention_mask=mask, features=expected),
+    }
+    return _add_trunk(registry, files, Modality.TEXT, DIM)
+
+
+def add_image_trunk(registry: Registry, side: int = 8) -> TrunkManifest:
+    pixels = np.random.default_rng(0).normal(size=(2, 3, side, side)).astype(np.float32)
+    config = ImagePreprocess(
+        crop=(side, side), resample="bilinear", mean=(0, 0, 0), std=(255, 255, 255)
+    )
+    files = {
+        "trunk.onnx": image_trunk_graph(side),
+        "preprocess.json": config.model_dump_json().encode(),
+        "golden.npz": npz(pixels=pixels, features=pixels.mean(axis=(2, 3))),
+    }
+    return _add_trunk(registry, files, Modality.IMAGE, 3)
+
+
+def draft(
+    trunk: TrunkManifest, name: str = "pets", *, job: str = "ftjob-1", attempt: int = 1,
+    labels: Sequence[str] = ("cat", "dog"),
+) -> ModelManifest:  # fmt: skip
+    return ModelManifest(
+        tenant=TENANT,
+        name=name,
+        version=0,
+        job=job,
+        attempt=attempt,
+        created_at=time.time(),
+        backbone="minilm",
+        trunk=trunk.digest,
+        modality=trunk.modality,
+        dim=trunk.dim,
+        labels=list(labels),
+        files={},
+        dataset=DatasetReference(file="file-1", sha256="0" * 64, rows=8),
+        training={},
+        metrics={"accuracy": 0.5},
+    )
+
+
+def head_files(dim: int, classes: int = 2, seed: int = 0) -> dict[str, bytes]:
+    random = np.random.default_rng(seed)
+    weights = random.normal(size=(dim, classes)).astype(np.float32)
+    bias = random.normal(size=classes).astype(np.float32)
+    features = random.normal(size=(3, dim)).astype(np.float32)
+    return {
+        "head.onnx": head_graph(weights, bias),
+        "golden.npz": npz(features=features, probabilities=softmax(features @ weights + bias)),
+    }
+
+
+def publish(
+    registry: Registry, trunk: TrunkManifest, name: str = "pets", *, job: str | None = None,
+    attempt: int = 1, labels: Sequence[str] = ("cat", "dog"),
+    files: Mapping[str, bytes] | None = None, release: bool = True, seed: int = 0,
+) -> ModelManifest:  # fmt: skip
+    """Store a version, list it, and let the production alias name it."""
+    manifest = registry.publish(
+        draft(
+            trunk,
+            name,
+            job=job or f"ftjob-{time.monotonic_ns()}",
+            attempt=attempt,
+            labels=labels,
+        ),
+        files or head_files(trunk.dim, len(labels), seed),
+    )
+    if release:
+        promote(registry, manifest)
+    return manifest
+
+
+def promote(registry: Registry, manifest: ModelManifest, alias: str = PRODUCTION) -> Release:
+    return registry.release(
+        TENANT, manifest.name, {alias: manifest.version}, created_by="test", reason="test"
+    )
+
+
+def encoded_image(
+    color: tuple[int, int, int] = (10, 20, 30), size: tuple[int, int] = (12, 9),
+    format: str = "PNG",
+) -> bytes:  # fmt: skip
+    buffer = io.BytesIO()
+    Image.new("RGB", size, color).save(buffer, format)
+    return buffer.getvalue()
+
+
+def _add_trunk(
+    registry: Registry, files: dict[str, bytes], modality: Modality, dim: int
+) -> TrunkManifest:
+    hashes = {name: sha256(data) for name, data in files.items()}
+    digest = sha256(repr(sorted(hashes.items())).encode())
+    manifest = TrunkManifest(
+        digest=digest,
+        backbone="minilm",
+        backbone_digest="0" * 64,
+        modality=modality,
+        dim=dim,
+        precision="fp32",
+        files=hashes,
+        max_difference=0.0,
+        created_at=0.0,
+    )
+    return registry.add_trunk(f"test-{digest[:12]}", manifest, files)
+
+
+def _graph(
+    nodes: list[onnx.NodeProto],
+    inputs: list[onnx.ValueInfoProto],
+    output: onnx.ValueInfoProto,
+    constants: Mapping[str, np.ndarray],
+) -> bytes:
+    initializers = [numpy_helper.from_array(array, name) for name, array in constants.items()]
+    graph = helper.make_graph(nodes, "test", inputs, [output], initializers)
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=9)
+    onnx.checker.check_model(model)
+    data: bytes = model.SerializeToString()
+    return data

@@ -1,0 +1,172 @@
+"""Models that come, move and go while the service answers others."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from typing import TYPE_CHECKING
+
+import httpx
+import openai as sdk
+import pytest
+
+from core.changes import Change
+from core.manifests import ModelManifest, TrunkManifest
+from tests.builders import TENANT, add_text_trunk, head_files, publish
+
+if TYPE_CHECKING:
+    from openai import AsyncOpenAI
+
+    from tests.integration.service_process import FakeWorker, ServiceProcess
+
+pytestmark = pytest.mark.anyio
+pytest_plugins = ["tests.integration.service_fixtures"]
+
+EVENT_SECONDS = 1.0
+POLL_SECONDS = 2.0
+
+
+@pytest.fixture
+def trunk(service: ServiceProcess) -> TrunkManifest:
+    return add_text_trunk(service.registry)
+
+
+async def tell(worker: FakeWorker, manifest: ModelManifest) -> None:
+    change = Change(tenant=TENANT, model=manifest.name, type="published", version=manifest.version)
+    await worker.feed.publish(change)
+
+
+async def answers(http: httpx.AsyncClient, model: str) -> str | None:
+    response = await http.post("/v1/predict", json={"model": model, "inputs": ["good cat"]})
+    return str(response.json()["model"]) if response.status_code == 200 else None
+
+
+async def until_all_answer(
+    processes: dict[int, httpx.AsyncClient], model: str, expected: str | None
+) -> dict[int, float]:
+    """Wait until each process answers with `expected`; return how long each took, in seconds."""
+    began = time.monotonic()
+    took: dict[int, float] = {}
+    async with asyncio.timeout(15):
+        while len(took) < len(processes):
+            for pid, client in processes.items():
+                if pid not in took and await answers(client, model) == expected:
+                    took[pid] = time.monotonic() - began
+            await asyncio.sleep(0.01)
+    return took
+
+
+@asynccontextmanager
+async def light_load(service: ServiceProcess) -> AsyncIterator[list[int]]:
+    """Predict with another model all the while; every answer must be a 200."""
+    statuses: list[int] = []
+
+    async def ask() -> None:
+        async with service.http() as client:
+            while True:
+                body = {"model": "other", "inputs": ["bad dog"]}
+                statuses.append((await client.post("/v1/predict", json=body)).status_code)
+
+    tasks = [asyncio.create_task(ask()) for _ in range(2)]
+    try:
+        yield statuses
+    finally:
+        assert not any(task.done() for task in tasks)
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+    assert len(statuses) > 10
+    assert set(statuses) == {200}
+
+
+async def test_a_new_version_is_served_by_every_process_at_once_and_nobody_else_notices(
+    service: ServiceProcess, worker: FakeWorker, trunk: TrunkManifest
+):
+    async with light_load(service), service.one_client_per_process() as processes:
+        assert len(processes) == 2
+        for version in (1, 2, 3):
+            manifest = publish(service.registry, trunk, "fresh", seed=version)
+            await tell(worker, manifest)
+            took = await until_all_answer(processes, "fresh", f"fresh@{version}")
+            assert max(took.values()) < EVENT_SECONDS
+
+
+async def test_a_lost_event_costs_a_poll(service: ServiceProcess, trunk: TrunkManifest):
+    async with service.one_client_per_process() as processes:
+        publish(service.registry, trunk, "unheard-of")
+        took = await until_all_answer(processes, "unheard-of", "unheard-of@1")
+        assert max(took.values()) < 2 * POLL_SECONDS
+
+
+async def test_a_bad_version_is_refused_and_the_old_one_serves_on(
+    service: ServiceProcess, worker: FakeWorker, openai: AsyncOpenAI, trunk: TrunkManifest
+):
+    publish(service.registry, trunk, "sound")
+    async with light_load(service), service.one_client_per_process() as processes:
+        await until_all_answer(processes, "sound", "sound@1")
+        bad = head_files(4) | {"head.onnx": b"not a graph"}
+        await tell(worker, publish(service.registry, trunk, "sound", files=bad))
+        async with asyncio.timeout(10):
+            while (model := await openai.models.retrieve("sound@2")).refused is None:  # type: ignore[attr-defined]
+                await asyncio.sleep(0.02)
+        assert model.served is False  # type: ignore[attr-defined]
+        for client in processes.values():
+            async with asyncio.timeout(10):
+                while True:
+                    body = {"model": "sound@2", "inputs": ["cat"]}
+                    response = await client.post("/v1/predict", json=body)
+                    if response.status_code == 503:
+                        break
+                    await asyncio.sleep(0.02)
+            assert "sound@2" in response.json()["error"]["message"]
+            assert await answers(client, "sound") == "sound@1"
+
+
+async def test_the_models_that_there_are(openai: AsyncOpenAI):
+    models = {model.id: model async for model in openai.models.list()}
+    assert {"minilm", "efficientnet-lite0", "pets", "shapes"} <= models.keys()
+    pets = models["pets"]
+    assert (pets.object, pets.owned_by) == ("model", "default")
+    extra = pets.model_extra or {}
+    assert extra["labels"] == ["cat", "dog", "cow"]
+    assert (extra["versions"], extra["aliases"]) == ([1], {"production": 1})
+    assert extra["served"] is True
+    for reference in ("pets", "pets@1", "minilm"):
+        assert (await openai.models.retrieve(reference)).id == reference
+    assert (await openai.models.retrieve("pets:production")).id == "pets"
+    for reference in ("cats", "pets@9", "pets:nothing"):
+        with pytest.raises(sdk.NotFoundError):
+            await openai.models.retrieve(reference)
+
+
+async def test_deleting(service: ServiceProcess, openai: AsyncOpenAI, trunk: TrunkManifest):
+    for seed in (1, 2):
+        publish(service.registry, trunk, "doomed", seed=seed)
+    async with light_load(service), service.one_client_per_process() as processes:
+        await until_all_answer(processes, "doomed", "doomed@2")
+        with pytest.raises(sdk.ConflictError):
+            await openai.models.delete("doomed@2")
+        assert (await openai.models.delete("doomed@1")).deleted
+        assert max((await until_all_answer(processes, "doomed@1", None)).values()) < 1
+        assert await answers(next(iter(processes.values())), "doomed") == "doomed@2"
+        assert (await openai.models.delete("doomed")).deleted
+        assert max((await until_all_answer(processes, "doomed", None)).values()) < 1
+        with pytest.raises(sdk.NotFoundError):
+            await openai.models.delete("doomed")
+        await tell_again(service, trunk, processes)
+
+
+async def tell_again(
+    service: ServiceProcess, trunk: TrunkManifest, processes: dict[int, httpx.AsyncClient]
+) -> None:
+    """A name that was deleted may come back, with the next number."""
+    publish(service.registry, trunk, "doomed")
+    await until_all_answer(processes, "doomed", "doomed@3")
+
+
+@pytest.mark.parametrize("reference", ["minilm", "efficientnet-lite0", "hf:a/b", "pets:production"])
+async def test_what_cannot_be_deleted(openai: AsyncOpenAI, reference: str):
+    with pytest.raises(sdk.BadRequestError):
+        await openai.models.delete(reference)

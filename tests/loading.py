@@ -1,0 +1,84 @@
+"""A hot loader over a real registry in a folder, as the tests of loading and predicting use it."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+from core.changes import Change, ChangeFeed, MemoryChangeFeed
+from core.identifiers import ModelReference
+from core.registry import Registry
+from service.hot_loader import HotLoader
+from service.predictor import Input, Predictor
+from tests.builders import TENANT
+from tests.fakes import DeafFeed, FlakyStore
+
+NEVER = 3600.0
+
+
+class Loading:
+    """A registry and the loader of one process that serves it."""
+
+    def __init__(self, folder: Path, feed: ChangeFeed | None = None, poll: float = NEVER) -> None:
+        self.folder = folder
+        self.store = FlakyStore(str(folder))
+        self.registry = Registry(self.store)
+        self.feed = feed or MemoryChangeFeed()
+        self.loader = HotLoader(
+            self.registry,
+            self.feed,
+            poll_seconds=poll,
+            threads=1,
+            max_pixels=1_000_000,
+            max_queued_rows=1_000,
+        )
+        self.predictor = Predictor(lambda: self.loader.current, threads=1, max_text_chars=10_000)
+
+    async def predict(self, model: str, *inputs: Input, timeout: float = 20):  # type: ignore[no-untyped-def]
+        return await self.predictor.predict(
+            TENANT,
+            ModelReference.parse(model),
+            list(inputs) or ["good cat"],
+            top_k=3,
+            timeout_seconds=timeout,
+        )
+
+    async def serving(self, model: str) -> str:
+        """The version that answers for a reference."""
+        answer = await self.predict(model)
+        assert not isinstance(answer.rows[0], Exception)
+        return str(answer.model)
+
+    async def tell(self, name: str = "pets") -> None:
+        await self.feed.publish(Change(tenant=TENANT, model=name, type="published"))
+
+
+@asynccontextmanager
+async def loading(
+    folder: Path, *, poll: float = NEVER, deaf: bool = False, start: bool = True
+) -> AsyncIterator[Loading]:
+    """A running loader; with `deaf` it hears of nothing and must look for itself."""
+    it = Loading(folder, DeafFeed() if deaf else None, poll)
+    try:
+        if start:
+            it.loader.start()
+            await it.loader.wait_complete(10)
+            if not deaf:
+                await until(lambda: it.loader.hears_changes)
+        else:
+            await it.loader.reconcile()
+        yield it
+    finally:
+        await it.loader.close()
+        it.predictor.close()
+
+
+async def until(condition: Callable[[], object], seconds: float = 10) -> None:
+    """Wait for a condition, and fail when it does not come."""
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline, "the condition never came true"
+        await asyncio.sleep(0.005)

@@ -1,0 +1,224 @@
+"""The micro-batcher: every row answered once, whatever the others are and whoever goes away."""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import random
+import threading
+import time
+import weakref
+
+import numpy as np
+import pytest
+
+from core.errors import DeadlineExceeded, GraftError, Overloaded, PayloadTooLarge
+from service.batcher import MAX_BATCH_ROWS, MAX_BATCH_TOKENS, Batcher
+from tests.fakes import GIVES_NAN, GIVES_TOO_FEW, RAISES, FakeEncoder, row
+
+pytestmark = pytest.mark.anyio
+
+
+def soon(seconds: float = 20) -> float:
+    return time.monotonic() + seconds
+
+
+def answer(result: np.ndarray | GraftError) -> list[float] | str:
+    return result.message if isinstance(result, GraftError) else result.tolist()
+
+
+async def until(condition) -> None:  # type: ignore[no-untyped-def]
+    async with asyncio.timeout(10):
+        while not condition():
+            await asyncio.sleep(0.001)
+
+
+async def test_a_lone_request_is_one_run_at_once():
+    encoder = FakeEncoder()
+    batcher = Batcher(encoder, "t", 100)
+    assert [answer(r) for r in await batcher.encode([row(7), row(8, 3)], soon())] == [
+        [7, 1],
+        [8, 3],
+    ]
+    assert encoder.batches == [[7, 8]]
+    assert batcher.queued_rows == 0
+
+
+async def test_no_rows_need_no_run():
+    encoder = FakeEncoder()
+    assert await Batcher(encoder, "t", 1).encode([], soon()) == []
+    assert encoder.batches == []
+
+
+async def test_rows_that_come_while_a_batch_runs_go_together():
+    encoder = FakeEncoder()
+    encoder.gate.clear()
+    batcher = Batcher(encoder, "t", 100)
+    first = asyncio.create_task(batcher.encode([row(1)], soon()))
+    await until(encoder.entered.is_set)
+    others = [asyncio.create_task(batcher.encode([row(n)], soon())) for n in range(2, 7)]
+    await until(lambda: batcher.queued_rows == 5)
+    encoder.gate.set()
+    await asyncio.gather(first, *others)
+    assert encoder.batches == [[1], [2, 3, 4, 5, 6]]
+
+
+@pytest.mark.parametrize("bad", [RAISES, GIVES_TOO_FEW])
+async def test_a_row_that_breaks_its_batch_fails_alone(bad: int):
+    batcher = Batcher(FakeEncoder(), "t", 100)
+    results = await batcher.encode([row(1), row(bad), row(2)], soon())
+    assert answer(results[0]) == [1, 1]
+    assert answer(results[1]) == "this input could not be computed"
+    assert answer(results[2]) == [2, 1]
+
+
+async def test_features_that_are_not_finite_are_an_error_of_their_row():
+    batcher = Batcher(FakeEncoder(), "t", 100)
+    results = await batcher.encode([row(GIVES_NAN), row(2)], soon())
+    assert answer(results[0]) == "this input gives no finite features"
+    assert answer(results[1]) == [2, 1]
+
+
+async def test_random_interleavings_answer_every_row_once_in_order_with_its_own_result():
+    random.seed(1)
+    for _ in range(15):
+        encoder = FakeEncoder()
+        batcher = Batcher(encoder, "t", 10_000)
+
+        async def ask(first: int, batcher: Batcher = batcher) -> None:
+            numbers = [
+                random.choice([RAISES, GIVES_NAN]) if random.random() < 0.05 else first + n
+                for n in range(random.randrange(1, 12))
+            ]
+            await asyncio.sleep(random.random() * 0.005)
+            call = batcher.encode([row(n, random.randrange(1, 9)) for n in numbers], soon())
+            if random.random() < 0.2:
+                task = asyncio.create_task(call)
+                await asyncio.sleep(random.random() * 0.003)
+                task.cancel()
+                await asyncio.gather(task, return_exceptions=True)
+                return
+            results = await call
+            assert len(results) == len(numbers)
+            for number, result in zip(numbers, results, strict=True):
+                if number in (RAISES, GIVES_NAN):
+                    assert isinstance(result, GraftError)
+                else:
+                    assert not isinstance(result, GraftError)
+                    assert result[0] == number
+
+        await asyncio.gather(*(ask(1000 * n) for n in range(40)))
+        assert batcher.queued_rows == 0
+        assert all(len(batch) <= MAX_BATCH_ROWS for batch in encoder.batches)
+
+
+async def test_a_batch_is_bounded_by_rows_and_by_padded_tokens():
+    encoder = FakeEncoder()
+    batcher = Batcher(encoder, "t", 1000)
+    wide = MAX_BATCH_TOKENS // 4
+    await batcher.encode([row(n) for n in range(MAX_BATCH_ROWS + 1)], soon())
+    assert [len(batch) for batch in encoder.batches] == [MAX_BATCH_ROWS, 1]
+    encoder.batches.clear()
+    # One wide row makes its neighbours as wide: four of them fill a batch.
+    await batcher.encode([row(0, wide), *(row(n) for n in range(1, 6))], soon())
+    assert encoder.batches == [[0, 1, 2, 3], [4, 5]]
+    encoder.batches.clear()
+    # A row beyond the budget still runs, by itself.
+    await batcher.encode([row(0, MAX_BATCH_TOKENS + 1), row(1)], soon())
+    assert encoder.batches == [[0], [1]]
+
+
+async def test_a_full_queue_refuses_with_a_time_to_come_back():
+    encoder = FakeEncoder()
+    encoder.gate.clear()
+    batcher = Batcher(encoder, "t", 3)
+    running = asyncio.create_task(batcher.encode([row(0)], soon()))
+    await until(encoder.entered.is_set)
+    waiting = asyncio.create_task(batcher.encode([row(1), row(2)], soon()))
+    await until(lambda: batcher.queued_rows == 2)
+    with pytest.raises(Overloaded) as refused:
+        await batcher.encode([row(3), row(4)], soon())
+    assert refused.value.retry_after_seconds > 0
+    assert batcher.queued_rows == 2
+    encoder.gate.set()
+    await asyncio.gather(running, waiting)
+    assert not any(3 in batch for batch in encoder.batches)
+
+
+async def test_more_rows_than_could_ever_wait_are_too_large():
+    with pytest.raises(PayloadTooLarge):
+        await Batcher(FakeEncoder(), "t", 3).encode([row(n) for n in range(4)], soon())
+
+
+async def test_a_deadline_ends_the_wait_and_the_rows_are_never_computed():
+    encoder = FakeEncoder()
+    encoder.gate.clear()
+    batcher = Batcher(encoder, "t", 100)
+    running = asyncio.create_task(batcher.encode([row(0)], soon()))
+    await until(encoder.entered.is_set)
+    with pytest.raises(DeadlineExceeded):
+        await batcher.encode([row(1)], soon(0.02))
+    with pytest.raises(DeadlineExceeded):
+        await batcher.encode([row(2)], soon(-1))
+    encoder.gate.set()
+    await running
+    assert [answer(r) for r in await batcher.encode([row(3)], soon())] == [[3, 1]]
+    assert encoder.batches == [[0], [3]]
+
+
+async def test_rows_of_a_cancelled_caller_are_never_computed():
+    encoder = FakeEncoder()
+    encoder.gate.clear()
+    batcher = Batcher(encoder, "t", 100)
+    running = asyncio.create_task(batcher.encode([row(0)], soon()))
+    await until(encoder.entered.is_set)
+    gone = asyncio.create_task(batcher.encode([row(1), row(2)], soon()))
+    stays = asyncio.create_task(batcher.encode([row(3)], soon()))
+    await until(lambda: batcher.queued_rows == 3)
+    gone.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await gone
+    encoder.gate.set()
+    await asyncio.gather(running, stays)
+    assert encoder.batches == [[0], [3]]
+
+
+async def test_a_hanging_encoder_costs_its_callers_and_nobody_after_them():
+    encoder = FakeEncoder()
+    encoder.gate.clear()
+    batcher = Batcher(encoder, "t", 100)
+    with pytest.raises(DeadlineExceeded):
+        await batcher.encode([row(0)], soon(0.02))
+    encoder.gate.set()
+    assert [answer(r) for r in await batcher.encode([row(1)], soon())] == [[1, 1]]
+
+
+async def test_close_refuses_what_waits_and_answers_what_runs():
+    encoder = FakeEncoder()
+    encoder.gate.clear()
+    batcher = Batcher(encoder, "t", 100)
+    running = asyncio.create_task(batcher.encode([row(0)], soon()))
+    await until(encoder.entered.is_set)
+    waiting = asyncio.create_task(batcher.encode([row(1), row(2)], soon()))
+    await until(lambda: batcher.queued_rows == 2)
+    closing = asyncio.create_task(batcher.close())
+    assert all(isinstance(result, Overloaded) for result in await waiting)
+    encoder.gate.set()
+    assert [answer(r) for r in await running] == [[0, 1]]
+    await closing
+    with pytest.raises(Overloaded):
+        await batcher.encode([row(3)], soon())
+    assert encoder.batches == [[0]]
+
+
+async def test_an_idle_batcher_has_no_task_and_nothing_keeps_it_alive():
+    before = len(asyncio.all_tasks())
+    batcher = Batcher(FakeEncoder(), "leak", 100)
+    await batcher.encode([row(1)], soon())
+    await until(lambda: len(asyncio.all_tasks()) == before)
+    assert any(thread.name.startswith("trunk-leak") for thread in threading.enumerate())
+    gone = weakref.ref(batcher)
+    del batcher
+    gc.collect()
+    assert gone() is None
+    await until(lambda: not any(t.name.startswith("trunk-leak") for t in threading.enumerate()))
