@@ -120,9 +120,8 @@ class Bench:
         return [row.get("label") for row in answer.json()["predictions"]]
 
     def _stages(self, job: str) -> Stages:
-        events = self._http.get(
-            f"/v1/fine_tuning/jobs/{job}/events", params={"limit": 100}
-        ).json()["data"]
+        answer = self._http.get(f"/v1/fine_tuning/jobs/{job}/events", params={"limit": 100})
+        events = answer.json()["data"]
         return [
             (event["data"]["stage"], event["data"]["seconds"])
             for event in reversed(events)

@@ -112,20 +112,36 @@ async def test_random_interleavings_answer_every_row_once_in_order_with_its_own_
         assert all(len(batch) <= MAX_BATCH_ROWS for batch in encoder.batches)
 
 
-async def test_a_batch_is_bounded_by_rows_and_by_padded_tokens():
+async def test_a_batch_is_bounded_by_rows():
     encoder = FakeEncoder()
     batcher = Batcher(encoder, "t", 1000)
-    wide = MAX_BATCH_TOKENS // 4
     await batcher.encode([row(n) for n in range(MAX_BATCH_ROWS + 1)], soon())
     assert [len(batch) for batch in encoder.batches] == [MAX_BATCH_ROWS, 1]
-    encoder.batches.clear()
+
+
+async def test_a_batch_is_bounded_by_padded_tokens():
+    encoder = FakeEncoder()
+    encoder.gate.clear()
+    batcher = Batcher(encoder, "t", 1000)
+    tasks = [asyncio.create_task(batcher.encode([row(99)], soon()))]
+    await until(encoder.entered.is_set)
     # One wide row makes its neighbours as wide: four of them fill a batch.
-    await batcher.encode([row(0, wide), *(row(n) for n in range(1, 6))], soon())
-    assert encoder.batches == [[0, 1, 2, 3], [4, 5]]
-    encoder.batches.clear()
-    # A row beyond the budget still runs, by itself.
-    await batcher.encode([row(0, MAX_BATCH_TOKENS + 1), row(1)], soon())
-    assert encoder.batches == [[0], [1]]
+    widths = [MAX_BATCH_TOKENS // 4, 1, 1, 1, 1, 1]
+    for number, width in enumerate(widths):
+        tasks.append(asyncio.create_task(batcher.encode([row(number, width)], soon())))
+        await until(lambda n=number: batcher.queued_rows == n + 1)
+    encoder.gate.set()
+    await asyncio.gather(*tasks)
+    assert encoder.batches == [[99], [0, 1, 2, 3], [4, 5]]
+
+
+async def test_a_row_beyond_the_budget_runs_by_itself():
+    encoder = FakeEncoder()
+    results = await Batcher(encoder, "t", 9).encode(
+        [row(0, MAX_BATCH_TOKENS + 1), row(1), row(2)], soon()
+    )
+    assert [answer(each) for each in results] == [[0, MAX_BATCH_TOKENS + 1], [1, 1], [2, 1]]
+    assert encoder.batches == [[1, 2], [0]]
 
 
 async def test_a_full_queue_refuses_with_a_time_to_come_back():

@@ -330,6 +330,27 @@ async def test_without_the_store_the_last_set_serves_on_and_the_loader_recovers(
         await until(lambda: versions(it) == [1, 2])
 
 
+async def test_a_store_that_goes_away_in_the_middle_of_a_load_refuses_nothing(tmp_path: Path):
+    async with loading(tmp_path, start=False) as it:
+        trunk = add_text_trunk(it.registry)
+        publish(it.registry, trunk)
+        get = it.store.get
+
+        def gone(key: str) -> bytes:
+            if key.endswith("head.onnx"):
+                raise Unavailable("the artifact store does not answer")
+            return get(key)
+
+        it.store.get = gone  # type: ignore[method-assign]
+        with pytest.raises(Unavailable):
+            await it.loader.reconcile()
+        assert not it.loader.current.is_complete
+        it.store.get = get  # type: ignore[method-assign]
+        await it.loader.reconcile()
+        assert await it.serving("pets") == "pets@1"
+        assert refused(it) == {}
+
+
 async def test_an_older_listing_never_replaces_a_newer_one(tmp_path: Path):
     """A poll lists the registry, an event brings version 2, then the poll goes on."""
     async with loading(tmp_path, start=False) as it:
