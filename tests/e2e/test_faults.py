@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import io
 import os
 import signal
+import zipfile
 from collections.abc import Iterator
 
 import pytest
+from PIL import Image
 
 from tests.e2e.live_stack import LiveStack, eventually, start_stack, stop_stack
 
@@ -18,6 +21,7 @@ def fragile(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LiveStack]:
         tmp_path_factory.mktemp("fragile"),
         GRAFT_LEASE_SECONDS="2",
         GRAFT_MAX_ATTEMPTS="4",
+        GRAFT_INGEST_MEMORY_BYTES=str(64 << 20),
     )
     yield running
     stop_stack(running)
@@ -102,3 +106,19 @@ def test_predictions_go_on_without_redis(fragile: LiveStack, intents: bytes) -> 
     eventually(
         lambda: fragile.http.get("/v1/fine_tuning/jobs").status_code == 200, 30, "redis answers"
     )
+
+
+def test_upload_that_needs_too_much_memory_ends_in_error(fragile: LiveStack) -> None:
+    data = io.BytesIO()
+    with zipfile.ZipFile(data, "w") as archive:
+        for name in ("a/1.png", "a/2.png", "b/1.png", "b/2.png"):
+            # 75 MB when decoded, which is more than the parsing child may have.
+            picture = io.BytesIO()
+            Image.new("RGB", (5000, 5000), "red" if name[0] == "a" else "blue").save(picture, "PNG")
+            archive.writestr(name, picture.getvalue())
+    file = fragile.upload("large.zip", data.getvalue())
+    assert file.status == "error"
+    assert file.status_details
+    assert "memory" in file.status_details
+    # The next upload has a fresh child.
+    assert fragile.upload("d.csv", b"text,label\na,x\nb,x\nc,y\nd,y\n").status == "processed"

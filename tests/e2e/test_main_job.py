@@ -42,19 +42,19 @@ def zipped(files: dict[str, bytes]) -> bytes:
 def test_text_job_from_upload_to_predictions(stack: LiveStack, intents: bytes) -> None:
     file = stack.upload("train.csv", intents)
     assert file.status == "processed", file.status_details
-    created = stack.train(file.id, "support-intents")
+    created = stack.train(file.id, "intents")
     assert created.status in ("validating_files", "queued", "running")
     assert created.model == "minilm"
 
     job = stack.finished(created.id)
     assert job.status == "succeeded", job.error
-    assert job.fine_tuned_model == "support-intents@1"
-    stack.served("support-intents")
+    assert job.fine_tuned_model == "intents@1"
+    stack.served("intents")
 
     with Path("examples/support-intents/heldout.csv").open(newline="") as lines:
         rows = [(row["text"], row["label"]) for row in csv.DictReader(lines)]
-    answer = stack.predict("support-intents", [text for text, _ in rows])
-    assert answer["model"] == "support-intents@1"
+    answer = stack.predict("intents", [text for text, _ in rows])
+    assert answer["model"] == "intents@1"
     right = sum(
         got["label"] == label for got, (_, label) in zip(answer["predictions"], rows, strict=True)
     )
@@ -91,6 +91,29 @@ def test_image_job_and_a_bad_row_in_its_own_place(stack: LiveStack) -> None:
         headers={"content-type": "image/png"},
     )
     assert raw.json()["predictions"][0]["label"] == "circle"
+
+
+def test_hugging_face_directories(
+    stack: LiveStack, hf_models: dict[str, str], intents: bytes
+) -> None:
+    uploads = {
+        "text": ("train.csv", intents, "hello"),
+        "image": (
+            "shapes.zip",
+            zipped(shapes(8, seed=2)),
+            {"image": base64.b64encode(shapes(1, seed=3)["circle/0.png"]).decode()},
+        ),
+    }
+    for modality, (filename, data, probe) in uploads.items():
+        file = stack.upload(filename, data)
+        model = f"hf:{hf_models[modality]}"
+        job = stack.finished(stack.train(file.id, f"tiny-{modality}", model=model).id)
+        assert job.status == "succeeded", job.error
+        answer = stack.predict(f"tiny-{modality}@1", [probe])
+        assert (
+            answer["predictions"][0]["label"]
+            in stack.openai.models.retrieve(f"tiny-{modality}").to_dict()["labels"]
+        )  # type: ignore[operator]
 
 
 def test_second_version_is_served_at_once_and_the_first_stays_pinned(

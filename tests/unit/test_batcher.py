@@ -238,3 +238,15 @@ async def test_an_idle_batcher_has_no_task_and_nothing_keeps_it_alive():
     gc.collect()
     assert gone() is None
     await until(lambda: not any(t.name.startswith("trunk-leak") for t in threading.enumerate()))
+
+
+async def test_rows_of_one_request_are_batched_by_length_and_answered_in_order() -> None:
+    encoder = FakeEncoder()
+    batcher = Batcher(encoder, "fake", 1000)
+    widths = [MAX_BATCH_TOKENS // 2, 1, MAX_BATCH_TOKENS // 2, 1, 1]
+    results = await batcher.encode([row(n, width) for n, width in enumerate(widths)], soon())
+    assert [list(result) for result in results if not isinstance(result, GraftError)] == [
+        [n, width] for n, width in enumerate(widths)
+    ]
+    assert encoder.batches == [[1, 3, 4], [0, 2]]
+    await batcher.close()
