@@ -109,6 +109,7 @@ def test_hugging_face_directories(
         model = f"hf:{hf_models[modality]}"
         job = stack.finished(stack.train(file.id, f"tiny-{modality}", model=model).id)
         assert job.status == "succeeded", job.error
+        stack.served(f"tiny-{modality}@1")
         answer = stack.predict(f"tiny-{modality}@1", [probe])
         assert (
             answer["predictions"][0]["label"]
