@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import asyncio
-import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
 
@@ -15,6 +13,7 @@ from service.hot_loader import HotLoader
 from service.predictor import Input, Predictor
 from tests.builders import TENANT
 from tests.fakes import DeafFeed, FlakyStore
+from tests.waiting import until
 
 NEVER = 3600.0
 
@@ -74,11 +73,3 @@ async def loading(
     finally:
         await it.loader.close()
         it.predictor.close()
-
-
-async def until(condition: Callable[[], object], seconds: float = 10) -> None:
-    """Wait for a condition, and fail when it does not come."""
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline, "the condition never came true"
-        await asyncio.sleep(0.005)

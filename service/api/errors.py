@@ -11,14 +11,13 @@ import logging
 import math
 from typing import Any
 
-from pydantic import ValidationError
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 from starlette.types import Scope
 
 from core import errors
-from core.errors import GraftError, InvalidRequest, Overloaded
+from core.errors import GraftError, Overloaded
 from service.api.responses import json_response
 
 logger = logging.getLogger("graft.service")
@@ -70,17 +69,6 @@ def error_response(error: GraftError) -> Response:
     elif isinstance(error, errors.Unauthorized):
         response.headers["WWW-Authenticate"] = "Bearer"
     return response
-
-
-def invalid_body(error: ValidationError, prefix: str = "") -> InvalidRequest:
-    """Turn pydantic's findings into one sentence that names each field."""
-    found = error.errors(include_url=False, include_context=False, include_input=False)
-    # A name may be the caller's own, as of a field that does not exist, and as long as the body.
-    names = [".".join(str(part)[:60] for part in item["loc"]) or "body" for item in found]
-    shown = "; ".join(
-        f"{prefix}{name}: {item['msg']}" for name, item in zip(names[:10], found, strict=False)
-    )
-    return InvalidRequest(shown, param=names[0].split(".")[0])
 
 
 async def no_endpoint(request: Request) -> Response:

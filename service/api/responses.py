@@ -50,12 +50,21 @@ async def read_json(request: Request) -> Any:
 
 async def read_body(request: Request, model: type[Body]) -> Body:
     """Return the body as `model`; raise `InvalidRequest` naming every field at fault."""
-    from service.api.errors import invalid_body
-
     try:
         return model.model_validate(await read_json(request))
     except ValidationError as error:
         raise invalid_body(error) from None
+
+
+def invalid_body(error: ValidationError) -> InvalidRequest:
+    """Turn pydantic's findings into one sentence that names each field."""
+    found = error.errors(include_url=False, include_context=False, include_input=False)
+    # A name may be the caller's own, as of a field that does not exist, and as long as the body.
+    names = [".".join(str(part)[:60] for part in item["loc"]) or "body" for item in found]
+    shown = "; ".join(
+        f"{name}: {item['msg']}" for name, item in zip(names[:10], found, strict=False)
+    )
+    return InvalidRequest(shown, param=names[0].split(".")[0])
 
 
 def query_int(request: Request, name: str, default: int, *, low: int, high: int) -> int:

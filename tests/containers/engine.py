@@ -22,7 +22,7 @@ from openai.types import FileObject
 from openai.types.fine_tuning import FineTuningJob
 
 from cli.stack import free_port
-from tests.e2e.live_stack import eventually
+from tests.waiting import eventually
 
 ROOT = Path(__file__).parents[2]
 DOCKER = shlex.split(os.environ.get("DOCKER", "docker"))

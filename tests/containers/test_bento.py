@@ -17,7 +17,7 @@ import pytest
 from cli.stack import free_port
 from tests.containers.engine import ROOT, environment, output
 from tests.containers.requirements import canonical, locked, names
-from tests.e2e.live_stack import eventually
+from tests.waiting import eventually
 
 pytestmark = pytest.mark.containers
 

@@ -12,7 +12,7 @@ from collections import defaultdict
 import pytest
 
 from tests.containers.engine import COMPOSE, Stack, environment, run
-from tests.e2e.live_stack import eventually
+from tests.waiting import eventually
 
 pytestmark = pytest.mark.containers
 

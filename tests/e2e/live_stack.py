@@ -6,8 +6,6 @@ import os
 import signal
 import subprocess
 import sys
-import time
-from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,21 +18,11 @@ from openai.types import FileObject
 from openai.types.fine_tuning import FineTuningJob
 
 from cli.stack import free_port
+from tests.waiting import eventually
 
 READY_SECONDS = 120
 JOB_SECONDS = 120
 T = TypeVar("T")
-
-
-def eventually(check: Callable[[], T | None], seconds: float, what: str) -> T:
-    """Return the first result of `check` that is not None or False, within a deadline."""
-    deadline = time.monotonic() + seconds
-    while time.monotonic() < deadline:
-        found = check()
-        if found is not None and found is not False:
-            return found
-        time.sleep(0.05)
-    raise AssertionError(f"not within {seconds} s: {what}")
 
 
 @dataclass

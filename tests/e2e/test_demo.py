@@ -18,7 +18,8 @@ import pytest
 
 from cli.demo_data import EXAMPLES
 from cli.stack import free_port
-from tests.e2e.live_stack import LiveStack, eventually, start_stack, stop_stack
+from tests.e2e.live_stack import LiveStack, start_stack, stop_stack
+from tests.waiting import eventually
 
 DEMO_SECONDS = 600
 

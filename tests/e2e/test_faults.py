@@ -11,7 +11,8 @@ from collections.abc import Iterator
 import pytest
 from PIL import Image
 
-from tests.e2e.live_stack import LiveStack, eventually, start_stack, stop_stack
+from tests.e2e.live_stack import LiveStack, start_stack, stop_stack
+from tests.waiting import eventually
 
 
 @pytest.fixture(scope="module")

@@ -9,8 +9,7 @@ import signal
 import socket
 import subprocess
 import sys
-import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 from typing import TypeVar
@@ -27,6 +26,7 @@ from core.queue.redis import RedisJobQueue
 from core.registry import Registry
 from core.store import ArtifactStore
 from tests.integration.conftest import RedisServer
+from tests.waiting import eventually
 
 ROOT = Path(__file__).parents[2]
 START_SECONDS = 60.0
@@ -40,17 +40,6 @@ def free_port() -> int:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return int(probe.getsockname()[1])
-
-
-def eventually(check: Callable[[], T | None], seconds: float, what: str) -> T:
-    """Return the first result of `check` that is neither None nor False, within a deadline."""
-    deadline = time.monotonic() + seconds
-    while time.monotonic() < deadline:
-        found = check()
-        if found is not None and found is not False:
-            return found
-        time.sleep(0.02)
-    raise AssertionError(f"not within {seconds} s: {what}")
 
 
 class ServiceProcess:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import io
 import json
 import subprocess
@@ -269,7 +270,7 @@ def test_efficientnet_loads_every_weight_it_has() -> None:
 
 def test_efficientnet_recognises_photographs() -> None:
     """Through its own ImageNet classifier: temple roofs in China, and a flower with a bee near."""
-    samples = pytest.importorskip("sklearn.datasets").load_sample_images().images
+    samples = importlib.import_module("sklearn.datasets").load_sample_images().images
     backbone = backbones.load("efficientnet-lite0", ())
     assert isinstance(backbone.module, EfficientNetLite0)
     assert isinstance(backbone.preprocess, ImagePreprocess)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import signal
-from collections.abc import Callable
 from typing import cast
 
 import pytest
@@ -13,6 +12,7 @@ from core.errors import Unavailable
 from core.jobs import Failure, Job, JobKind, JobStatus, NewJob
 from core.queue.memory import MemoryJobQueue
 from core.queue.protocol import Claim
+from tests.waiting import until
 from training.attempt import Attempt
 from training.process import (
     AskMessage,
@@ -112,12 +112,6 @@ async def state(queue: MemoryJobQueue) -> Job:
     job = await queue.get("default", "job-1")
     assert job is not None
     return job
-
-
-async def until(check: Callable[[], bool]) -> None:
-    async with asyncio.timeout(5):
-        while not check():
-            await asyncio.sleep(0.01)
 
 
 async def test_success_is_settled_with_events_and_result() -> None:

@@ -15,6 +15,7 @@ import pytest
 from core.errors import DeadlineExceeded, GraftError, Overloaded, PayloadTooLarge
 from service.batcher import MAX_BATCH_ROWS, MAX_BATCH_TOKENS, Batcher
 from tests.fakes import GIVES_NAN, GIVES_TOO_FEW, RAISES, FakeEncoder, row
+from tests.waiting import until
 
 pytestmark = pytest.mark.anyio
 
@@ -25,12 +26,6 @@ def soon(seconds: float = 20) -> float:
 
 def answer(result: np.ndarray | GraftError) -> list[float] | str:
     return result.message if isinstance(result, GraftError) else result.tolist()
-
-
-async def until(condition) -> None:  # type: ignore[no-untyped-def]
-    async with asyncio.timeout(10):
-        while not condition():
-            await asyncio.sleep(0.001)
 
 
 async def test_a_lone_request_is_one_run_at_once():

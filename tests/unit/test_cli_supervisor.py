@@ -5,7 +5,7 @@ import secrets
 import signal
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -13,6 +13,7 @@ import pytest
 from cli import marks
 from cli.failures import CommandError
 from cli.supervisor import Program, Supervisor
+from tests.waiting import eventually
 
 MARK = f"test-{secrets.token_hex(6)}"
 SLEEP = "import time; print('up', flush=True); time.sleep(60)"
@@ -36,13 +37,6 @@ def supervisor() -> Iterator[Supervisor]:
 def program(directory: Path, code: str, *, name: str = "sleeper", grace: float = 5) -> Program:
     command = (sys.executable, "-c", code)
     return Program(name, command, dict(os.environ), directory / f"{name}.log", grace)
-
-
-def eventually(condition: Callable[[], object], seconds: float = 20) -> None:
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline, "it did not happen in time"
-        time.sleep(0.01)
 
 
 def test_stop_asks_first_and_in_reverse_order(supervisor: Supervisor, tmp_path: Path) -> None:

@@ -12,7 +12,8 @@ from starlette.requests import Request
 
 from core import errors
 from core.errors import GraftError, JobFailure, Overloaded, Unauthorized, Unavailable
-from service.api.errors import STATUS, error_body, error_response, invalid_body, on_bug, status_of
+from service.api.errors import STATUS, error_body, error_response, on_bug, status_of
+from service.api.responses import invalid_body
 
 CLASSES = [
     each for _, each in inspect.getmembers(errors, inspect.isclass) if issubclass(each, GraftError)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import importlib
+
 import numpy as np
 import pytest
 import torch
@@ -40,7 +42,7 @@ def test_the_head_is_the_optimum_of_the_stated_loss() -> None:
 
 
 def test_the_same_as_scikit_learn_at_the_same_strength() -> None:
-    linear_model = pytest.importorskip("sklearn.linear_model")
+    linear_model = importlib.import_module("sklearn.linear_model")
     features, targets = blobs(300, 5, noise=3.0)
     result = fit(features, targets, 5, seed=0)
     scaled = features - features.mean(axis=0)

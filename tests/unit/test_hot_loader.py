@@ -21,7 +21,8 @@ from tests.builders import (
     promote,
     publish,
 )
-from tests.loading import loading, until
+from tests.loading import loading
+from tests.waiting import until
 
 pytestmark = pytest.mark.anyio
 
