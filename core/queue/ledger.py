@@ -11,7 +11,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
-from core.jobs import Failure, Job, JobEvent, JobKind, JobStatus, Json, NewJob
+from core.jobs import Failure, Job, JobEvent, JobKind, JobStatus, Json, NewJob, event_order
 
 CANCELLED_FILE = Failure(
     code="data_error", message="The validation of the job's file was cancelled."
@@ -179,9 +179,3 @@ class Ledger:
         delayed = [e for e in self.of(kind) if e.due is not None and e.due <= now]
         for entry in sorted(delayed, key=lambda e: (e.due, e.job.tenant, e.job.id)):
             self.add_pending(entry)
-
-
-def event_order(event_id: str) -> tuple[int, int]:
-    """Return an event's id as numbers that compare as the events do."""
-    milliseconds, _, count = event_id.partition("-")
-    return int(milliseconds), int(count)

@@ -14,8 +14,18 @@ from contextlib import suppress
 from typing import TYPE_CHECKING
 
 from core.errors import Conflict, LeaseLost, NotFound, Overloaded
-from core.jobs import Failure, Job, JobEvent, JobKind, JobStatus, Json, NewJob, Progress
-from core.queue.ledger import CANCELLED_FILE, Entry, Ledger, event_order
+from core.jobs import (
+    Failure,
+    Job,
+    JobEvent,
+    JobKind,
+    JobStatus,
+    Json,
+    NewJob,
+    Progress,
+    event_order,
+)
+from core.queue.ledger import CANCELLED_FILE, Entry, Ledger
 from core.queue.protocol import Claim, JobQueue
 from core.queue.records import ending, require_event_id
 

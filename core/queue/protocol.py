@@ -51,7 +51,7 @@ class JobQueue(Protocol):
         """Lease the next job of `kind`, or return None when none is due.
 
         First takes back jobs whose lease ran out: they return to their old place in the line, or
-        fail with `worker_lost` when `max_attempts` of them were lost; one whose cancel was requested is
+        fail with `worker_lost` when `max_attempts` were lost; one whose cancel was requested is
         cancelled. Tenants take turns; within one, higher priority goes first, then older.
         """
 
