@@ -75,6 +75,12 @@ class JobEvent(BaseModel, frozen=True):
     data: Json = Field(default_factory=dict)
 
 
+def event_order(event_id: str) -> tuple[int, int]:
+    """Return an event's id as numbers that compare as the events of a job do."""
+    milliseconds, _, count = event_id.partition("-")
+    return int(milliseconds), int(count)
+
+
 class NewJob(BaseModel, frozen=True):
     """A job to enqueue. `after` names jobs of the same tenant that must have succeeded first."""
 

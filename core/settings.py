@@ -82,8 +82,10 @@ class Settings(BaseSettings):
         description="A worker silent for this long loses its job to another.",
     )  # fmt: skip
     max_attempts: int = Field(
-        default=3, ge=1, le=100, description="Times that a job is started before it fails for good."
-    )
+        default=3, ge=1, le=100,
+        description="Lost or failed attempts after which a job fails for good.",
+    )  # fmt: skip
     job_retention_seconds: int = Field(
-        default=30 * 86_400, ge=60, description="How long Redis keeps a finished job."
-    )
+        default=30 * 86_400, ge=60,
+        description="How long Redis keeps a finished job that the artifact store has.",
+    )  # fmt: skip

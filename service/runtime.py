@@ -13,9 +13,11 @@ from core.files import FileStore
 from core.identifiers import DEFAULT_TENANT
 from core.queue import JobQueue
 from core.registry import Registry
+from core.runs import RunStore
 from core.settings import Settings
 from core.store import ArtifactStore
 from service.hot_loader import HotLoader
+from service.job_history import JobHistory
 from service.predictor import Predictor
 
 
@@ -26,6 +28,7 @@ class Runtime:
     settings: Settings
     store: ArtifactStore
     queue: JobQueue
+    history: JobHistory
     feed: ChangeFeed
     registry: Registry
     loader: HotLoader
@@ -50,7 +53,8 @@ class Runtime:
         predictor = Predictor(
             lambda: loader.current, threads=threads, max_text_chars=settings.max_text_chars
         )
-        return cls(settings, store, queue, feed, registry, loader, predictor)
+        history = JobHistory(queue, RunStore(store))
+        return cls(settings, store, queue, history, feed, registry, loader, predictor)
 
     async def close(self) -> None:
         """Stop loading, batching and talking to Redis."""

@@ -9,7 +9,7 @@ of these ways, and the child is always gone when it does:
     cancel was requested    stop the child, settle `cancelled`
     the time is up          kill the child, settle `failed` with `timeout`
     the lease is lost       kill the child and leave the job alone: it is someone else's
-    the worker stops        stop the child and give the job back without delay
+    the worker stops        stop the child and give the job back; that uses up no attempt
 
 A worker that cannot reach Redis for a whole lease must assume that the lease is lost. Once the
 child has been told to publish, a cancel request comes too late.
@@ -122,9 +122,7 @@ class Attempt:
                 await asyncio.sleep(interval)
             elif await _set_within(self._stopping, interval) and not self._publishing:
                 await self._end_child()
-                return lambda: self._queue.retry(
-                    self._claim, 0, Failure(code="worker_lost", message="the worker was stopped")
-                )
+                return lambda: self._queue.release(self._claim)
             if time.monotonic() > self._deadline:
                 self._child.kill()
                 message = f"the job ran longer than {self._max_seconds:g} seconds"

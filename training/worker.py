@@ -2,8 +2,9 @@
 
 It never imports torch: it holds leases, beats, watches for cancels, and starts and ends children.
 There is one *lane* per kind of job, so that parsing an upload never waits behind a long training.
-Each lane keeps a warm spare child that has done its imports. Not here: one attempt's life
-(training.attempt), what a job does (training.pipeline, training.ingest).
+Each lane keeps a warm spare child that has done its imports. Beside the lanes, finished jobs are
+archived (training.archive). Not here: one attempt's life (training.attempt), what a job does
+(training.pipeline, training.ingest).
 """
 
 from __future__ import annotations
@@ -20,7 +21,10 @@ from core.bootstrap import open_queue
 from core.errors import Unavailable
 from core.jobs import JobKind
 from core.queue import Claim, JobQueue
+from core.runs import RunStore
 from core.settings import Settings
+from core.store import ArtifactStore
+from training.archive import keep_archive
 from training.attempt import Attempt
 from training.process import ChildProcess
 
@@ -105,7 +109,7 @@ class Lane:
 
 
 async def work(settings: Settings) -> None:
-    """Run both lanes until SIGTERM or SIGINT."""
+    """Run both lanes, and archive what ends, until SIGTERM or SIGINT."""
     stopping = asyncio.Event()
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
@@ -116,6 +120,8 @@ async def work(settings: Settings) -> None:
         async with asyncio.TaskGroup() as lanes:
             for kind in JobKind:
                 lanes.create_task(Lane(kind, queue, settings, stopping).run())
+            runs = RunStore(ArtifactStore(settings.store_url))
+            lanes.create_task(keep_archive(queue, runs, stopping))
     finally:
         await queue.close()
 

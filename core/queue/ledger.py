@@ -11,7 +11,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
-from core.jobs import Failure, Job, JobEvent, JobKind, JobStatus, Json, NewJob
+from core.jobs import Failure, Job, JobEvent, JobKind, JobStatus, Json, NewJob, event_order
 
 CANCELLED_FILE = Failure(
     code="data_error", message="The validation of the job's file was cancelled."
@@ -32,6 +32,8 @@ class Entry:
     waits_for: set[str] = field(default_factory=set)
     due: float | None = None
     lease_ends: float | None = None
+    losses: int = 0
+    expires: float | None = None
 
     def update(self, **changes: Any) -> None:
         """Replace fields of the job."""
@@ -45,6 +47,7 @@ class Ledger:
         self.clock = clock
         self.entries: dict[tuple[str, str], Entry] = {}
         self.turns: dict[JobKind, list[str]] = {kind: [] for kind in JobKind}
+        self.unarchived: list[Entry] = []
         self.wakes = dict.fromkeys(JobKind, 0)
         self._retention_seconds = retention_seconds
         self._seq = 0
@@ -52,8 +55,7 @@ class Ledger:
     def find(self, tenant: str, job_id: str) -> Entry | None:
         """Return the job's entry, unless its retention is over."""
         entry = self.entries.get((tenant, job_id))
-        finished_at = entry.job.finished_at if entry else None
-        if finished_at and finished_at + self._retention_seconds <= self.clock():
+        if entry and entry.expires is not None and entry.expires <= self.clock():
             del self.entries[tenant, job_id]
             return None
         return entry
@@ -130,6 +132,10 @@ class Ledger:
         )
         entry.due = entry.lease_ends = None
         job = entry.job
+        if job.kind is JobKind.FINE_TUNE:
+            self.unarchived.append(entry)
+        else:
+            self.expire(entry)
         turns = self.turns[job.kind]
         if job.tenant in turns and not self.pending(job.kind, job.tenant):
             turns.remove(job.tenant)
@@ -147,30 +153,29 @@ class Ledger:
             elif not waiter.waits_for:
                 self.admit(waiter, waited=True)
 
+    def expire(self, entry: Entry) -> None:
+        """Let a job that ended be forgotten after the retention."""
+        entry.expires = self.clock() + self._retention_seconds
+
     def take_back(self, kind: JobKind, max_attempts: int) -> None:
         """Take jobs from workers whose lease ran out, and end delays that are over."""
         now = self.clock()
         leased = [e for e in self.of(kind) if e.lease_ends is not None and e.lease_ends <= now]
         for entry in sorted(leased, key=lambda e: (e.lease_ends, e.job.tenant, e.job.id)):
             attempt = entry.job.attempt
+            entry.losses += 1
             if entry.job.cancel_requested:
                 self.finish(entry, JobStatus.CANCELLED)
-            elif attempt < max_attempts:
+            elif entry.losses < max_attempts:
                 self.add_event(
                     entry, "job_restarted", "The worker was lost; the job starts again.", "warn",
                     {"attempt": attempt, "reason": "worker_lost"},
                 )  # fmt: skip
                 self.add_pending(entry)
             else:
-                message = f"The worker was lost in each of {attempt} attempts."
+                message = f"The worker was lost in each of {entry.losses} attempts."
                 error = Failure(code="worker_lost", message=message)
                 self.finish(entry, JobStatus.FAILED, error=error)
         delayed = [e for e in self.of(kind) if e.due is not None and e.due <= now]
         for entry in sorted(delayed, key=lambda e: (e.due, e.job.tenant, e.job.id)):
             self.add_pending(entry)
-
-
-def event_order(event_id: str) -> tuple[int, int]:
-    """Return an event's id as numbers that compare as the events do."""
-    milliseconds, _, count = event_id.partition("-")
-    return int(milliseconds), int(count)

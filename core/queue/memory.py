@@ -7,14 +7,25 @@ retention follow the injected clock; `wait` and `wait_events` sleep in real time
 from __future__ import annotations
 
 import asyncio
+import builtins
 import time
 from collections.abc import Callable
 from contextlib import suppress
 from typing import TYPE_CHECKING
 
 from core.errors import Conflict, LeaseLost, NotFound, Overloaded
-from core.jobs import Failure, Job, JobEvent, JobKind, JobStatus, Json, NewJob, Progress
-from core.queue.ledger import CANCELLED_FILE, Entry, Ledger, event_order
+from core.jobs import (
+    Failure,
+    Job,
+    JobEvent,
+    JobKind,
+    JobStatus,
+    Json,
+    NewJob,
+    Progress,
+    event_order,
+)
+from core.queue.ledger import CANCELLED_FILE, Entry, Ledger
 from core.queue.protocol import Claim, JobQueue
 from core.queue.records import ending, require_event_id
 
@@ -156,9 +167,10 @@ class MemoryJobQueue(JobQueue):
     async def retry(self, claim: Claim, delay_seconds: float, failure: Failure) -> Job:
         """Give the job back to run again after a delay, because of `failure`."""
         entry = self._held(claim)
+        entry.losses += 1
         if entry.job.cancel_requested:
             self._ledger.finish(entry, JobStatus.CANCELLED)
-        elif claim.attempt >= self._max_attempts:
+        elif entry.losses >= self._max_attempts:
             self._ledger.finish(entry, JobStatus.FAILED, error=failure)
         else:
             reason = failure.message
@@ -173,6 +185,31 @@ class MemoryJobQueue(JobQueue):
                 self._ledger.add_pending(entry)
         self._ring()
         return entry.job
+
+    async def release(self, claim: Claim) -> Job:
+        """Give the job back at once because the worker stops; this uses up no attempt."""
+        entry = self._held(claim)
+        if entry.job.cancel_requested:
+            self._ledger.finish(entry, JobStatus.CANCELLED)
+        else:
+            self._ledger.add_event(
+                entry, "job_restarted", "The worker was stopped; the job starts again.",
+                data={"attempt": claim.attempt, "reason": "worker_stopped"},
+            )  # fmt: skip
+            self._ledger.add_pending(entry)
+        self._ring()
+        return entry.job
+
+    async def unarchived(self, limit: int = 100) -> builtins.list[Job]:
+        """Return ended `fine_tune` jobs that nobody has marked as archived, oldest first."""
+        return [entry.job for entry in self._ledger.unarchived[:limit]]
+
+    async def mark_archived(self, job: Job) -> None:
+        """Let a job that ended be forgotten after the retention."""
+        entry = self._ledger.find(job.tenant, job.id)
+        if entry in self._ledger.unarchived:
+            self._ledger.unarchived.remove(entry)
+            self._ledger.expire(entry)
 
     async def cancel(self, tenant: str, job_id: str) -> Job:
         """Cancel a waiting job at once, or ask a running one's worker to stop."""

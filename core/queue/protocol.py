@@ -14,6 +14,7 @@ feed's readers (core.changes).
 
 from __future__ import annotations
 
+import builtins
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
@@ -50,7 +51,7 @@ class JobQueue(Protocol):
         """Lease the next job of `kind`, or return None when none is due.
 
         First takes back jobs whose lease ran out: they return to their old place in the line, or
-        fail with `worker_lost` when `max_attempts` are used up; one whose cancel was requested is
+        fail with `worker_lost` when `max_attempts` were lost; one whose cancel was requested is
         cancelled. Tenants take turns; within one, higher priority goes first, then older.
         """
 
@@ -98,6 +99,22 @@ class JobQueue(Protocol):
         With no attempt left it fails with `failure`; with a cancel requested it is cancelled.
         Raises `LeaseLost`.
         """
+
+    async def release(self, claim: Claim) -> Job:
+        """Give the job back at once because the worker stops; this uses up no attempt.
+
+        The attempt as fencing token is spent all the same. With a cancel requested the job is
+        cancelled. Raises `LeaseLost`.
+        """
+
+    async def unarchived(self, limit: int = 100) -> builtins.list[Job]:
+        """Return ended `fine_tune` jobs that nobody has marked as archived, oldest first.
+
+        However a job ended, it is among them until `mark_archived`, and is not forgotten before.
+        """
+
+    async def mark_archived(self, job: Job) -> None:
+        """Let a job that ended be forgotten after the retention; again, it changes nothing."""
 
     async def cancel(self, tenant: str, job_id: str) -> Job:
         """Cancel a waiting job at once, or ask a running one's worker to stop.

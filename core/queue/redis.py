@@ -4,7 +4,8 @@ Every change of a job is one script, so it happens whole or not at all, and ever
 by the server's clock. Every key begins with `<prefix>:{graft}`, the *root*: the hash tag puts all
 of them into one Cluster slot, which is why a script may build the names of the jobs it touches.
 
-    t:<tenant>:job:<id>        hash: the fields of a job, `seq` (its place), `waiting` (a count)
+    t:<tenant>:job:<id>        hash: the fields of a job, `seq` (its place), `waiting` (a count),
+                               `losses` (attempts that ended badly; enough of them fail the job)
     t:<tenant>:events:<id>     stream: its events
     t:<tenant>:waiters:<id>    set: ids of the jobs that wait for it
     t:<tenant>:pending:<kind>  sorted set: ids by priority, then age
@@ -15,15 +16,19 @@ of them into one Cluster slot, which is why a script may build the names of the 
     delayed:<kind>             sorted set: `<tenant>/<id>` by the time it is due, ms
     leases:<kind>              sorted set: `<tenant>/<id>` by the time the lease runs out, ms
     wake:<kind>                stream of one entry: something became pending
+    unarchived                 sorted set: `<tenant>/<id>` of the ended fine_tune jobs that are not
+                               known to be in the artifact store, by the time they ended, s
     changes                    stream: the change feed (core.changes)
 
-A finished job's hash and events expire after the retention; its id leaves `jobs` on a later call.
+A finished job's hash and events expire after the retention, which begins when it leaves
+`unarchived` or, for other kinds, when it ends; its id leaves `jobs` on a later call.
 Not here: the rules of each step, which are in `lua/`, each file with its arguments.
 """
 
 from __future__ import annotations
 
 import asyncio
+import builtins
 from collections.abc import Iterable, Sequence
 from importlib.resources import files
 from typing import Any, cast
@@ -40,8 +45,8 @@ from core.queue.records import decode_event, decode_job, encode, ending, require
 RETRY_AFTER_SECONDS = 10.0
 
 _SCRIPTS = (
-    "announce", "append_event", "cancel", "claim", "due", "enqueue", "heartbeat", "list", "retry",
-    "settle",
+    "announce", "append_event", "cancel", "claim", "due", "enqueue", "heartbeat", "list",
+    "mark_archived", "release", "retry", "settle", "unarchived",
 )  # fmt: skip
 
 
@@ -165,6 +170,20 @@ class RedisJobQueue(JobQueue):
             self._max_attempts, self._retention_seconds,
         )  # fmt: skip
         return decode_job(claim.job.tenant, claim.job.id, answer[0])
+
+    async def release(self, claim: Claim) -> Job:
+        """Give the job back at once because the worker stops; this uses up no attempt."""
+        answer = await self._run_fenced("release", claim, self._retention_seconds)
+        return decode_job(claim.job.tenant, claim.job.id, answer[0])
+
+    async def unarchived(self, limit: int = 100) -> builtins.list[Job]:
+        """Return ended `fine_tune` jobs that nobody has marked as archived, oldest first."""
+        _, page = await self._run("unarchived", limit)
+        return [decode_job(*page[n : n + 3]) for n in range(0, len(page), 3)]
+
+    async def mark_archived(self, job: Job) -> None:
+        """Let a job that ended be forgotten after the retention."""
+        await self._run("mark_archived", job.tenant, job.id, self._retention_seconds)
 
     async def cancel(self, tenant: str, job_id: str) -> Job:
         """Cancel a waiting job at once, or ask a running one's worker to stop."""

@@ -2,20 +2,22 @@
 
 The service stores the bytes and answers `uploaded`; a worker parses them (training.ingest) and the
 status becomes `processed` or `error`. A file's status is read from the artifact store; only why a
-parsing job itself failed, such as for want of memory, is asked of the queue.
+parsing job itself failed, such as for want of memory, is asked of the queue. What a job made, its
+metrics and its report, are files too (service.job_history).
 """
 
 from __future__ import annotations
 
 import asyncio
 import time
+from contextlib import suppress
 from typing import Any
 
 from starlette.requests import Request
 from starlette.responses import Response, StreamingResponse
 
 from core.datasets import DatasetManifest, FileErrors, FileStatus, UploadedFile
-from core.errors import Conflict, InvalidRequest, NotFound
+from core.errors import Conflict, InvalidRequest, NotFound, Overloaded
 from core.files import FileStore
 from core.identifiers import new_id, require_identifier
 from core.jobs import JobKind, JobStatus, NewJob
@@ -105,15 +107,20 @@ async def list_files(request: Request) -> Response:
 async def get_file(request: Request) -> Response:
     """GET /v1/files/{file_id}"""
     run, owner = runtime(request), tenant(request)
-    file = await asyncio.to_thread(run.files(owner).get, _file_id(request))
+    file_id = _file_id(request)
+    if result := await run.history.result_file(owner, file_id):
+        return json_response(file_object(result.file, FileStatus.PROCESSED, None))
+    file = await asyncio.to_thread(run.files(owner).get, file_id)
     return json_response(await describe(run, owner, file))
 
 
 async def get_content(request: Request) -> Response:
     """GET /v1/files/{file_id}/content"""
     run, owner = runtime(request), tenant(request)
-    files = run.files(owner)
-    file = await asyncio.to_thread(files.get, _file_id(request))
+    files, file_id = run.files(owner), _file_id(request)
+    if result := await run.history.result_file(owner, file_id):
+        return Response(result.data, media_type="application/octet-stream")
+    file = await asyncio.to_thread(files.get, file_id)
     return StreamingResponse(
         run.store.stream(files.upload_key(file.id)),
         media_type="application/octet-stream",
@@ -124,8 +131,10 @@ async def get_content(request: Request) -> Response:
 async def delete_file(request: Request) -> Response:
     """DELETE /v1/files/{file_id}"""
     run, owner = runtime(request), tenant(request)
-    files = run.files(owner)
-    file = await asyncio.to_thread(files.get, _file_id(request))
+    files, file_id = run.files(owner), _file_id(request)
+    if await run.history.result_file(owner, file_id):
+        raise Conflict(f"{file_id} belongs to the record of its job", param="file_id")
+    file = await asyncio.to_thread(files.get, file_id)
     user = await _job_using(run, owner, file)
     if user is not None:
         raise Conflict(f"{file.id} is used by {user}; cancel that job first", param="file_id")
@@ -139,7 +148,11 @@ async def describe(run: Runtime, owner: str, file: UploadedFile) -> dict[str, An
     described = file_object(file, status, outcome)
     if status is FileStatus.UPLOADED:
         job = await run.queue.get(owner, ingest_job_id(file.id))
-        if job is not None and job.status is JobStatus.FAILED and job.error is not None:
+        if job is None:
+            # Redis came back empty, and whoever waits for the file would wait for ever.
+            with suppress(Overloaded):
+                await start_ingest(run, owner, file.id)
+        elif job.status is JobStatus.FAILED and job.error is not None:
             described |= {"status": FileStatus.ERROR, "status_details": job.error.message}
     return described
 

@@ -19,9 +19,10 @@ from starlette.types import Receive, Scope, Send
 
 from core.backbones import BACKBONES, allowed, is_allowed
 from core.datasets import FileErrors, FileStatus
-from core.errors import InvalidRequest, NotFound, Overloaded, Unavailable
+from core.errors import Conflict, InvalidRequest, NotFound, Overloaded, Unavailable
 from core.identifiers import new_id, require_identifier
 from core.jobs import FineTuneRequest, Job, JobEvent, JobKind, JobStatus, NewJob
+from core.runs import REPORT, result_file_ids
 from service.api.files import ingest_job_id, start_ingest
 from service.api.responses import json_response, query_int, read_body
 from service.runtime import Runtime, runtime, tenant
@@ -69,7 +70,7 @@ async def list_jobs(request: Request) -> Response:
     run, owner = runtime(request), tenant(request)
     limit = query_int(request, "limit", 20, low=1, high=100)
     after = _cursor(request, "after")
-    found = await run.queue.list(owner, JobKind.FINE_TUNE, after=after, limit=limit + 1)
+    found = await run.history.list(owner, after=after, limit=limit + 1)
     page = [await describe(run, job) for job in found[:limit]]
     return json_response({"object": "list", "data": page, "has_more": len(found) > limit})
 
@@ -84,6 +85,8 @@ async def cancel_job(request: Request) -> Response:
     """POST /v1/fine_tuning/jobs/{job_id}/cancel"""
     run = runtime(request)
     job = await _find(request)
+    if job.status.is_terminal:  # Redis may know it no more
+        raise Conflict(f"The job is already {job.status}.")
     return json_response(await describe(run, await run.queue.cancel(job.tenant, job.id)))
 
 
@@ -101,9 +104,8 @@ async def list_events(request: Request) -> Response:
         )
     limit = query_int(request, "limit", 20, low=1, high=100)
     cursor = request.query_params.get("after")
-    events = await run.queue.events(
-        job.tenant,
-        job.id,
+    events = await run.history.events(
+        job,
         after=cursor and _event_cursor(cursor, "after"),
         limit=limit + 1,
         newest_first=True,
@@ -126,11 +128,9 @@ class EventStream(StreamingResponse):
 async def _stream(run: Runtime, job: Job, after: str | None) -> AsyncIterator[bytes]:
     """Yield server-sent events until the job's last one."""
     while True:
-        # The history of a job that has ended is complete: nothing in it is worth waiting for.
-        wait = 0 if job.status.is_terminal else STREAM_WAIT_SECONDS
         try:
-            events = await run.queue.wait_events(job.tenant, job.id, after, wait)
-            current = job if events else await run.queue.get(job.tenant, job.id)
+            events = await run.history.wait_events(job, after, STREAM_WAIT_SECONDS)
+            current = job if events else await run.history.get(job.tenant, job.id)
         except Unavailable:
             return  # the client reconnects with the last id it saw
         for event in events:
@@ -165,7 +165,7 @@ async def describe(run: Runtime, job: Job) -> dict[str, Any]:
 
 def job_object(job: Job) -> dict[str, Any]:
     """Return the job object as far as the record alone gives it."""
-    spec, result = job.spec, job.result or {}
+    spec, result, files = job.spec, job.result or {}, result_file_ids(job)
     method = spec["method"]
     assert isinstance(method, dict)
     supervised = method["supervised"]
@@ -185,7 +185,7 @@ def job_object(job: Job) -> dict[str, Any]:
         "method": method,
         "seed": spec["seed"],
         "metadata": spec["metadata"],
-        "result_files": [],
+        "result_files": list(files.values()),
         "trained_tokens": None,
         "error": job.error.model_dump() if job.error else None,
         "suffix": spec["suffix"],
@@ -199,6 +199,7 @@ def job_object(job: Job) -> dict[str, Any]:
         "progress": job.progress.model_dump() if job.progress else None,
         "queue_position": None,
         "metrics": result.get("metrics"),
+        "report": files.get(REPORT),
     }
 
 
@@ -231,8 +232,8 @@ async def _needs_ingest(run: Runtime, owner: str, file_id: str, param: str) -> b
 async def _find(request: Request) -> Job:
     run, owner = runtime(request), tenant(request)
     job_id = require_identifier(request.path_params["job_id"], param="job_id")
-    job = await run.queue.get(owner, job_id)
-    if job is None or job.kind is not JobKind.FINE_TUNE:
+    job = await run.history.get(owner, job_id)
+    if job is None:
         raise NotFound(f"no job {job_id}", param="job_id")
     return job
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import os
+import shutil
 import signal
 import zipfile
 from collections.abc import Iterator
@@ -54,6 +55,23 @@ def test_worker_killed_mid_job(fragile: LiveStack, many: bytes) -> None:
     assert fragile.http.get(f"/v1/fine_tuning/jobs/{job.id}").json()["attempt"] == 2
     assert "job_restarted" in [event["event"] for event in fragile.events(job.id)]
     one_version(fragile, "survivor")
+
+
+def test_worker_told_to_stop_gives_its_job_back(fragile: LiveStack, many: bytes) -> None:
+    file = fragile.upload("many.csv", many)
+    job = fragile.train(file.id, "handed-over")
+    fragile.running(job.id)
+    (worker,) = fragile.pids("training.worker")
+    os.kill(worker, signal.SIGTERM)
+    # The lease is not waited for: it is given back.
+    eventually(lambda: worker not in fragile.pids("training.worker"), 10, "the worker ends")
+    done = fragile.finished(job.id)
+    assert done.status == "succeeded", done.error
+    events = fragile.events(job.id)
+    reasons = [e["data"]["reason"] for e in events if e["event"] == "job_restarted"]
+    assert reasons == ["worker_stopped"]
+    assert "retrying" not in [event["event"] for event in events]
+    one_version(fragile, "handed-over")
 
 
 def test_child_killed_mid_job_is_retried(fragile: LiveStack, many: bytes) -> None:
@@ -107,6 +125,37 @@ def test_predictions_go_on_without_redis(fragile: LiveStack, intents: bytes) -> 
     eventually(
         lambda: fragile.http.get("/v1/fine_tuning/jobs").status_code == 200, 30, "redis answers"
     )
+
+
+def test_redis_comes_back_empty(fragile: LiveStack, intents: bytes) -> None:
+    file = fragile.upload("train.csv", intents)
+    job = fragile.finished(fragile.train(file.id, "remembered").id)
+    assert job.status == "succeeded", job.error
+    fragile.served("remembered")
+    events = fragile.events(job.id)
+    record = fragile.data / "store/default/runs" / job.id / "record.json"
+    eventually(record.exists, 10, "the job is archived")
+    (redis,) = fragile.pids("redis.sock")
+    shutil.rmtree(fragile.data / "redis")
+    (fragile.data / "redis").mkdir()
+    os.kill(redis, signal.SIGKILL)
+    eventually(
+        lambda: redis not in fragile.pids("redis.sock")
+        and fragile.http.get("/readyz").json()["redis"] == "connected"
+        and fragile.http.get("/v1/fine_tuning/jobs").status_code == 200,
+        30, "an empty Redis",
+    )  # fmt: skip
+    assert fragile.predict("remembered", ["hello"])["model"] == "remembered@1"
+    assert fragile.job(job.id) == job
+    assert fragile.events(job.id) == events
+    assert job.id in [each.id for each in fragile.openai.fine_tuning.jobs.list()]
+    report, metrics = job.report, job.result_files[0]  # type: ignore[attr-defined]
+    contents = fragile.openai.files.content
+    assert contents(report).json()["job"] == job.id
+    assert contents(metrics).text.startswith("created_at,")
+    # What comes next needs nothing of what was forgotten.
+    again = fragile.finished(fragile.train(file.id, "remembered").id)
+    assert again.fine_tuned_model == "remembered@2"
 
 
 def test_upload_that_needs_too_much_memory_ends_in_error(fragile: LiveStack) -> None:

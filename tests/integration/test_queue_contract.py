@@ -239,7 +239,8 @@ class TestRecord:
         queue = backend.make(retention_seconds=1)
         for id in ("a", "b", "c"):
             await queue.enqueue(new_job(id))
-        await queue.settle(await next_claim(queue), JobStatus.SUCCEEDED)
+        done = await queue.settle(await next_claim(queue), JobStatus.SUCCEEDED)
+        await queue.mark_archived(done)
         deadline = time.monotonic() + DEADLINE
         while await queue.get("acme", "a"):
             assert time.monotonic() < deadline
@@ -322,6 +323,7 @@ WRITES: dict[str, Callable[[JobQueue, Claim], Awaitable[object]]] = {
     ),
     "settle": lambda queue, claim: queue.settle(claim, JobStatus.SUCCEEDED),
     "retry": lambda queue, claim: queue.retry(claim, 0, CRASH),
+    "release": lambda queue, claim: queue.release(claim),
 }
 
 
@@ -418,6 +420,108 @@ class TestEnd:
         claim = await next_claim(queue)
         await queue.cancel("acme", "j")
         assert (await queue.retry(claim, 0, CRASH)).status is JobStatus.CANCELLED
+
+
+class TestArchive:
+    async def test_every_end_of_a_job_is_there_until_it_is_marked(self, backend: Backend) -> None:
+        queue = backend.make(max_attempts=1)
+        await queue.enqueue(new_job("file", kind=JobKind.INGEST))
+        await queue.enqueue(new_job("failed-by-file", after=("file",)))
+        await queue.enqueue(new_job("cancelled"))
+        await queue.cancel("acme", "cancelled")
+        await queue.enqueue(new_job("lost", "bolt"))
+        await next_claim(queue, "a", LEASE)
+        await lease_ends()
+        assert await queue.claim(TUNE, "b", LONG) is None
+        for id, ending in (("succeeded", "settle"), ("retried", "retry")):
+            await queue.enqueue(new_job(id))
+            claim = await next_claim(queue)
+            assert id not in [job.id for job in await queue.unarchived()]
+            await WRITES[ending](queue, claim)
+        ingest = await queue.claim(JobKind.INGEST, "w", LONG)
+        assert ingest is not None
+        await queue.settle(ingest, JobStatus.FAILED, error=BAD_DATA)
+
+        found = await queue.unarchived()
+        assert [(job.tenant, job.id) for job in found] == [
+            ("acme", "cancelled"), ("bolt", "lost"), ("acme", "succeeded"), ("acme", "retried"),
+            ("acme", "failed-by-file"),
+        ]  # fmt: skip
+        assert all(job.status.is_terminal for job in found)
+        assert found[2] == await queue.get("acme", "succeeded")
+        assert await queue.unarchived(limit=2) == found[:2]
+        await queue.mark_archived(found[0])
+        await queue.mark_archived(found[0])
+        assert await queue.unarchived() == found[1:]
+
+    async def test_is_not_forgotten_before_it_is_marked(self, backend: Backend) -> None:
+        queue = backend.make(retention_seconds=1)
+        await queue.enqueue(new_job("j"))
+        await queue.settle(await next_claim(queue), JobStatus.SUCCEEDED)
+        await asyncio.sleep(1.1)  # time itself is what is waited for
+        (job,) = await queue.unarchived()
+        assert await queue.get("acme", "j") == job
+        assert (await types(queue, "j"))[-1] == "succeeded"
+
+    async def test_unknown_jobs_are_passed_over(self, queue: JobQueue) -> None:
+        await queue.enqueue(new_job("j"))
+        running = (await next_claim(queue)).job
+        await queue.mark_archived(running)
+        await queue.mark_archived(running.model_copy(update={"id": "gone"}))
+        assert await queue.get("acme", "j") == running
+
+
+class TestRelease:
+    async def test_job_goes_to_its_old_place_at_once(self, queue: JobQueue) -> None:
+        await queue.enqueue(new_job("j"))
+        await queue.enqueue(new_job("k"))
+        given_back = await queue.release(await next_claim(queue, "a"))
+        assert (given_back.status, given_back.worker) == (JobStatus.QUEUED, None)
+        assert await queue.position(given_back) == 0
+        claim = await next_claim(queue, "b")
+        assert (claim.job.id, claim.attempt) == ("j", 2)
+        restarted = (await queue.events("acme", "j"))[2]
+        assert (restarted.type, restarted.level) == ("job_restarted", "info")
+        assert restarted.data == {"attempt": 1, "reason": "worker_stopped"}
+
+    async def test_uses_up_no_attempt(self, backend: Backend) -> None:
+        queue = backend.make(max_attempts=2)
+        await queue.enqueue(new_job("j"))
+        for attempt in range(1, 5):
+            claim = await next_claim(queue)
+            assert claim.attempt == attempt
+            await queue.release(claim)
+        assert (await queue.retry(await next_claim(queue), 0, CRASH)).status is JobStatus.QUEUED
+        await queue.release(await next_claim(queue))
+        ended = await queue.retry(await next_claim(queue), 0, CRASH)
+        assert (ended.status, ended.error, ended.attempt) == (JobStatus.FAILED, CRASH, 7)
+
+    async def test_lost_workers_still_use_attempts_up(self, backend: Backend) -> None:
+        queue = backend.make(max_attempts=2)
+        await queue.enqueue(new_job("j"))
+        await queue.release(await next_claim(queue))
+        for attempt in (2, 3):
+            assert (await next_claim(queue, "a", LEASE)).attempt == attempt
+        await lease_ends()
+        assert await queue.claim(TUNE, "b", LEASE) is None
+        job = await queue.get("acme", "j")
+        assert job is not None
+        assert job.error is not None
+        assert job.error.message == "The worker was lost in each of 2 attempts."
+
+    async def test_wakes_who_waits(self, queue: JobQueue) -> None:
+        await queue.enqueue(new_job("j"))
+        claim = await next_claim(queue)
+        assert await queue.claim(TUNE, "b", LONG) is None
+        waiting = asyncio.create_task(queue.wait(TUNE, DEADLINE))
+        await queue.release(claim)
+        await asyncio.wait_for(waiting, PROMPT)
+
+    async def test_job_to_be_cancelled_is_cancelled(self, queue: JobQueue) -> None:
+        await queue.enqueue(new_job("j"))
+        claim = await next_claim(queue)
+        await queue.cancel("acme", "j")
+        assert (await queue.release(claim)).status is JobStatus.CANCELLED
 
 
 class TestCancel:

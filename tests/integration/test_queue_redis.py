@@ -125,6 +125,10 @@ class TestKeys:
         await queue.enqueue(new_job("b", after=("a",)))
         for _ in "ab":
             await queue.settle(await claimed(queue), JobStatus.SUCCEEDED)
+        assert await client.ttl(f"{root}:t:acme:job:a") == -1
+        assert await client.type(f"{root}:unarchived") == "zset"
+        for job in await queue.unarchived():
+            await queue.mark_archived(job)
         keys = {key async for key in client.scan_iter(f"{prefix}*")}
         lasting = {key.removeprefix(root) for key in keys if await client.ttl(key) == -1}
         assert lasting == {
@@ -132,6 +136,14 @@ class TestKeys:
         }  # fmt: skip
         assert await client.ttl(f"{root}:t:acme:job:a") > 590
         assert await client.ttl(f"{root}:t:acme:events:a") > 590
+
+    async def test_evicted_record_leaves_the_unarchived(self, client: Redis, prefix: str) -> None:
+        queue, root = queue_on(client, prefix), f"{prefix}:{{graft}}"
+        await queue.enqueue(new_job("a"))
+        await queue.cancel("acme", "a")
+        await client.delete(f"{root}:t:acme:job:a")
+        assert await queue.unarchived() == []
+        assert await client.exists(f"{root}:unarchived") == 0
 
     async def test_enqueue_trims_the_index_of_expired_jobs(
         self, client: Redis, prefix: str

@@ -189,8 +189,8 @@ async def test_time_limit_kills() -> None:
     assert child.killed_by is signal.SIGKILL
 
 
-async def test_worker_that_stops_gives_the_job_back() -> None:
-    queue = MemoryJobQueue()
+async def test_worker_that_stops_gives_the_job_back_and_uses_up_no_attempt() -> None:
+    queue = MemoryJobQueue(max_attempts=1)
     stopping = asyncio.Event()
     run = asyncio.create_task(
         attempt(queue, await claimed(queue), FakeChild(), stopping=stopping).run()

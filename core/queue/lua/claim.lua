@@ -4,7 +4,7 @@
 -- ARGV[1]  kind
 -- ARGV[2]  worker
 -- ARGV[3]  lease, milliseconds
--- ARGV[4]  most attempts of a job
+-- ARGV[4]  most attempts of a job that may be lost
 -- ARGV[5]  retention of a finished job, seconds
 --
 -- Answers {'ok', tenant, id, record}, or {'none', id of the last entry of the wake stream}: a
@@ -19,20 +19,22 @@ local STEPS = 100
 
 for _, member in ipairs(redis.call('ZRANGEBYSCORE', leases, '-inf', now_ms, 'LIMIT', 0, STEPS)) do
   local tenant, id = split(member)
-  local job = redis.call('HMGET', job_key(tenant, id), 'status', 'attempt', 'cancel_requested')
+  local key = job_key(tenant, id)
+  local job = redis.call('HMGET', key, 'status', 'attempt', 'cancel_requested')
   redis.call('ZREM', leases, member)
   if job[1] == 'running' then
+    local losses = redis.call('HINCRBY', key, 'losses', 1)
     if job[3] == '1' then
       finish(tenant, id, 'cancelled', false, false, retention)
-    elseif tonumber(job[2]) < tonumber(max_attempts) then
-      redis.call('HSET', job_key(tenant, id), 'status', 'queued')
-      redis.call('HDEL', job_key(tenant, id), 'worker', 'progress')
+    elseif losses < tonumber(max_attempts) then
+      redis.call('HSET', key, 'status', 'queued')
+      redis.call('HDEL', key, 'worker', 'progress')
       add_event(tenant, id, 'job_restarted', 'The worker was lost; the job starts again.', 'warn',
         cjson.encode({attempt = tonumber(job[2]), reason = 'worker_lost'}))
       add_pending(tenant, id)
     else
       finish(tenant, id, 'failed', false, cjson.encode({
-        code = 'worker_lost', message = 'The worker was lost in each of ' .. job[2] .. ' attempts.'
+        code = 'worker_lost', message = 'The worker was lost in each of ' .. losses .. ' attempts.'
       }), retention)
     end
   end

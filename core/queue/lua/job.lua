@@ -11,6 +11,8 @@ local MAX_COMPACTED = 200
 local CANCELLED_FILE = cjson.encode({
   code = 'data_error', message = "The validation of the job's file was cancelled."
 })
+-- The kinds of job whose records outlast Redis; what became of a file is told by the file.
+local ARCHIVED = {fine_tune = true}
 local ENDINGS = {succeeded = 'The job succeeded.', cancelled = 'The job was cancelled.'}
 
 local function job_key(tenant, id) return root .. ':t:' .. tenant .. ':job:' .. id end
@@ -88,7 +90,13 @@ local function admit(tenant, id, waited)
   add_pending(tenant, id)
 end
 
--- End one job; `result` and `failure` are JSON text or false.
+local function expire_job(tenant, id, retention)
+  redis.call('EXPIRE', job_key(tenant, id), retention)
+  redis.call('EXPIRE', events_key(tenant, id), retention)
+end
+
+-- End one job; `result` and `failure` are JSON text or false. One whose record must last is kept
+-- until it is known to be in the artifact store, and only then expires.
 local function end_job(tenant, id, status, result, failure, retention)
   local key = job_key(tenant, id)
   local kind = redis.call('HGET', key, 'kind')
@@ -107,8 +115,11 @@ local function end_job(tenant, id, status, result, failure, retention)
     add_event(tenant, id, status, ENDINGS[status], 'info')
   end
   compact_events(tenant, id)
-  redis.call('EXPIRE', key, retention)
-  redis.call('EXPIRE', events_key(tenant, id), retention)
+  if ARCHIVED[kind] then
+    redis.call('ZADD', root .. ':unarchived', (clock()), tenant .. '/' .. id)
+  else
+    expire_job(tenant, id, retention)
+  end
 end
 
 -- End a job, and free or fail what waits for it, and what waits for that.

@@ -7,7 +7,7 @@
 -- ARGV[4]  worker
 -- ARGV[5]  delay, seconds
 -- ARGV[6]  failure, JSON
--- ARGV[7]  most attempts of a job
+-- ARGV[7]  most attempts of a job that may be lost
 -- ARGV[8]  retention of a finished job, seconds
 --
 -- Answers {'ok', record} or {'lost'}.
@@ -20,7 +20,7 @@ local job = redis.call('HMGET', key, 'kind', 'cancel_requested')
 local kind, cancel_requested = job[1], job[2]
 if cancel_requested == '1' then
   finish(tenant, id, 'cancelled', false, false, ARGV[8])
-elseif attempt >= tonumber(ARGV[7]) then
+elseif redis.call('HINCRBY', key, 'losses', 1) >= tonumber(ARGV[7]) then
   finish(tenant, id, 'failed', false, ARGV[6], ARGV[8])
 else
   local reason = cjson.decode(ARGV[6]).message

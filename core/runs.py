@@ -1,0 +1,154 @@
+"""Finished jobs in the artifact store: what is left of a job when Redis has forgotten it.
+
+    <tenant>/runs/<job>/events.jsonl   a JobEvent per line, oldest first
+    <tenant>/runs/<job>/metrics.csv    a line per `metrics` event, if there were any or it succeeded
+    <tenant>/runs/<job>/report.json    of a job that succeeded
+    <tenant>/runs/<job>/record.json    the Job, written after the three
+    <tenant>/runs-by-time/<µs>-<job>   a name without content, by which jobs are listed; comes last
+
+All of it is made from what no longer changes, so that two who archive one job write the same, and
+one that is killed half-way is finished by the next. The metrics and the report are also files of
+the API, whose ids say which (`result_file_ids`). `publication.json` in a run's folder belongs to
+core.registry. Not here: which jobs are to be archived (core.queue) and by whom (training.archive).
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from typing import NamedTuple
+
+from core.errors import AlreadyExists, Conflict, NotFound
+from core.identifiers import is_identifier
+from core.jobs import Job, JobEvent, JobStatus
+from core.registry import Registry
+from core.store import ArtifactStore
+
+METRICS, REPORT = "metrics.csv", "report.json"
+_FILE_ID_PREFIXES = {METRICS: "file-metrics-", REPORT: "file-report-"}
+
+
+class Place(NamedTuple):
+    """Where a job stands among others by age: when it was created, in microseconds, and its id."""
+
+    created_us: int
+    id: str
+
+    @classmethod
+    def of(cls, job: Job) -> Place:
+        """The place of a job."""
+        return cls(round(job.created_at * 1_000_000), job.id)
+
+
+def result_file_ids(job: Job) -> dict[str, str]:
+    """Return the ids of a job's result files by their names; only a success has any."""
+    if job.status is not JobStatus.SUCCEEDED:
+        return {}
+    return {name: prefix + job.id for name, prefix in _FILE_ID_PREFIXES.items()}
+
+
+def parse_result_file_id(file_id: str) -> tuple[str, str] | None:
+    """Return the job's id and the name that a result file's id stands for; None for another's."""
+    for name, prefix in _FILE_ID_PREFIXES.items():
+        job_id = file_id.removeprefix(prefix)
+        if job_id != file_id and is_identifier(job_id):
+            return job_id, name
+    return None
+
+
+class RunStore:
+    """Writes and reads the finished jobs of all tenants."""
+
+    def __init__(self, store: ArtifactStore) -> None:
+        self._store = store
+        self._registry = Registry(store)
+
+    def archive(self, job: Job, events: Sequence[JobEvent]) -> None:
+        """Store a job that has ended, with its whole history; again, it changes nothing."""
+        lines = "".join(event.model_dump_json() + "\n" for event in events)
+        folder = _folder(job.tenant, job.id)
+        self._put(f"{folder}/events.jsonl", lines.encode())
+        for name, data in self.results(job, events).items():
+            self._put(f"{folder}/{name}", data)
+        self._put(f"{folder}/record.json", job.model_dump_json().encode())
+        created_us, job_id = Place.of(job)
+        self._put(f"{_index(job.tenant)}/{created_us:016}-{job_id}", b"")
+
+    def get(self, tenant: str, job_id: str) -> Job | None:
+        """Return an archived job's record, or None."""
+        try:
+            return Job.model_validate_json(
+                self._store.get(f"{_folder(tenant, job_id)}/record.json")
+            )
+        except NotFound:
+            return None
+
+    def events(self, tenant: str, job_id: str) -> list[JobEvent]:
+        """Return an archived job's events, oldest first; none for an unknown job."""
+        try:
+            data = self._store.get(f"{_folder(tenant, job_id)}/events.jsonl")
+        except NotFound:
+            return []
+        return [JobEvent.model_validate_json(line) for line in data.splitlines()]
+
+    def places(self, tenant: str) -> list[Place]:
+        """Return every archived job of a tenant, newest first, from one listing."""
+        found = []
+        for entry in self._store.walk(_index(tenant)):
+            created, _, job_id = entry.key.rsplit("/", 1)[-1].partition("-")
+            if created.isascii() and created.isdigit():
+                found.append(Place(int(created), job_id))
+        return sorted(found, reverse=True)
+
+    def result(self, tenant: str, job_id: str, name: str) -> bytes:
+        """Return a result file of an archived job; raise `NotFound`."""
+        return self._store.get(f"{_folder(tenant, job_id)}/{name}")
+
+    def results(self, job: Job, events: Sequence[JobEvent]) -> dict[str, bytes]:
+        """Return the result files of a job that has ended, made from its events and its version."""
+        measured = [event for event in events if event.type == "metrics"]
+        succeeded = job.status is JobStatus.SUCCEEDED
+        files = {METRICS: _metrics_csv(measured)} if measured or succeeded else {}
+        return files | ({REPORT: self._report(job)} if succeeded else {})
+
+    def _report(self, job: Job) -> bytes:
+        """The report beside the version that the job published, or a short one if that is gone."""
+        manifest = self._registry.publication(job.tenant, job.id)
+        if manifest is not None and REPORT in manifest.files:
+            with suppress(NotFound, Conflict):
+                return self._registry.file(manifest, REPORT)
+        return json.dumps({"job": job.id, "request": job.spec, "result": job.result}).encode()
+
+    def _put(self, key: str, data: bytes) -> None:
+        with suppress(AlreadyExists):
+            self._store.put_new(key, data)
+
+
+def _folder(tenant: str, job_id: str) -> str:
+    return f"{tenant}/runs/{job_id}"
+
+
+def _index(tenant: str) -> str:
+    return f"{tenant}/runs-by-time"
+
+
+def _metrics_csv(events: Sequence[JobEvent]) -> bytes:
+    """One line per event: when, and whatever the events measured, in the order it first came up."""
+    rows: list[Mapping[str, object]] = [
+        {"created_at": event.created_at}
+        | {
+            name: value
+            for name, value in event.data.items()
+            if isinstance(value, int | float | str)
+        }
+        for event in events
+    ]
+    columns = dict.fromkeys(["created_at", *(name for row in rows for name in row)])
+    text = io.StringIO()
+    writer = csv.DictWriter(text, list(columns), lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    return text.getvalue().encode()
