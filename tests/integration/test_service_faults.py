@@ -143,6 +143,7 @@ async def test_a_killed_process_does_not_haunt_the_metrics(
     async with service.one_client_per_process() as processes:
         for client in processes.values():
             await until(lambda c=client: predicts(c, "newest"), 10, "newest")  # type: ignore[misc]
+        for client in processes.values():
             ready = (await client.get("/readyz")).json()
             assert (await metrics(client))["graft_live_versions"] == ready["versions"]
 
