@@ -81,6 +81,24 @@ def event_order(event_id: str) -> tuple[int, int]:
     return int(milliseconds), int(count)
 
 
+class Once(BaseModel, frozen=True):
+    """How a repeated request is known, so that it gets the job that the first one made.
+
+    `name` is what repeats and `digest` is of the whole request: the same name with another digest
+    is refused. The first request is remembered for `seconds`.
+
+    One that is no `is_repeat` makes a job of its own and is remembered in place of the one before;
+    but when its own repeat, sent later, has come through first, it gets that one's job.
+    `age_seconds` tells: it is how long ago the request arrived.
+    """
+
+    name: str = Field(pattern=r"^[a-z0-9-]{1,100}$")
+    digest: str
+    seconds: int = Field(ge=1)
+    is_repeat: bool = True
+    age_seconds: float = Field(default=0, ge=0)
+
+
 class NewJob(BaseModel, frozen=True):
     """A job to enqueue. `after` names jobs of the same tenant that must have succeeded first."""
 
@@ -90,6 +108,7 @@ class NewJob(BaseModel, frozen=True):
     spec: Json
     priority: int = Field(default=0, ge=-100, le=100)
     after: tuple[Identifier, ...] = ()
+    once: Once | None = None
 
 
 class Job(BaseModel, frozen=True):

@@ -77,6 +77,13 @@ class Settings(BaseSettings):
     max_queued_jobs: int = Field(
         default=10_000, ge=1, description="Unfinished jobs of one kind that a tenant may have."
     )
+    # The openai client tries again after at most 8 s, but only once it knows of the loss: a proxy
+    # between may wait for 60 s (nginx) before it answers 504.
+    dedupe_seconds: int = Field(
+        default=120, ge=0, le=3600,
+        description="How long a client's automatic retry of a request "
+        "gets the job that the first try made; 0 turns it off.",
+    )  # fmt: skip
     lease_seconds: float = Field(
         default=5, ge=0.5, le=600,
         description="A worker silent for this long loses its job to another.",

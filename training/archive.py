@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from collections.abc import Sequence
 from contextlib import suppress
 
 from core.errors import GraftError
@@ -35,12 +36,19 @@ async def keep_archive(queue: JobQueue, runs: RunStore, stopping: asyncio.Event)
 
 async def archive_finished(queue: JobQueue, runs: RunStore) -> bool:
     """Archive what has ended; return whether anything went wrong. One job never stops others."""
-    failed = False
     try:
-        jobs = await queue.unarchived()
+        # Page by page; one with a failure in it is seen again, so it is the last.
+        while jobs := await queue.unarchived():
+            if await _archive_page(queue, runs, jobs):
+                return True
     except GraftError as error:
         logger.warning("finished jobs are not archived: %s", error.message)
         return True
+    return False
+
+
+async def _archive_page(queue: JobQueue, runs: RunStore, jobs: Sequence[Job]) -> bool:
+    failed = False
     for job in jobs:
         try:
             await asyncio.to_thread(runs.archive, job, await _history(queue, job))

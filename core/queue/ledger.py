@@ -11,7 +11,17 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
-from core.jobs import Failure, Job, JobEvent, JobKind, JobStatus, Json, NewJob, event_order
+from core.jobs import (
+    Failure,
+    Job,
+    JobEvent,
+    JobKind,
+    JobStatus,
+    Json,
+    NewJob,
+    Once,
+    event_order,
+)
 
 CANCELLED_FILE = Failure(
     code="data_error", message="The validation of the job's file was cancelled."
@@ -40,6 +50,16 @@ class Entry:
         self.job = self.job.model_copy(update=changes)
 
 
+@dataclass(frozen=True)
+class Request:
+    """A request that may be repeated, and the job it made; `repeated_at` if it was a repeat."""
+
+    job_id: str
+    digest: str
+    until: float
+    repeated_at: float | None
+
+
 class Ledger:
     """Every job by (tenant, id), oldest first, and the tenants in the order of their turns."""
 
@@ -49,6 +69,7 @@ class Ledger:
         self.turns: dict[JobKind, list[str]] = {kind: [] for kind in JobKind}
         self.unarchived: list[Entry] = []
         self.wakes = dict.fromkeys(JobKind, 0)
+        self.requests: dict[tuple[str, str], Request] = {}
         self._retention_seconds = retention_seconds
         self._seq = 0
 
@@ -81,12 +102,31 @@ class Ledger:
         """Add a job in `validating_files`."""
         self._seq += 1
         job = Job(
-            **new.model_dump(exclude={"after"}),
+            **new.model_dump(exclude={"after", "once"}),
             status=JobStatus.VALIDATING_FILES,
             created_at=self.clock(),
         )
         self.entries[new.tenant, new.id] = entry = Entry(job, self._seq)
+        if new.once:
+            now = self.clock()
+            self.requests[new.tenant, new.once.name] = Request(
+                job_id=new.id,
+                digest=new.once.digest,
+                until=now + new.once.seconds,
+                repeated_at=now if new.once.is_repeat else None,
+            )
         return entry
+
+    def first(self, tenant: str, once: Once) -> Request | None:
+        """Return the request that this one repeats, or that has the same name, if any."""
+        request, now = self.requests.get((tenant, once.name)), self.clock()
+        if request is None or request.until <= now:
+            return None
+        if once.is_repeat or request.digest != once.digest:
+            return request
+        arrived = now - once.age_seconds
+        overtook = request.repeated_at is not None and request.repeated_at >= arrived
+        return request if overtook else None
 
     def add_event(
         self, entry: Entry, type: str, message: str, level: str = "info", data: Json | None = None

@@ -22,12 +22,13 @@ from core.jobs import (
     JobStatus,
     Json,
     NewJob,
+    Once,
     Progress,
     event_order,
 )
 from core.queue.ledger import CANCELLED_FILE, Entry, Ledger
 from core.queue.protocol import Claim, JobQueue
-from core.queue.records import ending, require_event_id
+from core.queue.records import ending, job_forgotten, key_reused, require_event_id
 
 if TYPE_CHECKING:
     from core.changes import Change, ChangeFeed
@@ -59,6 +60,8 @@ class MemoryJobQueue(JobQueue):
         """Add a job and wake a worker; with an id that exists, return that job unchanged."""
         if existing := self._ledger.find(new.tenant, new.id):
             return existing.job
+        if new.once and (repeated := await self.recall(new.tenant, new.once)):
+            return repeated
         awaited: list[Job] = []
         for name in new.after:
             first = self._ledger.find(new.tenant, name)
@@ -80,6 +83,18 @@ class MemoryJobQueue(JobQueue):
         elif not entry.waits_for:
             self._ledger.admit(entry, waited=bool(awaited))
         self._ring()
+        return entry.job
+
+    async def recall(self, tenant: str, once: Once) -> Job | None:
+        """Return the job that an earlier request made and this one repeats; None if it is new."""
+        request = self._ledger.first(tenant, once)
+        if request is None:
+            return None
+        if request.digest != once.digest:
+            raise key_reused()
+        entry = self._ledger.find(tenant, request.job_id)
+        if entry is None:
+            raise job_forgotten(request.job_id)
         return entry.job
 
     async def claim(self, kind: JobKind, worker: str, lease_seconds: float) -> Claim | None:

@@ -18,7 +18,7 @@ import builtins
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
-from core.jobs import Failure, Job, JobEvent, JobKind, JobStatus, Json, NewJob, Progress
+from core.jobs import Failure, Job, JobEvent, JobKind, JobStatus, Json, NewJob, Once, Progress
 
 if TYPE_CHECKING:  # core.changes uses core.queue.connection
     from core.changes import Change
@@ -43,8 +43,17 @@ class JobQueue(Protocol):
     async def enqueue(self, new: NewJob) -> Job:
         """Add a job and wake a worker; with an id that exists, return that job unchanged.
 
+        A repeated request (`NewJob.once`) makes no job, but returns the one that the first made;
+        it raises what `recall` raises. That is decided together with the adding.
         Raises `Overloaded` when the tenant already has `max_queued` unfinished jobs of the kind,
         and `NotFound` when a job in `after` is unknown.
+        """
+
+    async def recall(self, tenant: str, once: Once) -> Job | None:
+        """Return the job that an earlier request made and this one repeats; None if it is new.
+
+        Raises `Conflict` when the earlier one was not the same request, or its job is no longer
+        kept.
         """
 
     async def claim(self, kind: JobKind, worker: str, lease_seconds: float) -> Claim | None:

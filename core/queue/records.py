@@ -9,7 +9,7 @@ import json
 import re
 from collections.abc import Mapping, Sequence
 
-from core.errors import InvalidRequest
+from core.errors import Conflict, InvalidRequest
 from core.jobs import Failure, Job, JobEvent, JobStatus, Json
 
 _JSON_FIELDS = ("spec", "progress", "result", "error")
@@ -44,6 +44,19 @@ def require_event_id(text: str) -> str:
     if _EVENT_ID.fullmatch(text) is None:
         raise InvalidRequest("after must be the id of an event", param="after")
     return text
+
+
+def key_reused() -> Conflict:
+    """The refusal of a request that has the name of another one."""
+    return Conflict(
+        "this Idempotency-Key was used for a request with another body; take a new key",
+        param="Idempotency-Key", code="idempotency_key_reused",
+    )  # fmt: skip
+
+
+def job_forgotten(job_id: str) -> Conflict:
+    """The refusal of a repeated request whose job is gone: a second one must not be made."""
+    return Conflict(f"the request was made before, and its job {job_id} is no longer kept")
 
 
 def ending(

@@ -12,6 +12,7 @@ of them into one Cluster slot, which is why a script may build the names of the 
     t:<tenant>:open:<kind>     set: ids of the unfinished jobs
     t:<tenant>:jobs:<kind>     sorted set: ids by age, for `list`
     t:<tenant>:seq:<kind>      counter that numbers the jobs
+    t:<tenant>:once:<name>     hash: a request that may be repeated, and the job it made; expires
     tenants:<kind>             sorted set: the tenants with pending jobs, by whose turn it is
     delayed:<kind>             sorted set: `<tenant>/<id>` by the time it is due, ms
     leases:<kind>              sorted set: `<tenant>/<id>` by the time the lease runs out, ms
@@ -37,16 +38,24 @@ from redis.asyncio import Redis
 
 from core.changes import FEED_LENGTH, Change
 from core.errors import Conflict, LeaseLost, NotFound, Overloaded
-from core.jobs import Failure, Job, JobEvent, JobKind, JobStatus, Json, NewJob, Progress
+from core.jobs import Failure, Job, JobEvent, JobKind, JobStatus, Json, NewJob, Once, Progress
 from core.queue.connection import Entry, StreamReader, translated
 from core.queue.protocol import Claim, JobQueue
-from core.queue.records import decode_event, decode_job, encode, ending, require_event_id
+from core.queue.records import (
+    decode_event,
+    decode_job,
+    encode,
+    ending,
+    job_forgotten,
+    key_reused,
+    require_event_id,
+)
 
 RETRY_AFTER_SECONDS = 10.0
 
 _SCRIPTS = (
     "announce", "append_event", "cancel", "claim", "due", "enqueue", "heartbeat", "list",
-    "mark_archived", "release", "retry", "settle", "unarchived",
+    "mark_archived", "recall", "release", "retry", "settle", "unarchived",
 )  # fmt: skip
 
 
@@ -84,7 +93,8 @@ class RedisJobQueue(JobQueue):
         word, *answer = await self._run(
             "enqueue",
             new.tenant, new.id, new.kind, encode(new.spec), new.priority,
-            self._max_queued, self._retention_seconds, *dict.fromkeys(new.after),
+            self._max_queued, self._retention_seconds,
+            _once(new.once) if new.once else "", *dict.fromkeys(new.after),
         )  # fmt: skip
         if word == "missing":
             raise NotFound(f"There is no job {answer[0]} to wait for.", param="after")
@@ -93,7 +103,12 @@ class RedisJobQueue(JobQueue):
                 f"There are already {self._max_queued} unfinished jobs of this kind.",
                 retry_after_seconds=RETRY_AFTER_SECONDS,
             )
-        return decode_job(new.tenant, new.id, answer[0])
+        return _recalled(new.tenant, word, *answer)
+
+    async def recall(self, tenant: str, once: Once) -> Job | None:
+        """Return the job that an earlier request made and this one repeats; None if it is new."""
+        word, *answer = await self._run("recall", tenant, _once(once))
+        return None if word == "none" else _recalled(tenant, word, *answer)
 
     async def claim(self, kind: JobKind, worker: str, lease_seconds: float) -> Claim | None:
         """Lease the next job of `kind`, or return None when none is due."""
@@ -268,6 +283,18 @@ class RedisJobQueue(JobQueue):
         if word == "lost":
             raise LeaseLost(f"Attempt {claim.attempt} of job {job.id} is no longer current.")
         return answer
+
+
+def _once(once: Once) -> str:
+    return once.model_dump_json()
+
+
+def _recalled(tenant: str, word: str, job_id: str, record: Sequence[str] = ()) -> Job:
+    if word == "reused":
+        raise key_reused()
+    if word == "forgotten":
+        raise job_forgotten(job_id)
+    return decode_job(tenant, job_id, record)
 
 
 def _ms(seconds: float) -> int:

@@ -17,14 +17,13 @@ from starlette.requests import Request
 from starlette.responses import Response, StreamingResponse
 from starlette.types import Receive, Scope, Send
 
-from core.backbones import BACKBONES, allowed, is_allowed
-from core.datasets import FileErrors, FileStatus
 from core.errors import Conflict, InvalidRequest, NotFound, Overloaded, Unavailable
-from core.identifiers import new_id, require_identifier
-from core.jobs import FineTuneRequest, Job, JobEvent, JobKind, JobStatus, NewJob
+from core.identifiers import require_identifier
+from core.jobs import Job, JobEvent, JobStatus
 from core.runs import REPORT, result_file_ids
-from service.api.files import ingest_job_id, start_ingest
-from service.api.responses import json_response, query_int, read_body
+from service.api import dry_run, job_creation, job_filter
+from service.api.responses import json_response, query_bool, query_int
+from service.idempotency import REPLAYED_HEADER
 from service.runtime import Runtime, runtime, tenant
 
 STREAM_WAIT_SECONDS = 10.0
@@ -35,44 +34,31 @@ _EVENT_ID = re.compile(r"[0-9]{1,15}-[0-9]{1,15}")
 
 
 async def create_job(request: Request) -> Response:
-    """POST /v1/fine_tuning/jobs"""
-    run, owner = runtime(request), tenant(request)
-    wanted = await read_body(request, FineTuneRequest)
-    if not is_allowed(wanted.model, run.settings.hf_models):
-        models = ", ".join(allowed(run.settings.hf_models))
-        raise InvalidRequest(
-            f"no backbone {wanted.model[:80]!r}; use one of: {models}",
-            param="model", code="model_not_found",
-        )  # fmt: skip
-    if wanted.suffix in BACKBONES:
-        raise InvalidRequest(f"{wanted.suffix} is the name of a backbone", param="suffix")
-    waits_for = []
-    for param in ("training_file", "validation_file"):
-        file_id = getattr(wanted, param)
-        if file_id is not None and await _needs_ingest(run, owner, file_id, param):
-            await start_ingest(run, owner, file_id)
-            waits_for.append(ingest_job_id(file_id))
-    job = await run.queue.enqueue(
-        NewJob(
-            tenant=owner,
-            id=new_id("ftjob"),
-            kind=JobKind.FINE_TUNE,
-            spec=wanted.model_dump(mode="json"),
-            priority=wanted.priority,
-            after=tuple(dict.fromkeys(waits_for)),
-        )
-    )
-    return json_response(await describe(run, job))
+    """POST /v1/fine_tuning/jobs?dry_run="""
+    if query_bool(request, "dry_run"):
+        return await dry_run.preview(request)
+    job, is_repeat = await job_creation.create(request)
+    headers = {REPLAYED_HEADER: "true"} if is_repeat else None
+    return json_response(await describe(runtime(request), job), headers=headers)
 
 
 async def list_jobs(request: Request) -> Response:
-    """GET /v1/fine_tuning/jobs?after=&limit="""
+    """GET /v1/fine_tuning/jobs?after=&limit=&metadata[k]="""
     run, owner = runtime(request), tenant(request)
     limit = query_int(request, "limit", 20, low=1, high=100)
     after = _cursor(request, "after")
-    found = await run.history.list(owner, after=after, limit=limit + 1)
-    page = [await describe(run, job) for job in found[:limit]]
-    return json_response({"object": "list", "data": page, "has_more": len(found) > limit})
+    wanted = job_filter.metadata_filter(request)
+    if wanted is None:
+        found = await run.history.list(owner, after=after, limit=limit + 1)
+        page = job_filter.Page(found[:limit], has_more=len(found) > limit)
+    else:
+        page = await job_filter.search(run.history, owner, wanted, after=after, limit=limit)
+    listed = {
+        "object": "list",
+        "data": [await describe(run, job) for job in page.jobs],
+        "has_more": page.has_more,
+    }
+    return json_response(listed | ({"scanned_to": page.scanned_to} if page.scanned_to else {}))
 
 
 async def get_job(request: Request) -> Response:
@@ -215,18 +201,6 @@ def event_object(event: JobEvent) -> dict[str, Any]:
         "event": event.type,
         "data": event.data,
     }
-
-
-async def _needs_ingest(run: Runtime, owner: str, file_id: str, param: str) -> bool:
-    files = run.files(owner)
-    try:
-        await asyncio.to_thread(files.get, file_id)
-    except NotFound:
-        raise InvalidRequest(f"no file {file_id}", param=param, code="file_not_found") from None
-    status, outcome = await asyncio.to_thread(files.status, file_id)
-    if isinstance(outcome, FileErrors):
-        raise InvalidRequest(f"{file_id} is unusable: {outcome.summary()}", param=param)
-    return status is FileStatus.UPLOADED
 
 
 async def _find(request: Request) -> Job:

@@ -58,13 +58,18 @@ async def read_body(request: Request, model: type[Body]) -> Body:
 
 def invalid_body(error: ValidationError) -> InvalidRequest:
     """Turn pydantic's findings into one sentence that names each field."""
+    found = field_errors(error)
+    shown = "; ".join(f"{name}: {message}" for name, message in found[:10])
+    return InvalidRequest(shown, param=found[0][0].split(".")[0])
+
+
+def field_errors(error: ValidationError) -> list[tuple[str, str]]:
+    """Return each field at fault, as `outer.inner`, and what is wrong with it."""
     found = error.errors(include_url=False, include_context=False, include_input=False)
     # A name may be the caller's own, as of a field that does not exist, and as long as the body.
-    names = [".".join(str(part)[:60] for part in item["loc"]) or "body" for item in found]
-    shown = "; ".join(
-        f"{name}: {item['msg']}" for name, item in zip(names[:10], found, strict=False)
-    )
-    return InvalidRequest(shown, param=names[0].split(".")[0])
+    return [
+        (".".join(str(part)[:60] for part in item["loc"]) or "body", item["msg"]) for item in found
+    ]
 
 
 def query_int(request: Request, name: str, default: int, *, low: int, high: int) -> int:
@@ -76,6 +81,14 @@ def query_int(request: Request, name: str, default: int, *, low: int, high: int)
     if not is_number or not low <= int(text) <= high:
         raise InvalidRequest(f"{name} must be an integer from {low} to {high}", param=name)
     return int(text)
+
+
+def query_bool(request: Request, name: str) -> bool:
+    """Return a flag of the query string, false when absent; raise `InvalidRequest` for others."""
+    text = request.query_params.get(name, "false")
+    if text not in ("true", "false"):
+        raise InvalidRequest(f"{name} must be true or false", param=name)
+    return text == "true"
 
 
 @asynccontextmanager

@@ -16,7 +16,7 @@ import pytest
 
 from core.changes import Change, ChangeFeed, MemoryChangeFeed, RedisChangeFeed
 from core.errors import Conflict, InvalidRequest, LeaseLost, NotFound, Overloaded
-from core.jobs import Failure, Job, JobKind, JobStatus, NewJob, Progress
+from core.jobs import Failure, Job, JobKind, JobStatus, NewJob, Once, Progress
 from core.queue import Claim, JobQueue
 from core.queue.connection import connect
 from core.queue.memory import MemoryJobQueue
@@ -247,6 +247,121 @@ class TestRecord:
             await asyncio.sleep(0.05)
         assert [job.id for job in await queue.list("acme", TUNE)] == ["c", "b"]
         assert await queue.events("acme", "a") == []
+
+
+def keyed(id: str, digest: str = "d", seconds: int = 60, **fields: Any) -> NewJob:
+    """A request with an idempotency key."""
+    return new_job(id, once=Once(name="key", digest=digest, seconds=seconds), **fields)
+
+
+def tried(id: str, is_repeat: bool = False, age_seconds: float = 0) -> NewJob:
+    """A request without one, of a client that says which try it is."""
+    once = Once(name="body", digest="d", seconds=60, is_repeat=is_repeat, age_seconds=age_seconds)
+    return new_job(id, once=once)
+
+
+class TestOnce:
+    async def test_a_repeated_request_gets_the_first_ones_job(self, queue: JobQueue) -> None:
+        first = await queue.enqueue(keyed("j", priority=3))
+        assert await queue.enqueue(keyed("k")) == first
+        assert await queue.get("acme", "k") is None
+        claim = await next_claim(queue)
+        assert await queue.enqueue(keyed("k")) == claim.job
+        done = await queue.settle(claim, JobStatus.SUCCEEDED)
+        assert await queue.enqueue(keyed("k")) == done
+        assert await queue.claim(TUNE, "w", LONG) is None
+
+    async def test_requests_at_the_same_time_make_one_job(self, queue: JobQueue) -> None:
+        jobs = await asyncio.gather(*(queue.enqueue(keyed(f"j{n}")) for n in range(20)))
+        assert len({job.id for job in jobs}) == 1
+        assert len(await queue.list("acme", TUNE)) == 1
+
+    async def test_another_request_of_the_same_name_is_refused(self, queue: JobQueue) -> None:
+        await queue.enqueue(keyed("j"))
+        other = keyed("k", "e")
+        assert other.once is not None
+        for attempt in (queue.enqueue(other), queue.recall("acme", other.once)):
+            with pytest.raises(Conflict) as refusal:
+                await attempt
+            assert refusal.value.error_code == "idempotency_key_reused"
+        assert [job.id for job in await queue.list("acme", TUNE)] == ["j"]
+
+    async def test_names_are_a_tenants_own(self, queue: JobQueue) -> None:
+        await queue.enqueue(keyed("j"))
+        assert (await queue.enqueue(keyed("k", "e", tenant="bolt"))).id == "k"
+
+    async def test_a_name_may_be_used_anew_when_its_time_is_over(self, queue: JobQueue) -> None:
+        await queue.enqueue(keyed("j", seconds=1))
+        deadline = time.monotonic() + DEADLINE
+        while (job := await queue.enqueue(keyed("k", seconds=1))).id == "j":
+            assert time.monotonic() < deadline
+            await asyncio.sleep(0.05)
+        assert job.id == "k"
+        assert (await queue.enqueue(keyed("l"))).id == "k"
+
+    async def test_a_repeat_does_not_prolong_the_time(self, queue: JobQueue) -> None:
+        await queue.enqueue(keyed("j", seconds=1))
+        until = time.monotonic() + 1.5
+        while time.monotonic() < until:
+            last = await queue.enqueue(keyed("k", "d", seconds=60))
+            await asyncio.sleep(0.05)
+        assert last.id == "k"
+
+    async def test_no_second_job_when_the_first_is_no_longer_kept(self, backend: Backend) -> None:
+        queue = backend.make(retention_seconds=1)
+        await queue.enqueue(keyed("j"))
+        # The retention begins when the job has been archived.
+        await queue.mark_archived(await queue.settle(await next_claim(queue), JobStatus.SUCCEEDED))
+        deadline = time.monotonic() + DEADLINE
+        while await queue.get("acme", "j"):
+            assert time.monotonic() < deadline
+            await asyncio.sleep(0.05)
+        with pytest.raises(Conflict, match="no longer kept"):
+            await queue.enqueue(keyed("k"))
+        assert await queue.get("acme", "k") is None
+
+    async def test_a_request_that_made_no_job_is_not_remembered(self, backend: Backend) -> None:
+        queue = backend.make(max_queued=1)
+        with pytest.raises(NotFound):
+            await queue.enqueue(keyed("j", after=("gone",)))
+        await queue.enqueue(new_job("other"))
+        with pytest.raises(Overloaded):
+            await queue.enqueue(keyed("j"))
+        assert await queue.recall("acme", Once(name="key", digest="d", seconds=60)) is None
+        await queue.settle(await next_claim(queue), JobStatus.SUCCEEDED)
+        assert (await queue.enqueue(keyed("j", "e"))).id == "j"
+
+    async def test_a_repeat_is_answered_while_the_queue_is_full(self, backend: Backend) -> None:
+        queue = backend.make(max_queued=1)
+        first = await queue.enqueue(keyed("j"))
+        assert await queue.enqueue(keyed("k")) == first
+
+    async def test_recall_finds_without_adding(self, queue: JobQueue) -> None:
+        once = Once(name="key", digest="d", seconds=60)
+        assert await queue.recall("acme", once) is None
+        job = await queue.enqueue(keyed("j"))
+        assert await queue.recall("acme", once) == job
+        assert await queue.recall("bolt", once) is None
+
+    async def test_first_tries_always_make_a_job_and_retries_take_the_latest(
+        self, queue: JobQueue
+    ) -> None:
+        assert [(await queue.enqueue(tried(id))).id for id in "ab"] == ["a", "b"]
+        assert [(await queue.enqueue(tried(id, is_repeat=True))).id for id in "cd"] == ["b", "b"]
+        assert (await queue.enqueue(tried("e"))).id == "e"
+
+    async def test_a_retry_whose_first_try_never_came_makes_the_job(self, queue: JobQueue) -> None:
+        assert (await queue.enqueue(tried("a", is_repeat=True))).id == "a"
+        assert (await queue.enqueue(tried("b", is_repeat=True))).id == "a"
+
+    async def test_a_first_try_that_its_retry_overtook_takes_the_retrys_job(
+        self, queue: JobQueue
+    ) -> None:
+        await queue.enqueue(tried("retry", is_repeat=True))
+        assert (await queue.enqueue(tried("late", age_seconds=5))).id == "retry"
+        await asyncio.sleep(0.01)
+        assert (await queue.enqueue(tried("again"))).id == "again"
+        assert (await queue.enqueue(tried("slow", age_seconds=5))).id == "slow"
 
 
 class TestLease:

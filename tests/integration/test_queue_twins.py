@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 
 from core.errors import GraftError
-from core.jobs import Failure, Job, JobKind, JobStatus, NewJob, Progress
+from core.jobs import Failure, Job, JobKind, JobStatus, NewJob, Once, Progress
 from core.queue import Claim, JobQueue
 from core.queue.connection import connect
 from core.queue.memory import MemoryJobQueue
@@ -51,7 +51,8 @@ def draw(seed: int) -> Iterator[tuple[Any, ...]]:
             if random.random() < 0.8:
                 ids.append(f"j{len(ids)}")
             id = random.choice(ids[-2:])
-            yield name, tenant, id, kind, random.randint(-1, 1), after
+            once = draw_once(random) if random.random() < 0.2 else None
+            yield name, tenant, id, kind, random.randint(-1, 1), after, once
         elif name == "claim":
             yield name, kind, random.choice(("w1", "w2")), random.random() < 0.4
         elif name == "settle":
@@ -62,6 +63,14 @@ def draw(seed: int) -> Iterator[tuple[Any, ...]]:
             yield name, tenant, random.choice(recent)
         else:
             yield name, back
+
+
+def draw_once(random: Random) -> Once:
+    """Return how a repeat is known; each request arrived before all that is remembered."""
+    return Once(
+        name=random.choice(("a", "b")), digest=random.choice("ddde"), seconds=600,
+        is_repeat=random.random() < 0.5, age_seconds=LONG,
+    )  # fmt: skip
 
 
 @dataclass
@@ -100,11 +109,18 @@ class Side:
         return self._told(self.queue.settle(claim, args[1], error=error))
 
     async def _enqueue(
-        self, tenant: str, id: str, kind: JobKind, priority: int, after: list[str]
+        self,
+        tenant: str,
+        id: str,
+        kind: JobKind,
+        priority: int,
+        after: list[str],
+        once: Once | None,
     ) -> object:
         new = NewJob(
-            tenant=tenant, id=id, kind=kind, spec={"n": 1}, priority=priority, after=tuple(after)
-        )
+            tenant=tenant, id=id, kind=kind, spec={"n": 1}, priority=priority, after=tuple(after),
+            once=once,
+        )  # fmt: skip
         return await self._told(self.queue.enqueue(new))
 
     async def _claim(self, kind: JobKind, worker: str, dies: bool) -> object:

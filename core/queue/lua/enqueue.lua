@@ -1,4 +1,4 @@
--- Add a job; one that exists is returned unchanged.
+-- Add a job; one that exists is returned unchanged, and a repeated request adds none.
 --
 -- KEYS[1]  root
 -- ARGV[1]  tenant
@@ -8,17 +8,22 @@
 -- ARGV[5]  priority
 -- ARGV[6]  most unfinished jobs of this tenant and kind
 -- ARGV[7]  retention of a finished job, seconds
--- ARGV[8…] ids of the jobs that must succeed first
+-- ARGV[8]  how a repeat of the request is known (core.jobs.Once), JSON, or ''
+-- ARGV[9…] ids of the jobs that must succeed first
 --
--- Answers {'ok', record}, {'missing', id} or {'full'}.
+-- Answers {'ok', id, record}, {'reused', id}, {'forgotten', id}, {'missing', id} or {'full'}.
 
 local tenant, id, kind, retention = ARGV[1], ARGV[2], ARGV[3], ARGV[7]
 local key, index = job_key(tenant, id), line_key(tenant, 'jobs', kind)
 
-if redis.call('EXISTS', key) == 1 then return {'ok', record(tenant, id)} end
+if redis.call('EXISTS', key) == 1 then return {'ok', id, record(tenant, id)} end
+
+local once = ARGV[8] ~= '' and cjson.decode(ARGV[8])
+local recalled = once and recall(tenant, once)
+if recalled then return recalled end
 
 local waiting, failure = {}, false
-for n = 8, #ARGV do
+for n = 9, #ARGV do
   local first = redis.call('HMGET', job_key(tenant, ARGV[n]), 'status', 'error')
   local status = first[1]
   if not status then return {'missing', ARGV[n]} end
@@ -41,15 +46,16 @@ redis.call(
   'attempt', 0, 'created_at', (clock()), 'seq', seq
 )
 redis.call('ZADD', index, seq, id)
+if once then remember(tenant, once, id) end
 if failure then
   finish(tenant, id, 'failed', false, failure, retention)
-  return {'ok', record(tenant, id)}
+  return {'ok', id, record(tenant, id)}
 end
 redis.call('SADD', line_key(tenant, 'open', kind), id)
 if #waiting > 0 then
   redis.call('HSET', key, 'waiting', #waiting)
   for _, first in ipairs(waiting) do redis.call('SADD', waiters_key(tenant, first), id) end
 else
-  admit(tenant, id, #ARGV >= 8)
+  admit(tenant, id, #ARGV >= 9)
 end
-return {'ok', record(tenant, id)}
+return {'ok', id, record(tenant, id)}

@@ -3,7 +3,7 @@
 -- KEYS[1]  root, `<prefix>:{graft}`: the common part of every key, and what Cluster routes by.
 --          It holds nothing itself; core/queue/redis.py lists the keys below it.
 --
--- A script answers with a word first: ok, none, lost, missing, terminal or full.
+-- A script answers with a word first: ok, none, lost, missing, terminal, full, reused or forgotten.
 
 local root = KEYS[1]
 local MAX_EVENTS = 10000
@@ -149,3 +149,33 @@ local function holds(tenant, id, attempt, worker)
 end
 
 local function record(tenant, id) return redis.call('HGETALL', job_key(tenant, id)) end
+
+local function once_key(tenant, name) return root .. ':t:' .. tenant .. ':once:' .. name end
+
+-- Answer a repeated request: {'ok', id, record}, {'reused', id}, {'forgotten', id}, or nil for one
+-- that is new. `once` is a core.jobs.Once.
+local function recall(tenant, once)
+  local first = redis.call('HMGET', once_key(tenant, once.name), 'job', 'digest', 'repeated_ms')
+  local id = first[1]
+  if not id then return nil end
+  if first[2] ~= once.digest then return {'reused', id} end
+  if not once.is_repeat then
+    -- What a repeat left after this request had arrived, this request's repeat left.
+    local _, now_ms = clock()
+    if not first[3] or tonumber(first[3]) < now_ms - once.age_seconds * 1000 then return nil end
+  end
+  local job = record(tenant, id)
+  if #job == 0 then return {'forgotten', id} end
+  return {'ok', id, job}
+end
+
+local function remember(tenant, once, id)
+  local key = once_key(tenant, once.name)
+  redis.call('DEL', key)
+  redis.call('HSET', key, 'job', id, 'digest', once.digest)
+  if once.is_repeat then
+    local _, now_ms = clock()
+    redis.call('HSET', key, 'repeated_ms', now_ms)
+  end
+  redis.call('EXPIRE', key, once.seconds)
+end

@@ -1,0 +1,228 @@
+"""`POST /v1/fine_tuning/jobs?dry_run=true`: what a job would do, without making one.
+
+The answer has the data as it was validated, every `auto` as it will be used, and an estimate; or
+every error that can be found now, with the lines and columns of a bad file. It finds what creating
+the job would refuse, and what the worker would refuse later.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+from pydantic import BaseModel, ValidationError
+from starlette.requests import Request
+from starlette.responses import Response
+
+from core.backbones import BACKBONES
+from core.datasets import DatasetManifest, FileErrors, FileStatus, UploadedFile
+from core.errors import DataError, InvalidRequest, NotFound
+from core.identifiers import is_identifier
+from core.jobs import FineTuneRequest, Hyperparameters
+from service.api.errors import error_body
+from service.api.files import file_object
+from service.api.job_creation import FILE_PARAMS, check_model, check_suffix, no_file
+from service.api.responses import field_errors, json_response, read_json
+from service.estimate import estimate
+from service.runtime import Runtime, runtime, tenant
+
+MAX_ERRORS = 100
+"""Errors that one answer names; `error_count` counts all that are known."""
+
+
+class Finding(BaseModel, frozen=True):
+    """One thing that is wrong: with a field of the request or, inside a file, with a row."""
+
+    param: str | None
+    code: str
+    message: str
+    line: int | None = None
+    column: str | None = None
+    entry: str | None = None
+
+
+@dataclass
+class Findings:
+    """All that is wrong with a request; `total` counts also what is not listed."""
+
+    listed: list[Finding] = field(default_factory=list)
+    total: int = 0
+
+    def add(self, finding: Finding) -> None:
+        """Count a finding, and list it while there is room."""
+        self.total += 1
+        if len(self.listed) < MAX_ERRORS:
+            self.listed.append(finding)
+
+    @contextmanager
+    def collecting(self) -> Iterator[None]:
+        """Keep the refusal of a check instead of raising it."""
+        try:
+            yield
+        except (InvalidRequest, DataError) as error:
+            self.add(Finding(param=error.param, code=error.error_code, message=error.message))
+
+
+@dataclass(frozen=True)
+class Source:
+    """A file of the request, and its normal form when it has one."""
+
+    file: UploadedFile
+    status: FileStatus
+    manifest: DatasetManifest | None
+
+    def described(self) -> dict[str, Any]:
+        """Return the file as the answer shows it."""
+        dataset = file_object(self.file, self.status, self.manifest).get("dataset")
+        return {"id": self.file.id, "status": self.status, "dataset": dataset}
+
+
+async def preview(request: Request) -> Response:
+    """Answer what a job would do, or everything that is wrong with the request."""
+    run, owner = runtime(request), tenant(request)
+    body = await read_json(request)
+    findings = Findings()
+    wanted = _parse(body, findings)
+    fields = body if isinstance(body, dict) else {}
+    if isinstance(model := fields.get("model"), str) and model:
+        with findings.collecting():
+            check_model(model, run.settings)
+    if isinstance(suffix := fields.get("suffix"), str):
+        with findings.collecting():
+            check_suffix(suffix)
+    sources: dict[str, Source] = {}
+    for param in FILE_PARAMS:
+        file_id = fields.get(param)
+        if isinstance(file_id, str) and is_identifier(file_id):
+            with findings.collecting():
+                source = await asyncio.to_thread(_look, run, owner, file_id, param, findings)
+                if source is not None:
+                    sources[param] = source
+    _check_data(model, sources, findings)
+    if wanted is None or findings.total:
+        return _refusal(findings)
+    return json_response(_answer(wanted, sources))
+
+
+def _parse(body: Any, findings: Findings) -> FineTuneRequest | None:
+    try:
+        return FineTuneRequest.model_validate(body)
+    except ValidationError as error:
+        for name, message in field_errors(error):
+            param = name.split(".")[0]
+            findings.add(
+                Finding(param=param, code=InvalidRequest.code, message=f"{name}: {message}")
+            )
+        return None
+
+
+def _look(run: Runtime, owner: str, file_id: str, param: str, findings: Findings) -> Source | None:
+    files = run.files(owner)
+    try:
+        file = files.get(file_id)
+    except NotFound:
+        raise no_file(file_id, param) from None
+    status, outcome = files.status(file_id)
+    if isinstance(outcome, FileErrors):
+        for row in outcome.errors:
+            findings.add(
+                Finding(
+                    param=param,
+                    code=DataError.code,
+                    message=row.reason,
+                    line=row.line,
+                    column=row.column,
+                    entry=row.entry,
+                )
+            )
+        findings.total += outcome.total - len(outcome.errors)
+        return None
+    return Source(file, status, outcome)
+
+
+def _check_data(model: object, sources: dict[str, Source], findings: Findings) -> None:
+    """Find what the worker would refuse once it has the data (training.pipeline)."""
+    train, held_out = (
+        source.manifest if (source := sources.get(param)) else None for param in FILE_PARAMS
+    )
+    if train is None:
+        return
+    backbone = BACKBONES.get(model) if isinstance(model, str) else None
+    with findings.collecting():
+        if backbone is not None and backbone.modality is not train.modality:
+            raise DataError(
+                f"{backbone.id} reads {backbone.modality}; the training file holds "
+                f"{train.modality} rows",
+                param="model",
+            )
+    if held_out is None:
+        return
+    with findings.collecting():
+        if held_out.modality is not train.modality:
+            raise DataError(
+                f"the training file holds {train.modality} rows and the validation file "
+                f"{held_out.modality}",
+                param="validation_file",
+            )
+        unknown = sorted(held_out.counts.keys() - train.counts.keys())
+        if unknown:
+            shown = ", ".join(repr(label) for label in unknown[:5])
+            raise DataError(
+                f"labels that the training file does not have: {shown}", param="validation_file"
+            )
+
+
+def _refusal(findings: Findings) -> Response:
+    shown = "; ".join(finding.message for finding in findings.listed[:10])
+    first = findings.listed[0]
+    body = error_body(InvalidRequest(shown, param=first.param, code=first.code))
+    body |= {
+        "errors": [finding.model_dump() for finding in findings.listed],
+        "error_count": findings.total,
+    }
+    return json_response({"error": body}, 400)
+
+
+def _answer(wanted: FineTuneRequest, sources: dict[str, Source]) -> dict[str, Any]:
+    train, held_out = (sources.get(param) for param in FILE_PARAMS)
+    assert train is not None
+    return {
+        "object": "fine_tuning.job.dry_run",
+        "training_file": train.described(),
+        "validation_file": held_out.described() if held_out else None,
+        "waits_for_files": any(source.manifest is None for source in sources.values()),
+        "resolved": _resolved(wanted),
+        "estimate": _estimate(wanted.model, train, held_out),
+    }
+
+
+def _resolved(wanted: FineTuneRequest) -> dict[str, Any]:
+    """Return the request with every `auto` as it will be used: a convex fit needs none of them."""
+    given = wanted.hyperparameters or wanted.method.supervised.hyperparameters
+    names = list(Hyperparameters.model_fields)
+    resolved = wanted.model_dump(
+        mode="json", exclude={"hyperparameters", "method", "integrations", "metadata"}
+    )
+    return resolved | {
+        "hyperparameters": dict.fromkeys(names),
+        "ignored": [name for name in names if getattr(given, name) != "auto"],
+        "evaluation": "validation_file" if wanted.validation_file else "cross_validation",
+    }
+
+
+def _estimate(model: str, train: Source, held_out: Source | None) -> dict[str, Any] | None:
+    """Estimate a job whose data is known; None for a backbone whose costs are not."""
+    backbone = BACKBONES.get(model)
+    if backbone is None or train.manifest is None:
+        return None
+    if held_out is not None and held_out.manifest is None:
+        return None
+    return estimate(
+        train.manifest,
+        held_out.manifest if held_out else None,
+        backbone.dim,
+        train.file.bytes + (held_out.file.bytes if held_out else 0),
+    ).as_json()

@@ -1,0 +1,94 @@
+"""Making a fine-tune job: what is checked of a request, and that a repeated one makes no second.
+
+Not here: the routes (service.api.jobs), how a repeat is known (service.idempotency), and the
+preview of a job (service.api.dry_run), which shares the checks below.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+
+from starlette.requests import Request
+
+from core.backbones import BACKBONES, allowed, is_allowed
+from core.datasets import FileErrors, FileStatus
+from core.errors import InvalidRequest, NotFound
+from core.identifiers import new_id
+from core.jobs import FineTuneRequest, Job, JobKind, NewJob
+from core.settings import Settings
+from service.api.files import ingest_job_id, start_ingest
+from service.api.responses import read_body, read_json
+from service.idempotency import identify
+from service.runtime import Runtime, runtime, tenant
+
+FILE_PARAMS = ("training_file", "validation_file")
+
+
+async def create(request: Request) -> tuple[Job, bool]:
+    """Return the job, and whether an earlier request had made it."""
+    arrived = time.monotonic()
+    run, owner = runtime(request), tenant(request)
+    wanted = await read_body(request, FineTuneRequest)
+    once = identify(
+        request.headers, await read_json(request), dedupe_seconds=run.settings.dedupe_seconds
+    )
+    if once is not None and once.is_repeat:
+        # Before the checks: the files may have gone since, but the job is there.
+        earlier = await run.queue.recall(owner, once)
+        if earlier is not None:
+            return earlier, True
+    check_model(wanted.model, run.settings)
+    check_suffix(wanted.suffix)
+    waits_for = []
+    for param in FILE_PARAMS:
+        file_id = getattr(wanted, param)
+        if file_id is not None and await _needs_ingest(run, owner, file_id, param):
+            await start_ingest(run, owner, file_id)
+            waits_for.append(ingest_job_id(file_id))
+    if once is not None:
+        once = once.model_copy(update={"age_seconds": time.monotonic() - arrived})
+    new = NewJob(
+        tenant=owner,
+        id=new_id("ftjob"),
+        kind=JobKind.FINE_TUNE,
+        spec=wanted.model_dump(mode="json"),
+        priority=wanted.priority,
+        after=tuple(dict.fromkeys(waits_for)),
+        once=once,
+    )
+    job = await run.queue.enqueue(new)
+    return job, job.id != new.id
+
+
+def check_model(model: str, settings: Settings) -> None:
+    """Raise `InvalidRequest` for a backbone that jobs may not use."""
+    if not is_allowed(model, settings.hf_models):
+        models = ", ".join(allowed(settings.hf_models))
+        raise InvalidRequest(
+            f"no backbone {model[:80]!r}; use one of: {models}",
+            param="model", code="model_not_found",
+        )  # fmt: skip
+
+
+def check_suffix(suffix: str | None) -> None:
+    """Raise `InvalidRequest` for a name that would hide a backbone."""
+    if suffix in BACKBONES:
+        raise InvalidRequest(f"{suffix} is the name of a backbone", param="suffix")
+
+
+async def _needs_ingest(run: Runtime, owner: str, file_id: str, param: str) -> bool:
+    files = run.files(owner)
+    try:
+        await asyncio.to_thread(files.get, file_id)
+    except NotFound:
+        raise no_file(file_id, param) from None
+    status, outcome = await asyncio.to_thread(files.status, file_id)
+    if isinstance(outcome, FileErrors):
+        raise InvalidRequest(f"{file_id} is unusable: {outcome.summary()}", param=param)
+    return status is FileStatus.UPLOADED
+
+
+def no_file(file_id: str, param: str) -> InvalidRequest:
+    """The refusal of a file that the tenant does not have."""
+    return InvalidRequest(f"no file {file_id}", param=param, code="file_not_found")
