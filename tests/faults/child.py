@@ -44,6 +44,7 @@ def install() -> None:
             case [_, "runs", _, "publication.json"]:
                 reach("publication")
 
+    remove_guards()
     around(training.child, "run", before=lambda job, *_: current.append(job))
     around(ArtifactStore, "put_new", after=stored)
     if JobKind(sys.argv[1]) is JobKind.FINE_TUNE:
@@ -57,7 +58,6 @@ def install() -> None:
         }.items():  # fmt: skip
             around(pipeline, name, before=lambda *_, step=step, **__: reach(step))
         around(training.child.Reporter, "authorise", before=lambda _: reach("ask"))
-    remove_guards()
 
 
 def remove_guards() -> None:

@@ -1,4 +1,4 @@
-"""Real workers on a real Redis and a real store, jobs with faults in them, and what must hold after.
+"""Real workers on a real Redis and a real store, jobs with faults in them, and what must hold.
 
 `Rig.check` is the one list of invariants; every fault test ends with it. It waits for nothing:
 `Rig.finish` waits until all that was acknowledged has ended.

@@ -1,6 +1,6 @@
 """`training.worker` as it is, but for the faults that jobs ask for (tests.faults.faults).
 
-Its children are `tests.faults.child`, and it does not wait long before it tries a crashed job again.
+Its children are `tests.faults.child`, and it does not wait long to retry a job.
 """
 
 from __future__ import annotations
