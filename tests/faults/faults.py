@@ -1,10 +1,10 @@
 """What can go wrong with one job, as told by the job itself, inside a real worker.
 
-A job's metadata may hold `fault`, such as `kill@export`: an action, and the step of the job where it
-strikes, once, whichever attempt comes there first; with a `!` at the end, every time. A file named
-for the job then tells who was struck. The environment variable `FAULTS_WITHOUT` names guards that a
-worker does without, to see a test fail. None of this is in the product: `tests.faults.worker` and
-`tests.faults.child` put it around the product's functions.
+A job's metadata may hold `fault`, such as `kill@export`: an action, and the step of the job at
+which it strikes, once, whichever attempt comes there first; with a `!` at the end, every time. A
+file named for the job then tells who was struck. The environment variable `FAULTS_WITHOUT` names
+guards that a worker does without, to see a test fail. None of this is in the product:
+`tests.faults.worker` and `tests.faults.child` put it around the product's functions.
 """
 
 from __future__ import annotations

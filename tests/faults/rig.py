@@ -187,7 +187,10 @@ class Rig:
 
         def all_ended() -> bool:
             self.keep_up(workers, **options)
-            return all(self.job(job_id).status.is_terminal for job_id in self.acknowledged)
+            try:
+                return all(self.job(job_id).status.is_terminal for job_id in self.acknowledged)
+            except Unavailable:
+                return False
 
         eventually(all_ended, seconds, "every job ends")
 

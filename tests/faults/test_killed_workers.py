@@ -19,11 +19,14 @@ IN_SUPERVISOR = {"claim", "announce", "settle"}
 AFTER_DECISION = {"publication", "manifest", "release", "announce", "settle"}
 
 
-def test_a_worker_killed_at_each_step(rig: Rig) -> None:
-    """With the real stages; the child is left to notice by itself that its supervisor is gone."""
-    rig.keep_up(2, light=False)
-    jobs = {step: rig.enqueue(f"at-{step}", f"kill@{step}") for step in STEPS}
-    rig.finish(100, workers=2, light=False)
+@pytest.mark.parametrize(
+    ("steps", "light"), [(STEPS, True), (("features", "write"), False)], ids=["light", "real"]
+)
+def test_a_worker_killed_at_each_step(rig: Rig, steps: tuple[str, ...], light: bool) -> None:
+    """The child is left to notice by itself that its supervisor is gone."""
+    rig.keep_up(2, light=light)
+    jobs = {step: rig.enqueue(f"at-{step}", f"kill@{step}") for step in steps}
+    rig.finish(60, workers=2, light=light)
     for step, job_id in jobs.items():
         job = rig.job(job_id)
         assert (job.status, job.attempt) == ("succeeded", 2), (step, job.error)
