@@ -16,7 +16,9 @@ import numpy as np
 
 import training.child
 from core.datasets import Modality
+from core.files import sha256
 from core.jobs import Job, JobKind
+from core.manifests import ModelManifest
 from core.registry import Registry
 from core.store import ArtifactStore
 from tests.faults.faults import around, strike, without
@@ -75,6 +77,24 @@ def remove_guards() -> None:
         registry._publication_key = staticmethod(
             lambda tenant, job: f"{tenant}/runs/{job}/publication-{unique}.json"
         )
+    if without("order"):
+        around(Registry, "_store_version", before=list_first)
+
+
+def list_first(registry: Registry, draft: ModelManifest, files: dict[str, bytes]) -> None:
+    """List the version before its files are there."""
+    number = (
+        max(
+            map(int, registry._store.children(f"{draft.tenant}/models/{draft.name}/versions")),
+            default=0,
+        )
+        + 1
+    )
+    hashes = {name: sha256(data) for name, data in files.items()}
+    manifest = draft.model_copy(update={"version": number, "files": hashes})
+    registry._put_same(
+        registry._folder(manifest), {"manifest.json": manifest.model_dump_json().encode()}
+    )
 
 
 def lighten() -> None:

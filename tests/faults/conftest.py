@@ -8,8 +8,10 @@ from pathlib import Path
 import pytest
 
 from tests.faults.rig import Rig
-from tests.integration.conftest import RedisServer
+from tests.integration.conftest import RedisServer, prefix, redis_url
 from tests.integration.hf_models import save_text_model
+
+__all__ = ["prefix", "redis_url"]
 
 
 @pytest.fixture(scope="session")

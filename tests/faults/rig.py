@@ -245,6 +245,8 @@ class Rig:
         if job.status is JobStatus.SUCCEEDED:
             published = (job.result or {}).get("fine_tuned_model")
             require([published] == references, f"{job_id} says {published}, has {references}")
+        else:
+            require(not references, f"{job_id} is {job.status} and has {references}")
 
 
 def require(holds: bool, otherwise: str) -> None:

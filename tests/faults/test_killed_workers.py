@@ -72,6 +72,36 @@ def test_without_its_job_s_publication_a_version_is_listed_twice(rig: Rig) -> No
     assert rig.registry.versions("default", "twice") == [1, 2]
 
 
+def test_a_manifest_that_were_not_last_would_list_half_a_version(rig: Rig) -> None:
+    rig.start(without=("order",))
+    rig.enqueue("half", "host@write")
+    rig.finish(20, workers=1)
+    with pytest.raises(InvariantBroken, match="does not exist"):
+        rig.check()
+
+
+LATE = "the queue does not know that a job has decided to publish (issue 3)"
+
+
+@pytest.mark.xfail(reason=LATE, strict=True, raises=InvariantBroken)
+def test_a_job_that_published_does_not_fail_for_want_of_attempts(rig: Rig) -> None:
+    rig.start()
+    rig.enqueue("published", "kill@settle!")
+    rig.finish(20, workers=1)
+    rig.check()
+
+
+@pytest.mark.xfail(reason=LATE, strict=True, raises=InvariantBroken)
+def test_a_job_that_published_is_not_cancelled_when_its_worker_dies(rig: Rig) -> None:
+    rig.start()
+    job_id = rig.enqueue("published", "stop@settle")
+    rig.struck(job_id)
+    rig.run(rig.queue.cancel("default", job_id))
+    rig.workers[0].kill()
+    rig.finish(20, workers=1)
+    rig.check()
+
+
 def test_a_job_whose_every_worker_dies_fails_with_the_reason(rig: Rig) -> None:
     rig.keep_up(2)
     job_id = rig.enqueue("cursed", "kill@fit!")
