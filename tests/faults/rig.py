@@ -115,11 +115,19 @@ class Rig:
     # -- workers -----------------------------------------------------------------------------
 
     def start(
-        self, *, without: Sequence[str] = (), light: bool = True, lease: float = LEASE_SECONDS
+        self,
+        *,
+        without: Sequence[str] = (),
+        light: bool = True,
+        lease: float = LEASE_SECONDS,
+        url: str | None = None,
     ) -> subprocess.Popen[bytes]:
-        """Start a worker, which does without some guards; `light` is as in tests.faults.child."""
+        """Start a worker, which does without some guards; `light` is as in tests.faults.child.
+
+        `url` is its way to Redis, if it is to have one of its own.
+        """
         environment = {k: v for k, v in os.environ.items() if not k.startswith("GRAFT_")} | {
-            "GRAFT_REDIS_URL": self.url,
+            "GRAFT_REDIS_URL": url or self.url,
             "GRAFT_REDIS_PREFIX": self.prefix,
             "GRAFT_STORE_URL": self._store_url,
             "GRAFT_HF_MODELS": json.dumps([self.model.removeprefix("hf:")]),
