@@ -27,7 +27,7 @@ up: $(VENV)/.installed  ## Run the service, a worker and Redis until Ctrl-C
 	$(BIN)/graft up $(ARGS)
 
 test: $(VENV)/.installed-dev  ## Everything that runs without containers
-	$(BIN)/python -m pytest tests/unit tests/integration tests/e2e $(ARGS)
+	$(BIN)/python -m pytest tests/unit tests/integration tests/faults tests/e2e $(ARGS)
 
 test-containers: $(VENV)/.installed-dev  ## Needs a Docker engine
 	$(BIN)/python -m pytest tests/containers $(ARGS)

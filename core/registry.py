@@ -23,7 +23,7 @@ from dataclasses import dataclass
 
 from core.errors import AlreadyExists, Conflict, NotFound
 from core.files import sha256
-from core.identifiers import ModelReference, is_identifier
+from core.identifiers import PRODUCTION, ModelReference, is_identifier
 from core.manifests import ModelManifest, Release, TrunkManifest
 from core.store import ArtifactStore
 
@@ -173,19 +173,23 @@ class Registry:
             self.manifest(tenant, name, version)
         while True:
             current = self.current_release(tenant, name)
-            release = Release(
-                number=current.number + 1 if current else 1,
-                aliases={**(current.aliases if current else {}), **aliases},
-                created_at=time.time(),
-                created_by=created_by,
-                reason=reason,
-            )
-            key = f"{tenant}/models/{name}/releases/{release.number}.json"
-            try:
-                self._store.put_new(key, release.model_dump_json().encode())
-                return release
-            except AlreadyExists:
-                continue  # someone took the number; build on their release
+            with suppress(AlreadyExists):  # someone took the number; build on their release
+                return self._append(tenant, name, current, aliases, created_by, reason)
+
+    def promote(self, manifest: ModelManifest, *, created_by: str, reason: str) -> None:
+        """Let production name a new version, once; raise `NotFound` if the version is not listed.
+
+        An attempt that took over, or one that was stopped for a while, may come late: what was
+        promoted since, or has been rolled back since, is left as it is.
+        """
+        self.manifest(manifest.tenant, manifest.name, manifest.version)
+        aliases = {PRODUCTION: manifest.version}
+        while not self._was_promoted(
+            manifest, current := self.current_release(manifest.tenant, manifest.name)
+        ):
+            with suppress(AlreadyExists):
+                self._append(manifest.tenant, manifest.name, current, aliases, created_by, reason)
+                return
 
     def current_release(self, tenant: str, name: str) -> Release | None:
         """Return the release with the highest number, or None."""
@@ -240,6 +244,35 @@ class Registry:
         return doomed
 
     # -- inside ------------------------------------------------------------------------------
+
+    def _append(
+        self, tenant: str, name: str, current: Release | None, aliases: dict[str, int],
+        created_by: str, reason: str,
+    ) -> Release:  # fmt: skip
+        """Put the release behind `current`; raise `AlreadyExists` if there is one by now."""
+        release = Release(
+            number=current.number + 1 if current else 1,
+            aliases={**(current.aliases if current else {}), **aliases},
+            created_at=time.time(),
+            created_by=created_by,
+            reason=reason,
+        )
+        key = f"{tenant}/models/{name}/releases/{release.number}.json"
+        self._store.put_new(key, release.model_dump_json().encode())
+        return release
+
+    def _was_promoted(self, manifest: ModelManifest, release: Release | None) -> bool:
+        """Tell if production named this version or a later one since this one was made."""
+        while release is not None:
+            if release.aliases.get(PRODUCTION, 0) >= manifest.version:
+                return True
+            if release.created_at < manifest.created_at or release.number == 1:
+                return False
+            try:
+                release = self.read_release(manifest.tenant, manifest.name, release.number - 1)
+            except NotFound:  # the model was deleted meanwhile
+                return False
+        return False
 
     def _store_version(self, draft: ModelManifest, files: Mapping[str, bytes]) -> ModelManifest:
         """Take a number by creating its first file, then store the others."""

@@ -148,9 +148,14 @@ class Attempt:
 
     async def _heartbeat(self) -> bool:
         before = time.monotonic()
-        cancel_requested = await self._queue.heartbeat(
-            self._claim, self._lease_seconds, self._progress
-        )
+        try:
+            # A call may take longer than what is left of the lease, and a child must not.
+            async with asyncio.timeout(max(0.2, self._renewed + self._lease_seconds - before)):
+                cancel_requested = await self._queue.heartbeat(
+                    self._claim, self._lease_seconds, self._progress
+                )
+        except TimeoutError:
+            raise Unavailable("Redis did not answer within the lease.") from None
         self._renewed = before
         return cancel_requested
 

@@ -7,8 +7,10 @@ Not here: what the stages of a job are (training.pipeline, training.ingest).
 
 from __future__ import annotations
 
+import ctypes
 import os
 import resource
+import signal
 import sys
 import threading
 from pathlib import Path
@@ -37,6 +39,8 @@ from training.process import (
     RetryMessage,
     SucceededMessage,
 )
+
+_PR_SET_PDEATHSIG = 1
 
 
 class Reporter:
@@ -85,6 +89,15 @@ def limit_memory(extra_bytes: int) -> None:
     resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
 
 
+def end_with_supervisor() -> None:
+    """Have Linux kill this process when its supervisor is gone.
+
+    `Reporter` sees that too, but not while a library holds the interpreter's lock.
+    """
+    if sys.platform == "linux":
+        ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+
+
 def run(job: Job, settings: Settings, reporter: Reporter) -> SucceededMessage:
     """Run one job; what it raises is translated by `main`."""
     store = ArtifactStore(settings.store_url)
@@ -131,6 +144,7 @@ def _failure(error: GraftError) -> Failure:
 
 def main() -> None:
     """Run one job of the kind given as the first argument."""
+    end_with_supervisor()
     kind = JobKind(sys.argv[1])
     messages = os.fdopen(os.dup(1), "wb")
     os.dup2(2, 1)

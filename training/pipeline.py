@@ -26,7 +26,6 @@ import torch
 from core.backbones import is_allowed
 from core.errors import DataError
 from core.files import FileStore
-from core.identifiers import PRODUCTION
 from core.jobs import FineTuneRequest, Job
 from core.manifests import DatasetReference, ModelManifest
 from core.preprocessing import FloatArray
@@ -172,16 +171,8 @@ class FineTune:
         return metrics
 
     def _release(self, manifest: ModelManifest) -> ModelManifest:
-        name, number = manifest.name, manifest.version
-        current = self._registry.current_release(manifest.tenant, name)
-        if self._request.promote and (current is None or current.aliases.get(PRODUCTION) != number):
-            self._registry.release(
-                manifest.tenant,
-                name,
-                {PRODUCTION: number},
-                created_by=RELEASED_BY,
-                reason=f"job {manifest.job}",
-            )
+        if self._request.promote:
+            self._registry.promote(manifest, created_by=RELEASED_BY, reason=f"job {manifest.job}")
         self._reporter.event(
             "published", f"Published as {manifest.reference}.", model=manifest.reference
         )

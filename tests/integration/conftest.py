@@ -28,11 +28,12 @@ class RedisServer:
         self.url = f"unix://{self.folder}/redis.sock"
         self._process: subprocess.Popen[bytes] | None = None
 
-    def start(self) -> None:
+    def start(self, *options: str) -> None:
         self._process = subprocess.Popen(
             [
                 get_binary_path(), "--port", "0", "--unixsocket", "redis.sock",
                 "--save", "", "--appendonly", "yes", "--appendfsync", "always",
+                *options,
             ],
             cwd=self.folder,
             stdout=subprocess.DEVNULL,

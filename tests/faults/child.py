@@ -1,0 +1,126 @@
+"""`training.child` as it is, but for the faults that jobs ask for (tests.faults.faults).
+
+With `FAULTS_LIGHT` set, the stages that need torch are stand-ins, so that a child starts in a fifth
+of the time; the pipeline around them, the registry and the child's main are the product's.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+import time
+from types import ModuleType, SimpleNamespace
+from typing import Any
+
+import numpy as np
+
+import training.child
+from core.datasets import Modality
+from core.files import sha256
+from core.jobs import Job, JobKind
+from core.manifests import ModelManifest
+from core.registry import Registry
+from core.store import ArtifactStore
+from tests.faults.faults import around, strike, without
+
+SUPERVISOR = os.getppid()
+DIM = 4
+
+
+def install() -> None:
+    """Put the faults around the child's functions."""
+    current: list[Job] = []
+
+    def reach(step: str) -> None:
+        if current:
+            strike(current[0], step, supervisor=SUPERVISOR)
+
+    def stored(_: object, key: str, *__: object) -> None:
+        match key.split("/"):
+            case [_, "models", _, "versions", _, "head.onnx"]:
+                reach("write")
+            case [_, "models", _, "versions", _, "manifest.json"]:
+                reach("manifest")
+            case [_, "models", _, "releases", _]:
+                reach("release")
+            case [_, "runs", _, "publication.json"]:
+                reach("publication")
+
+    remove_guards()
+    around(training.child, "run", before=lambda job, *_: current.append(job))
+    around(ArtifactStore, "put_new", after=stored)
+    if JobKind(sys.argv[1]) is JobKind.FINE_TUNE:
+        if os.environ.get("FAULTS_LIGHT"):
+            lighten()
+        from training import pipeline
+
+        for name, step in {
+            "read_dataset": "data", "ensure_trunk": "trunk", "extract": "features", "fit": "fit",
+            "export_head": "export",
+        }.items():  # fmt: skip
+            around(pipeline, name, before=lambda *_, step=step, **__: reach(step))
+        around(training.child.Reporter, "authorise", before=lambda _: reach("ask"))
+
+
+def remove_guards() -> None:
+    """Do without the guards that the worker is to do without."""
+    reporter: Any = training.child.Reporter
+    if without("lifeline"):
+        reporter._listen = lambda self: [self._go.release() for _ in self._answers]
+        if hasattr(training.child, "end_with_supervisor"):
+            vars(training.child)["end_with_supervisor"] = lambda: None
+    if without("ask"):
+        reporter.authorise = lambda self: None
+    if without("publication"):
+        unique = f"{os.getpid()}-{time.time_ns()}"
+        registry: Any = Registry
+        registry._publication_key = staticmethod(
+            lambda tenant, job: f"{tenant}/runs/{job}/publication-{unique}.json"
+        )
+    if without("order"):
+        around(Registry, "_store_version", before=list_first)
+
+
+def list_first(registry: Registry, draft: ModelManifest, files: dict[str, bytes]) -> None:
+    """List the version before its files are there."""
+    number = (
+        max(
+            map(int, registry._store.children(f"{draft.tenant}/models/{draft.name}/versions")),
+            default=0,
+        )
+        + 1
+    )
+    hashes = {name: sha256(data) for name, data in files.items()}
+    manifest = draft.model_copy(update={"version": number, "files": hashes})
+    registry._put_same(
+        registry._folder(manifest), {"manifest.json": manifest.model_dump_json().encode()}
+    )
+
+
+def lighten() -> None:
+    """Stand in for the stages that need torch."""
+    from tests.builders import head_files
+
+    def stub(name: str, **members: Any) -> None:
+        sys.modules[name] = module = ModuleType(name)
+        vars(module).update(members)
+
+    trunk = SimpleNamespace(
+        manifest=SimpleNamespace(digest="0" * 64), modality=Modality.TEXT, dim=DIM
+    )
+    stub("torch", get_num_threads=lambda: 1, __version__="none")
+    stub("training.trunks", ensure_trunk=lambda *_, **__: trunk)
+    stub("training.features", extract=lambda _, items, **__: np.zeros((len(items), DIM), "f4"))
+    stub("training.fit", Fit=object, fit=light_fit)
+    stub("training.export", export_head=lambda *_: head_files(DIM, seed=os.getpid()))
+
+
+def light_fit(features: Any, targets: Any, classes: int, *, seed: int) -> SimpleNamespace:
+    """Return a fit that knows nothing."""
+    uniform = np.full((len(features), classes), 1 / classes, np.float32)
+    return SimpleNamespace(head=None, out_of_fold=uniform, strength=1.0, candidates=[])
+
+
+if __name__ == "__main__":
+    install()
+    training.child.main()

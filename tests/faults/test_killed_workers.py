@@ -1,0 +1,114 @@
+"""Workers are killed at each named step of a job; another takes over, and nothing is twice."""
+
+from __future__ import annotations
+
+import os
+import signal
+
+import pytest
+
+from core.errors import NotFound
+from tests.faults.rig import InvariantBroken, Rig, is_running
+from tests.waiting import eventually
+
+STEPS = (
+    "claim", "data", "trunk", "features", "fit", "export", "ask", "write", "publication",
+    "manifest", "release", "announce", "settle",
+)  # fmt: skip
+IN_SUPERVISOR = {"claim", "announce", "settle"}
+AFTER_DECISION = {"publication", "manifest", "release", "announce", "settle"}
+
+
+@pytest.mark.parametrize(
+    ("steps", "light"), [(STEPS, True), (("features", "write"), False)], ids=["light", "real"]
+)
+def test_a_worker_killed_at_each_step(rig: Rig, steps: tuple[str, ...], light: bool) -> None:
+    """The child is left to notice by itself that its supervisor is gone."""
+    rig.keep_up(2, light=light)
+    jobs = {step: rig.enqueue(f"at-{step}", f"kill@{step}") for step in steps}
+    rig.finish(60, workers=2, light=light)
+    for step, job_id in jobs.items():
+        job = rig.job(job_id)
+        assert (job.status, job.attempt) == ("succeeded", 2), (step, job.error)
+        published = rig.registry.publication("default", job_id)
+        assert published is not None
+        # Who comes second after the decision rolls it forward, and makes no version of its own.
+        assert published.attempt == (1 if step in AFTER_DECISION else 2), step
+        if step not in IN_SUPERVISOR:
+            assert not is_running(rig.struck(job_id).child)
+    rig.check()
+
+
+def test_a_host_that_loses_power_between_two_files(rig: Rig) -> None:
+    rig.keep_up(2)
+    for step in ("write", "publication", "manifest", "release"):
+        rig.enqueue("shared", f"host@{step}")
+    rig.finish(40, workers=2)
+    rig.check()
+    assert rig.registry.versions("default", "shared")[-1] >= 4
+
+
+@pytest.mark.parametrize("without", [(), ("lifeline",)], ids=["guarded", "unguarded"])
+def test_a_child_ends_with_its_supervisor(rig: Rig, without: tuple[str, ...]) -> None:
+    rig.start(without=without)
+    struck = rig.struck(rig.enqueue("orphan", "kill@fit"))
+    if without:
+        with pytest.raises(AssertionError, match="the orphan ends"):
+            eventually(lambda: not is_running(struck.child), 1, "the orphan ends")
+        os.kill(struck.child, signal.SIGKILL)
+    else:
+        eventually(lambda: not is_running(struck.child), 1, "the orphan ends")
+    rig.finish(20, workers=1)
+    rig.check()
+
+
+def test_without_its_job_s_publication_a_version_is_listed_twice(rig: Rig) -> None:
+    """The guard against a second version is `publication.json`, and nothing else."""
+    rig.start(without=("publication",))
+    rig.enqueue("twice", "kill@settle")
+    rig.finish(20, workers=1, without=("publication",))
+    with pytest.raises(InvariantBroken):
+        rig.check()
+    assert rig.registry.versions("default", "twice") == [1, 2]
+
+
+def test_a_manifest_that_were_not_last_would_list_half_a_version(rig: Rig) -> None:
+    rig.start(without=("order",))
+    rig.enqueue("half", "host@write")
+    rig.finish(20, workers=1)
+    with pytest.raises(InvariantBroken, match="does not exist"):
+        rig.check()
+
+
+LATE = "the queue does not know that a job has decided to publish (issue 3)"
+
+
+@pytest.mark.xfail(reason=LATE, strict=True, raises=InvariantBroken)
+def test_a_job_that_published_does_not_fail_for_want_of_attempts(rig: Rig) -> None:
+    rig.start()
+    rig.enqueue("published", "kill@settle!")
+    rig.finish(20, workers=1)
+    rig.check()
+
+
+@pytest.mark.xfail(reason=LATE, strict=True, raises=InvariantBroken)
+def test_a_job_that_published_is_not_cancelled_when_its_worker_dies(rig: Rig) -> None:
+    rig.start()
+    job_id = rig.enqueue("published", "stop@settle")
+    rig.struck(job_id)
+    rig.run(rig.queue.cancel("default", job_id))
+    rig.workers[0].kill()
+    rig.finish(20, workers=1)
+    rig.check()
+
+
+def test_a_job_whose_every_worker_dies_fails_with_the_reason(rig: Rig) -> None:
+    rig.keep_up(2)
+    job_id = rig.enqueue("cursed", "kill@fit!")
+    rig.finish(40, workers=2)
+    job = rig.job(job_id)
+    assert job.error is not None
+    assert (job.status, job.error.code, job.attempt) == ("failed", "worker_lost", rig.max_attempts)
+    with pytest.raises(NotFound):
+        rig.registry.manifest("default", "cursed", 1)
+    rig.check()

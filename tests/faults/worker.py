@@ -1,0 +1,55 @@
+"""`training.worker` as it is, but for the faults that jobs ask for (tests.faults.faults).
+
+Its children are `tests.faults.child`, and it does not wait long to retry a job.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from types import SimpleNamespace
+from typing import Any
+
+import training.attempt
+from core.queue import Claim
+from core.queue.redis import RedisJobQueue
+from tests.faults.faults import around, strike, without
+from training.worker import Lane, main
+
+FENCE = "return job[1] == 'running' and job[2] == attempt and job[3] == worker"
+
+
+def install() -> None:
+    """Put the faults around the supervisor's functions."""
+    start = asyncio.create_subprocess_exec
+
+    async def start_child(*command: str, **options: Any) -> asyncio.subprocess.Process:
+        words = ["tests.faults.child" if word == "training.child" else word for word in command]
+        return await start(*words, **options)
+
+    vars(asyncio)["create_subprocess_exec"] = start_child
+    vars(training.attempt)["random"] = SimpleNamespace(uniform=lambda low, high: 0.05)
+
+    def at(step: str) -> Any:
+        def reach(_: object, claim: Claim, *__: object, **___: object) -> None:
+            strike(claim.job, step, supervisor=os.getpid())
+
+        return reach
+
+    around(Lane, "_attempt", before=at("claim"))
+    around(RedisJobQueue, "announce", before=at("announce"))
+    around(RedisJobQueue, "settle", before=at("settle"))
+    if without("fence"):
+        around(RedisJobQueue, "__init__", after=remove_fence)
+
+
+def remove_fence(queue: RedisJobQueue, client: Any, **_: object) -> None:
+    """Let every script of a queue believe whoever calls it."""
+    for name, script in queue._scripts.items():
+        assert FENCE in script.script
+        queue._scripts[name] = client.register_script(script.script.replace(FENCE, "return true"))
+
+
+if __name__ == "__main__":
+    install()
+    main()
