@@ -29,7 +29,6 @@ def test_a_child_that_always_crashes_fails_with_the_reason(rig: Rig) -> None:
     rig.start()
     reasons = {
         "segfault@fit!": ("crashed", rig.max_attempts),
-        "exit@fit!": ("crashed", rig.max_attempts),
         "oomkill@fit!": ("out_of_memory", rig.max_attempts),
         "eat@fit!": ("out_of_memory", 1),
     }

@@ -198,6 +198,29 @@ def test_releases_are_numbered_and_build_on_each_other(registry: Registry, trunk
         registry.release(TENANT, "pets", {"production": 9}, created_by="t", reason="t")
 
 
+def production(registry: Registry) -> int:
+    current = registry.current_release(TENANT, "pets")
+    return current.aliases["production"] if current else 0
+
+
+def test_a_version_is_promoted_once_and_never_in_place_of_a_later_one(
+    registry: Registry, trunk: TrunkManifest
+):
+    def again(manifest: ModelManifest) -> int:
+        registry.promote(manifest, created_by="t", reason="t")
+        return production(registry)
+
+    one, two, three = (publish(registry, trunk, files=FILES, release=False) for _ in range(3))
+    assert [again(two), again(one), again(three)] == [2, 2, 3]
+    promote(registry, one)
+    assert again(three) == 1, "a rollback stands"
+    four = publish(registry, trunk, files=FILES, release=False)
+    promote(registry, one, "staging")
+    assert again(four) == 4
+    with pytest.raises(NotFound):
+        again(four.model_copy(update={"version": 5}))
+
+
 def test_releases_at_once_lose_none(registry: Registry, trunk: TrunkManifest):
     manifest = publish(registry, trunk, files=FILES, release=False)
     start = threading.Barrier(12)
