@@ -42,12 +42,16 @@ def strike(job: Job, step: str, *, supervisor: int) -> None:
         return
     told = Path(os.environ[FOLDER]) / f"{job.id}.json"
     fields = {"step": step, "attempt": job.attempt, "child": os.getpid(), "supervisor": supervisor}
+    # Written whole before it has its name, for the test reads it as soon as it is there.
+    draft = told.with_suffix(f".{os.getpid()}")
+    draft.write_text(json.dumps(fields))
     try:
-        with told.open("x") as file:
-            json.dump(fields, file)
+        os.link(draft, told)
     except FileExistsError:
         if not where.endswith("!"):
             return
+    finally:
+        draft.unlink()
     ACTIONS[action](supervisor)
 
 
