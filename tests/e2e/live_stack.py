@@ -103,7 +103,7 @@ class LiveStack:
 
 def start_stack(folder: Path, **settings: str) -> LiveStack:
     """Start `graft up` on a free port and wait until it is ready."""
-    # Under nohup, as some runners start things, a stack would rightly ignore the end of its terminal.
+    # Under nohup, which some runners use, a stack would rightly ignore the end of its terminal.
     signal.signal(signal.SIGHUP, signal.SIG_DFL)
     port = free_port()
     environment = {k: v for k, v in os.environ.items() if not k.startswith("GRAFT_")}
