@@ -38,6 +38,8 @@ def command(server: str, data: Path, unix_socket: Path) -> tuple[str, ...]:
         "save": "",
         "maxmemory-policy": "noeviction",
         "daemonize": "no",
+        # A title would be written over the environment, by which a stack's processes are found.
+        "set-proc-title": "no",
     }
     return (server, *(word for name, value in options.items() for word in (f"--{name}", value)))
 
