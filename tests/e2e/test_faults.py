@@ -148,7 +148,11 @@ def test_redis_comes_back_empty(fragile: LiveStack, intents: bytes) -> None:
     assert fragile.predict("remembered", ["hello"])["model"] == "remembered@1"
     assert fragile.job(job.id) == job
     assert fragile.events(job.id) == events
-    assert job.id in [each.id for each in fragile.openai.fine_tuning.jobs.list()]
+    # A service process reads the list of archived jobs anew every few seconds.
+    eventually(
+        lambda: job.id in [each.id for each in fragile.openai.fine_tuning.jobs.list()],
+        30, "the archived job is listed",
+    )  # fmt: skip
     report, metrics = job.report, job.result_files[0]  # type: ignore[attr-defined]
     contents = fragile.openai.files.content
     assert contents(report).json()["job"] == job.id
