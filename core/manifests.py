@@ -13,11 +13,26 @@ from core.datasets import Modality
 from core.jobs import Json
 
 
+class Slot(BaseModel, frozen=True):
+    """A layer of a trunk that takes a low-rank delta; `block` counts from the bottom, from 0.
+
+    `name` is the layer's path in the encoder that `transformers` or our own loader makes.
+    """
+
+    name: str
+    block: int
+    kind: Literal["linear", "convolution"]
+    in_dim: int
+    out_dim: int
+
+
 class TrunkManifest(BaseModel, frozen=True):
     """An exported backbone. `files` maps names to SHA-256; `digest` is taken over all of them.
 
     Graph: the token or pixel inputs that `preprocess.json` names, to `features` [n, dim] float32.
-    `max_difference` is the largest absolute difference from torch that was found at export.
+    For each of `slots` it has two more inputs (core.adapters), which are empty unless they are fed.
+    `blocks` is how many blocks the slots are spread over. `max_difference` is the largest absolute
+    difference from torch that was found at export, with and without deltas.
     """
 
     format: Literal["graft-trunk-1"] = "graft-trunk-1"
@@ -28,6 +43,8 @@ class TrunkManifest(BaseModel, frozen=True):
     dim: int
     precision: Literal["fp32"]
     files: dict[str, str]
+    slots: tuple[Slot, ...] = ()
+    blocks: int = 0
     max_difference: float
     created_at: float
     versions: dict[str, str] = Field(default_factory=dict)
