@@ -22,6 +22,7 @@ from tests.integration.hf_models import save_image_model, save_text_model
 from training import backbones, parity, trunks
 from training.backbones import TorchBackbone
 
+pytestmark = pytest.mark.filterwarnings("ignore:.*is_gradient_checkpointing.*:FutureWarning")
 PACKAGED = ("minilm", "efficientnet-lite0")
 
 
