@@ -65,16 +65,16 @@ class Checkpoints:
 
     def list(self) -> list[ModelManifest]:
         """Return the manifests of the checkpoints, one a step, ascending."""
-        latest: dict[int, int] = {}
+        latest: dict[str, str] = {}
         for entry in self._store.walk(f"{self._root}/checkpoints"):
             folder, _, file = entry.key.removeprefix(f"{self._root}/checkpoints/").partition("/")
             if file == "manifest.json":
-                step, _, attempt = folder.partition("-")
-                latest[int(step)] = max(latest.get(int(step), 0), int(attempt))
+                step = folder.partition("-")[0]
+                latest[step] = max(folder, latest.get(step, ""))
         found = []
-        for step, attempt in sorted(latest.items()):
+        for folder in sorted(latest.values()):
             with suppress(NotFound):  # removed meanwhile
-                found.append(self._read(f"{step:06}-{attempt:04}"))
+                found.append(self._read(folder))
         return found
 
     def get(self, step: int) -> ModelManifest:
