@@ -1,8 +1,8 @@
 """Features of items that some job has computed already, in the artifact store.
 
-    <tenant>/features/<trunk>/<created ms>-<token>.features    float32, rows × dim
-    <tenant>/features/<trunk>/<created ms>-<token>.keys        16 bytes of each row's SHA-256, behind
-                                                               that of both files; written last
+    <tenant>/features/<trunk>/<created ms>-<token>.features   float32, rows × dim
+    <tenant>/features/<trunk>/<created ms>-<token>.keys       16 bytes of each row's SHA-256, behind
+                                                              that of both files; written last
 
 A *block* is what one job computed in one go. Blocks are written create-exclusive and never changed,
 so that workers share them without locks; what two of them compute at once is stored twice, which
