@@ -48,6 +48,14 @@ class JobStatus(StrEnum):
 TERMINAL = frozenset({JobStatus.SUCCEEDED, JobStatus.FAILED, JobStatus.CANCELLED})
 
 
+class StopReason(StrEnum):
+    """Why a running job is to stop: for good, until it is resumed, or for another worker."""
+
+    CANCEL = "cancel"
+    PAUSE = "pause"
+    RELEASE = "release"
+
+
 class Failure(BaseModel, frozen=True):
     """Why a job failed: a stable `code` of `core.errors`, a sentence, and the input at fault."""
 
