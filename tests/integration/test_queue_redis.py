@@ -20,7 +20,7 @@ from core.errors import Unavailable
 from core.jobs import Failure, JobKind, JobStatus, NewJob
 from core.queue import Claim
 from core.queue.connection import BLOCK_SECONDS, MAX_CONNECTIONS, connect, translated
-from core.queue.redis import _SCRIPTS, RedisJobQueue
+from core.queue.redis import RedisJobQueue
 
 if TYPE_CHECKING:
     from tests.integration.conftest import RedisServer
