@@ -36,7 +36,7 @@ from core.trunk import Trunk
 from training.data import Dataset, read_dataset
 from training.evaluation import Metrics, evaluate
 from training.export import export_head
-from training.features import extract
+from training.feature_cache import FeatureCache
 from training.fit import Fit, fit
 from training.stopping import Stoppable
 from training.trunks import ensure_trunk
@@ -73,6 +73,7 @@ class FineTune:
     ) -> None:
         self._job = job
         self._request = FineTuneRequest.model_validate(job.spec)
+        self._store = store
         self._registry = Registry(store)
         self._files = FileStore(store, job.tenant)
         self._settings = settings
@@ -150,7 +151,14 @@ class FineTune:
             self._reporter.progress("features", begin + (end - begin) * done / total)
             self._reporter.check()
 
-        return extract(trunk, data.items, threads=self._threads, on_progress=on_progress)
+        cache = FeatureCache(
+            self._store,
+            self._job.tenant,
+            trunk,
+            max_bytes=self._settings.feature_cache_bytes,
+            max_days=self._settings.feature_cache_days,
+        )
+        return cache.extract(data.items, threads=self._threads, on_progress=on_progress)
 
     def _held_out(self, trunk: Trunk, data: Dataset, labels: list[str]) -> Rows:
         targets = data.targets(labels, param="validation_file")
