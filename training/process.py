@@ -5,9 +5,10 @@ with it, and whatever kills it kills one job's attempt. It imports its heavy lib
 waits for one job on its standard input, so a child that was started early is a *warm spare*. It
 inherits neither the API key nor the Redis URL: only the supervisor talks to Redis.
 
-Messages are JSON, one a line. Supervisor to child: the job, then `{"type": "go"}` for each
-`ask`. Child to supervisor: `event`, `progress`, `ask`, and as its last `succeeded`, `failed` or
-`retry`. A child whose standard input closes has lost its supervisor and ends itself.
+Messages are JSON, one a line. Supervisor to child: the job, then `go` for each `ask`, and `stop`
+when the job is to stop between two steps. Child to supervisor: `event`, `progress`, `ask`, and as
+its last `succeeded`, `failed`, `retry` or `stopped`. A child whose standard input closes has lost
+its supervisor and ends itself.
 """
 
 from __future__ import annotations
@@ -16,11 +17,11 @@ import asyncio
 import os
 import signal
 import sys
-from typing import Annotated, Literal
+from typing import Annotated, Literal, TypeAlias
 
 from pydantic import BaseModel, Field, TypeAdapter
 
-from core.jobs import Failure, Job, JobKind, Json, Progress
+from core.jobs import Failure, Job, JobKind, Json, Progress, StopReason
 
 MESSAGE_BYTES = 4 << 20
 """Longest message; a longer one is a crash."""
@@ -72,13 +73,39 @@ class RetryMessage(BaseModel, frozen=True):
     failure: Failure
 
 
-Message = Annotated[
-    EventMessage | ProgressMessage | AskMessage | SucceededMessage | FailedMessage | RetryMessage,
-    Field(discriminator="type"),
-]
-MESSAGES: TypeAdapter[
-    EventMessage | ProgressMessage | AskMessage | SucceededMessage | FailedMessage | RetryMessage
-] = TypeAdapter(Message)
+class StoppedMessage(BaseModel, frozen=True):
+    """The job has stopped between two steps, as it was asked to, and saved what it has to save."""
+
+    type: Literal["stopped"] = "stopped"
+    reason: StopReason
+
+
+class GoMessage(BaseModel, frozen=True):
+    """The answer to an `ask`: this attempt may publish, and is not asked to stop any more."""
+
+    type: Literal["go"] = "go"
+
+
+class StopMessage(BaseModel, frozen=True):
+    """The job is to stop between two steps."""
+
+    type: Literal["stop"] = "stop"
+    reason: StopReason
+
+
+Message: TypeAlias = (
+    EventMessage
+    | ProgressMessage
+    | AskMessage
+    | SucceededMessage
+    | FailedMessage
+    | RetryMessage
+    | StoppedMessage
+)
+MESSAGES: TypeAdapter[Message] = TypeAdapter(Annotated[Message, Field(discriminator="type")])
+ANSWERS: TypeAdapter[GoMessage | StopMessage] = TypeAdapter(
+    Annotated[GoMessage | StopMessage, Field(discriminator="type")]
+)
 
 _SECRETS = ("GRAFT_API_KEY", "GRAFT_REDIS_URL")
 
@@ -125,7 +152,11 @@ class ChildProcess:
 
     async def send_go(self) -> None:
         """Answer an `ask`."""
-        await self._send('{"type":"go"}')
+        await self._send(GoMessage().model_dump_json())
+
+    async def send_stop(self, reason: StopReason) -> None:
+        """Ask the child to stop between two steps; it may not listen."""
+        await self._send(StopMessage(reason=reason).model_dump_json())
 
     async def receive(self) -> Message | None:
         """Return the next message, or None when the child has ended or speaks nonsense."""

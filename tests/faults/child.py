@@ -66,7 +66,7 @@ def remove_guards() -> None:
     """Do without the guards that the worker is to do without."""
     reporter: Any = training.child.Reporter
     if without("lifeline"):
-        reporter._listen = lambda self: [self._go.release() for _ in self._answers]
+        reporter._listen = lambda self: [self._answered.release() for _ in self._answers]
         if hasattr(training.child, "end_with_supervisor"):
             vars(training.child)["end_with_supervisor"] = lambda: None
     if without("ask"):
