@@ -67,6 +67,9 @@ class ModelManifest(BaseModel, frozen=True):
     `head.onnx`: `features` [n, dim] float32 to `probabilities` [n, classes] float32, in the order
     of `labels`. `golden.npz` holds features and the probabilities that torch gave for them.
 
+    A `low_rank` head has an adapter besides (core.adapters) of rank `rank` on the top `blocks`
+    blocks; its golden features are those of the trunk's golden rows, with the adapter.
+
     With a `step` it is a checkpoint of its job (core.checkpoints), and `version` is 0.
     """
 
@@ -74,7 +77,9 @@ class ModelManifest(BaseModel, frozen=True):
     tenant: str
     name: str
     version: int
-    kind: Literal["linear"] = "linear"
+    kind: Literal["linear", "low_rank"] = "linear"
+    rank: int = 0
+    blocks: int = 0
     job: str
     attempt: int
     created_at: float

@@ -1,7 +1,7 @@
 """Low-rank deltas on a torch encoder, through `peft`: put on, read off, written back.
 
-`peft` starts `b` at zero, so a fresh delta changes nothing, and adds `dropout` before `a`. Not here:
-training them (training.gradual), files and serving (core.adapters).
+`peft` starts `b` at zero, so a fresh delta changes nothing. Not here: training them
+(training.tuning), files and serving (core.adapters).
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from core.manifests import Slot
 _NAME = "default"
 
 
-def inject(encoder: nn.Module, slots: Sequence[Slot], rank: int, *, dropout: float = 0.0) -> None:
+def inject(encoder: nn.Module, slots: Sequence[Slot], rank: int) -> None:
     """Put fresh deltas of one rank on these slots of an encoder that has none, in place.
 
     Only they are trainable. Torch's global generator draws `a`, so seed it before.
@@ -30,15 +30,12 @@ def inject(encoder: nn.Module, slots: Sequence[Slot], rank: int, *, dropout: flo
     config = LoraConfig(
         r=rank,
         lora_alpha=rank,
-        lora_dropout=dropout,
         target_modules=[slot.name for slot in slots],
     )
     encoder.requires_grad_(False)
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", category=UserWarning, module="peft")
         inject_adapter_in_model(config, encoder, adapter_name=_NAME)
-    for layer in _layers(encoder, slots):
-        layer.lora_dropout.train(dropout > 0)
 
 
 def parameters(encoder: nn.Module, slots: Sequence[Slot]) -> Iterator[tuple[str, int, Tensor]]:

@@ -96,6 +96,14 @@ def _adapted_difference(
     return largest
 
 
+def adapted_features(
+    backbone: TorchBackbone, slots: Sequence[Slot], adapter: Adapter, rows: Sequence[Prepared]
+) -> FloatArray:
+    """Return torch's features of rows with an adapter whose deltas are of one rank."""
+    named = [slot for slot in slots if slot.name in adapter.deltas]
+    return _torch_features(_with_adapter(backbone, named, adapter), rows)
+
+
 def random_adapter(slots: Sequence[Slot], rank: int, seed: int) -> Adapter:
     """Return deltas on these slots, each about a tenth as large as its input."""
     numbers = np.random.default_rng(seed)

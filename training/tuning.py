@@ -35,12 +35,13 @@ from training.trainer import Parameter
 VALIDATION_ROWS = 64
 SORTED_BATCHES = 8
 CONTRAST_TEMPERATURE = 0.1
+CONTRAST_GROUP = 4
 
 
 class Regularisation(BaseModel, frozen=True):
     """What keeps deltas from learning rows by heart.
 
-    `dropout` is before each delta and before the classifier; `mixup` is the parameter of the Beta
+    `dropout` is before the classifier; `mixup` is the parameter of the Beta
     distribution, 0 for none; `contrast` the weight of the contrastive loss beside the other.
     """
 
@@ -82,9 +83,7 @@ class DeltaTask:
         self._regularisation = regularisation
         self._upper = Upper(backbone, cut).eval().requires_grad_(False)
         torch.manual_seed(seed)
-        deltas.inject(
-            self._upper.encoder, self._slots, rank, dropout=regularisation.dropout
-        )
+        deltas.inject(self._upper.encoder, self._slots, rank)
         # The features' size is taken into the weights, so that one rate suits every backbone.
         self._scale = 1.0 / _length(self._features(train, np.arange(min(len(train), 64))))
         self._weight = nn.Parameter(torch.from_numpy(head.weight.copy()) / self._scale)
@@ -101,10 +100,19 @@ class DeltaTask:
         return [Parameter("weight", self._weight), Parameter("bias", self._bias), *found]
 
     def batches(self, seed: int) -> list[Tensor]:
-        """Every row once, in random order; texts of one length lie together, to save padding."""
+        """Every row once, in random order.
+
+        For the contrastive loss, rows of one class come in small groups, so that most have a mate.
+        Otherwise texts of one length lie together, to save padding.
+        """
         numbers = torch.Generator().manual_seed(seed)
         order = torch.randperm(len(self._train), generator=numbers)
-        if self._modality is Modality.TEXT:
+        if self._regularisation.contrast:
+            by_class = order[torch.argsort(self._train.targets[order], stable=True)]
+            groups = by_class.split(CONTRAST_GROUP)
+            chosen = torch.randperm(len(groups), generator=numbers)
+            order = torch.cat([groups[i] for i in chosen])
+        elif self._modality is Modality.TEXT:
             stretch = SORTED_BATCHES * self._batch_size
             order = torch.cat([self._by_length(part) for part in order.split(stretch)])
         batches = list(order.split(self._batch_size))
@@ -163,15 +171,10 @@ class DeltaTask:
             lengths = torch.tensor([len(rows.views[int(i)][0]) for i in order])
             order = order[torch.argsort(lengths, stable=True)]
         found: list[Tensor] = []
-        training = [m for m in self._upper.modules() if isinstance(m, nn.Dropout) and m.training]
-        for module in training:
-            module.eval()
         with torch.no_grad():
             for part in order.split(VALIDATION_ROWS):
                 views = [rows.views[int(i)][0] for i in part]
                 found.append(self._upper(Batch.of(views, self._modality)))
-        for module in training:
-            module.train()
         features = torch.cat(found)
         return features[torch.argsort(order)] if len(indices) == len(rows) else features
 
