@@ -15,7 +15,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -30,7 +30,7 @@ from training.backbones import TorchBackbone
 CHECK_TOLERANCE = 1e-4
 
 
-class _Reached(Exception):  # noqa: N818 - it ends a run on purpose
+class _Reached(Exception):
     """Carries the activations at the cut out of a backbone's forward."""
 
     def __init__(self, hidden: Tensor) -> None:
@@ -90,7 +90,7 @@ class Upper(nn.Module):
         try:
             stem, in_tuples = _way_in(backbone, probe)
             self.module.set_submodule(stem, self._recall)
-            path, blocks = _found(self.encoder)
+            blocks = _found(self.encoder)[1]
             for index in range(cut):
                 blocks[index] = _Skip(in_tuples)
             with torch.no_grad():
@@ -98,7 +98,9 @@ class Upper(nn.Module):
                 expected = backbone.module(*parity.torch_inputs(backbone, probe))
             difference = float((actual - expected).abs().max())
         except (RuntimeError, ValueError, TypeError, AttributeError, IndexError, KeyError) as error:
-            raise DataError("the backbone cannot be cut between its blocks", param="model") from error
+            raise DataError(
+                "the backbone cannot be cut between its blocks", param="model"
+            ) from error
         if not difference <= CHECK_TOLERANCE * max(1.0, float(expected.abs().max())):
             raise DataError("the backbone cannot be cut between its blocks", param="model")
 
@@ -107,12 +109,10 @@ class Upper(nn.Module):
         rows = len(batch.hidden)
         if batch.lengths is None:
             # Its values are never read: the stem that would is not there any more.
-            features: Tensor = self.module(torch.zeros(rows, 3, 1, 1))
-            return features
+            return cast(Tensor, self.module(torch.zeros(rows, 3, 1, 1)))
         positions = torch.arange(batch.hidden.shape[1])
         mask = (positions < batch.lengths[:, None]).long()
-        features = self.module(torch.zeros_like(mask), mask)
-        return features
+        return cast(Tensor, self.module(torch.zeros_like(mask), mask))
 
 
 class _Recall(nn.Module):

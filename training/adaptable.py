@@ -101,7 +101,9 @@ class Adaptable(nn.Module):
                 assert isinstance(layer, nn.Conv2d)
                 norm = norms.get(slot.name)
                 self._slots.append(
-                    _SlotConvolution(layer, norm and cast(nn.BatchNorm2d, encoder.get_submodule(norm)))
+                    _SlotConvolution(
+                        layer, norm and cast(nn.BatchNorm2d, encoder.get_submodule(norm))
+                    )
                 )
                 if norm is not None:
                     encoder.set_submodule(norm, nn.Identity())

@@ -139,7 +139,9 @@ def _search(setting: Setting, source: Source, watcher: _Watcher) -> Gradual:
             return search
         except (KeyError, ValueError, SafetensorError):
             # Of another release of Graft, or damaged: the job is only slower without it.
-            setting.reporter.event("state_ignored", "The saved state cannot be used; starting anew.")
+            setting.reporter.event(
+                "state_ignored", "The saved state cannot be used; starting anew."
+            )
     return Gradual(
         source, plan, seed=setting.request.seed, deadline=setting.deadline, watcher=watcher
     )
@@ -149,7 +151,7 @@ def _tuned(
     outcome: Outcome, adapter: Adapter, features: FloatArray, targets: IntArray, classes: int
 ) -> Tuned:
     return Tuned(
-        head=fit_at(features, targets, classes, outcome.best.strength),
+        head=outcome.head or fit_at(features, targets, classes, outcome.best.strength),
         adapter=adapter,
         strength=outcome.best.strength,
         blocks=outcome.best.blocks,
@@ -180,7 +182,9 @@ class _Watcher:
         self.setting.reporter.event(
             "epoch_ended",
             f"{blocks} blocks, epoch {number}: loss {epoch.loss:.3f}"
-            + ("." if epoch.validation_loss is None else f", held out {epoch.validation_loss:.3f}."),
+            + (
+                "." if epoch.validation_loss is None else f", held out {epoch.validation_loss:.3f}."
+            ),
             blocks=blocks,
             epoch=number,
             **epoch.model_dump(mode="json"),

@@ -159,6 +159,11 @@ class DeltaTask:
         """The deltas as they are now."""
         return deltas.read(self._upper.encoder, self._slots)
 
+    def head(self) -> Head:
+        """The classifier as it is now, on features as they come."""
+        weight = (self._weight.detach() * self._scale).numpy()
+        return Head(weight.copy(), self._bias.detach().numpy().copy())
+
     def features(self, rows: Rows) -> FloatArray:
         """Features of rows, [n, dim], with the deltas as they are now."""
         array: FloatArray = self._features(rows, np.arange(len(rows))).numpy()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from itertools import pairwise
 
 import pytest
 import torch
@@ -121,7 +122,7 @@ def test_the_rate_rises_and_falls(decay: str) -> None:
     recipe = RECIPE.model_copy(update={"decay": decay, "warmup": 0.2})
     rates = [rate_at(step, 20, recipe) for step in range(20)]
     assert rates[:4] == pytest.approx([0.0125, 0.025, 0.0375, 0.05])
-    assert all(before > after for before, after in zip(rates[4:], rates[5:], strict=False))
+    assert all(before > after for before, after in pairwise(rates[4:]))
     assert 0 < rates[-1] < 0.005
 
 
