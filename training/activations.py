@@ -89,7 +89,8 @@ class Upper(nn.Module):
         probe = next(parity.probes(backbone))
         try:
             stem, in_tuples = _way_in(backbone, probe)
-            self.module.set_submodule(stem, self._recall)
+            # The stem stays where it is: some encoders look at its weights, if only for their type.
+            self.module.get_submodule(stem).forward = self._recall  # type: ignore[method-assign]
             blocks = _found(self.encoder)[1]
             for index in range(cut):
                 blocks[index] = _Skip(in_tuples)
@@ -115,12 +116,12 @@ class Upper(nn.Module):
         return cast(Tensor, self.module(torch.zeros_like(mask), mask))
 
 
-class _Recall(nn.Module):
-    """In place of the stem: gives the cached activations, whatever it is called with."""
+class _Recall:
+    """In place of the stem's forward: gives the cached activations, whatever it is called with."""
 
     hidden: Tensor
 
-    def forward(self, *_: object, **__: object) -> Tensor:
+    def __call__(self, *_: object, **__: object) -> Tensor:
         return self.hidden
 
 
@@ -141,7 +142,13 @@ def _way_in(backbone: TorchBackbone, rows: Sequence[Prepared]) -> tuple[str, boo
     outputs: list[tuple[str, object]] = []
     entered: list[Tensor] = []
     in_tuples: list[bool] = []
+    before: list[int] = []
     first = _blocks(backbone)[0]
+
+    def enter(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        entered.append(_hidden(args, kwargs))
+        before.append(len(outputs))
+
     handles = [
         module.register_forward_hook(
             lambda _, __, output, name=name: outputs.append((name, output))
@@ -150,9 +157,7 @@ def _way_in(backbone: TorchBackbone, rows: Sequence[Prepared]) -> tuple[str, boo
         if name
     ]
     handles += [
-        first.register_forward_pre_hook(
-            lambda _, args, kwargs: entered.append(_hidden(args, kwargs)), with_kwargs=True
-        ),
+        first.register_forward_pre_hook(enter, with_kwargs=True),
         first.register_forward_hook(
             lambda _, __, output: in_tuples.append(isinstance(output, tuple))
         ),
@@ -163,8 +168,8 @@ def _way_in(backbone: TorchBackbone, rows: Sequence[Prepared]) -> tuple[str, boo
     finally:
         for handle in handles:
             handle.remove()
-    # The outermost of the modules that give this very tensor, and that is the last to do so.
-    stem = [name for name, output in outputs if output is entered[0]][-1]
+    # The outermost of the modules that give this very tensor is the last to do so.
+    stem = [name for name, output in outputs[: before[0]] if output is entered[0]][-1]
     return stem, in_tuples[0]
 
 

@@ -152,7 +152,9 @@ class Watcher(Protocol):
     def on_epoch(self, blocks: int, number: int, epoch: Epoch) -> None:
         """Hear of an epoch."""
 
-    def on_step(self, step: Step, model: Callable[[], tuple[Adapter, Head]]) -> None:
+    def on_step(
+        self, step: Step, trained_steps: int, model: Callable[[], tuple[Adapter, Head]]
+    ) -> None:
         """Hear of a rung; `model` gives its deltas and classifier, of the training rows only."""
 
 
@@ -165,6 +167,9 @@ class _Progress(BaseModel):
 
     trained_steps: int = 0
     """Training steps of the rungs that have ended."""
+
+    saved_at: int = 0
+    """Training steps until this state was saved."""
 
 
 class Gradual:
@@ -192,7 +197,7 @@ class Gradual:
     @property
     def resumed_from(self) -> int:
         """How many training steps an earlier attempt had made."""
-        return self._at.trained_steps
+        return self._at.saved_at
 
     def run(self) -> Outcome:
         """Climb the ladder; raises `Stopped` when asked to, with its state saved."""
@@ -238,7 +243,9 @@ class Gradual:
         step = _step(blocks, trainer.best_epoch, judged, losses, truth, seconds)
         self._at.trained_steps += trainer.step
         self._keep(step, judged)
-        self._watcher.on_step(step, lambda: (task.adapter(), judged.head))
+        self._watcher.on_step(
+            step, self._at.trained_steps, lambda: (task.adapter(), judged.head)
+        )
         return step
 
     def _final(self, best: Step, head: Head) -> tuple[Adapter, Head]:
@@ -257,7 +264,8 @@ class Gradual:
         self._at.training, self._trainer_state = blocks, None
 
         def save_state() -> None:
-            self._watcher.save(self._at.trained_steps + trainer.step, self._state(trainer))
+            self._at.saved_at = self._at.trained_steps + trainer.step
+            self._watcher.save(self._at.saved_at, self._state(trainer))
 
         def on_epoch(epoch: Epoch) -> bool:
             self._watcher.on_epoch(abs(blocks), len(trainer.history), epoch)

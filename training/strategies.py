@@ -169,13 +169,11 @@ class _Watcher:
     trunk: Trunk
     backbone: TorchBackbone
     _saved: list[int] = field(default_factory=list)
-    _step: int = 0
 
     def check(self) -> None:
         self.setting.reporter.check()
 
     def save(self, step: int, state: bytes) -> None:
-        self._step = step
         self.setting.checkpoints.save_state(self.setting.attempt, step, state)
 
     def on_epoch(self, blocks: int, number: int, epoch: Epoch) -> None:
@@ -190,7 +188,9 @@ class _Watcher:
             **epoch.model_dump(mode="json"),
         )
 
-    def on_step(self, step: Step, model: Callable[[], tuple[Adapter, Head]]) -> None:
+    def on_step(
+        self, step: Step, trained_steps: int, model: Callable[[], tuple[Adapter, Head]]
+    ) -> None:
         self.setting.reporter.event(
             "unfrozen",
             f"Top {step.blocks} blocks: accuracy {step.accuracy:.3f} on held-out rows, "
@@ -203,14 +203,14 @@ class _Watcher:
         adapter, head = model()
         files = export_adapted(head, adapter, self.trunk, self.backbone)
         manifest = self.setting.checkpoints.save(
-            self.setting.draft(step, adapter), self._step, files
+            self.setting.draft(step, adapter), trained_steps, files
         )
-        self._saved = [*self._saved, self._step][-KEPT_CHECKPOINTS:]
+        self._saved = [*self._saved, trained_steps][-KEPT_CHECKPOINTS:]
         self.setting.checkpoints.drop(keep=self._saved)
         self.setting.reporter.event(
             "checkpoint",
             f"Checkpoint {manifest.reference}.",
-            step=self._step,
+            step=trained_steps,
             reference=manifest.reference,
             metrics=manifest.metrics,
         )
