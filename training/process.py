@@ -172,13 +172,19 @@ class ChildProcess:
         """Wait for the exit; return its code, negative for a signal."""
         return await self._process.wait()
 
+    async def ends_within(self, seconds: float) -> bool:
+        """Wait for the exit for so long; return whether it came."""
+        try:
+            await asyncio.wait_for(self._process.wait(), seconds)
+        except TimeoutError:
+            return False
+        return True
+
     async def stop(self, grace_seconds: float) -> None:
         """SIGTERM, then SIGKILL when the grace is over; return when the child is gone."""
         if self.is_alive:
             self._signal(signal.SIGTERM)
-            try:
-                await asyncio.wait_for(self._process.wait(), grace_seconds)
-            except TimeoutError:
+            if not await self.ends_within(grace_seconds):
                 self.kill()
         await self._process.wait()
 

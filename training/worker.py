@@ -12,15 +12,15 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
-import secrets
 import signal
-import socket
 from contextlib import suppress
 
 from core.bootstrap import open_queue
 from core.errors import Unavailable
-from core.jobs import JobKind
+from core.jobs import Job, JobKind
+from core.presence import Presence, Role, keep_presence, process_name
 from core.queue import Claim, JobQueue
+from core.registry import Registry
 from core.runs import RunStore
 from core.settings import Settings
 from core.store import ArtifactStore
@@ -38,13 +38,21 @@ class Lane:
     """Takes jobs of one kind, one at a time."""
 
     def __init__(
-        self, kind: JobKind, queue: JobQueue, settings: Settings, stopping: asyncio.Event
+        self,
+        kind: JobKind,
+        queue: JobQueue,
+        presence: Presence,
+        registry: Registry,
+        settings: Settings,
+        stopping: asyncio.Event,
     ) -> None:
         self._kind = kind
         self._queue = queue
+        self._presence = presence
+        self._registry = registry
         self._settings = settings
         self._stopping = stopping
-        self._worker = f"{socket.gethostname()}-{os.getpid()}-{secrets.token_hex(3)}"
+        self._worker = process_name()
         self._spare: ChildProcess | None = None
         self._spare_pause_seconds = SPARE_PAUSE_SECONDS
 
@@ -97,9 +105,16 @@ class Lane:
             child,
             lease_seconds=self._settings.lease_seconds,
             max_seconds=self._max_seconds(claim),
+            stop_seconds=self._settings.stop_seconds,
             stopping=self._stopping,
+            has_published=self._has_published,
+            presence=self._presence,
         ).run()
         logger.info("%s: attempt %d ended", job.id, claim.attempt)
+
+    async def _has_published(self, job: Job) -> bool:
+        found = await asyncio.to_thread(self._registry.publication, job.tenant, job.id)
+        return found is not None
 
     def _max_seconds(self, claim: Claim) -> float:
         if self._kind is JobKind.INGEST:
@@ -114,15 +129,19 @@ async def work(settings: Settings) -> None:
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stopping.set)
-    queue, _ = open_queue(settings)
+    queue, _, presence = open_queue(settings)
+    store = ArtifactStore(settings.store_url)
+    beating = asyncio.create_task(keep_presence(presence, Role.WORKER, process_name()))
     logger.info("worker %d is ready", os.getpid())
     try:
         async with asyncio.TaskGroup() as lanes:
             for kind in JobKind:
-                lanes.create_task(Lane(kind, queue, settings, stopping).run())
-            runs = RunStore(ArtifactStore(settings.store_url))
-            lanes.create_task(keep_archive(queue, runs, stopping))
+                lane = Lane(kind, queue, presence, Registry(store), settings, stopping)
+                lanes.create_task(lane.run())
+            lanes.create_task(keep_archive(queue, RunStore(store), stopping))
     finally:
+        beating.cancel()
+        await asyncio.gather(beating, return_exceptions=True)
         await queue.close()
 
 

@@ -80,25 +80,50 @@ def test_a_manifest_that_were_not_last_would_list_half_a_version(rig: Rig) -> No
         rig.check()
 
 
-LATE = "the queue does not know that a job has decided to publish (issue 3)"
+@pytest.mark.parametrize("without", [(), ("decision",)], ids=["guarded", "unguarded"])
+@pytest.mark.parametrize("step", ["manifest", "announce", "settle"])
+def test_a_job_that_published_does_not_fail_for_want_of_attempts(
+    rig: Rig, step: str, without: tuple[str, ...]
+) -> None:
+    rig.max_attempts = 1
+    rig.start(without=without)
+    job_id = rig.enqueue("published", f"kill@{step}")
+    rig.finish(20, workers=1, without=without)
+    if without:
+        with pytest.raises(InvariantBroken, match="is failed and has"):
+            rig.check()
+    else:
+        assert rig.job(job_id).status == "succeeded"
+        rig.check()
 
 
-@pytest.mark.xfail(reason=LATE, strict=True, raises=InvariantBroken)
-def test_a_job_that_published_does_not_fail_for_want_of_attempts(rig: Rig) -> None:
+@pytest.mark.parametrize("without", [(), ("decision",)], ids=["guarded", "unguarded"])
+@pytest.mark.parametrize("step", ["manifest", "settle"])
+def test_a_job_that_published_is_not_cancelled_when_its_worker_dies(
+    rig: Rig, step: str, without: tuple[str, ...]
+) -> None:
+    rig.start(without=without)
+    job_id = rig.enqueue("published", f"stop@{step}")
+    rig.struck(job_id)
+    rig.run(rig.queue.cancel("default", job_id))
+    rig.workers[0].kill()
+    rig.finish(20, workers=1, without=without)
+    if without:
+        with pytest.raises(InvariantBroken, match="is cancelled and has"):
+            rig.check()
+    else:
+        assert rig.job(job_id).status == "succeeded"
+        rig.check()
+
+
+def test_a_cancel_counts_when_the_job_had_leave_but_did_not_publish(rig: Rig) -> None:
     rig.start()
-    rig.enqueue("published", "kill@settle!")
-    rig.finish(20, workers=1)
-    rig.check()
-
-
-@pytest.mark.xfail(reason=LATE, strict=True, raises=InvariantBroken)
-def test_a_job_that_published_is_not_cancelled_when_its_worker_dies(rig: Rig) -> None:
-    rig.start()
-    job_id = rig.enqueue("published", "stop@settle")
+    job_id = rig.enqueue("unpublished", "stop@write")
     rig.struck(job_id)
     rig.run(rig.queue.cancel("default", job_id))
     rig.workers[0].kill()
     rig.finish(20, workers=1)
+    assert rig.job(job_id).status == "cancelled"
     rig.check()
 
 

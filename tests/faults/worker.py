@@ -16,6 +16,10 @@ from core.queue.redis import RedisJobQueue
 from tests.faults.faults import around, strike, without
 from training.worker import Lane, main
 
+DECISION = (
+    "if instead == '' then redis.call('HSET', key, 'publishing', 1) end",
+    "redis.call('HSET', job_key(ARGV[1], ARGV[2]), 'result', ARGV[7])",
+)
 FENCE = "return job[1] == 'running' and job[2] == attempt and job[3] == worker"
 
 
@@ -41,6 +45,8 @@ def install() -> None:
     around(RedisJobQueue, "settle", before=at("settle"))
     if without("fence"):
         around(RedisJobQueue, "__init__", after=remove_fence)
+    if without("decision"):
+        around(RedisJobQueue, "__init__", after=remove_decision)
 
 
 def remove_fence(queue: RedisJobQueue, client: Any, **_: object) -> None:
@@ -48,6 +54,14 @@ def remove_fence(queue: RedisJobQueue, client: Any, **_: object) -> None:
     for name, script in queue._scripts.items():
         assert FENCE in script.script
         queue._scripts[name] = client.register_script(script.script.replace(FENCE, "return true"))
+
+
+def remove_decision(queue: RedisJobQueue, client: Any, **_: object) -> None:
+    """Let a queue not know that a job has decided to publish."""
+    for name, line in zip(("mark_publishing", "announce"), DECISION, strict=True):
+        script = queue._scripts[name].script
+        assert line in script
+        queue._scripts[name] = client.register_script(script.replace(line, ""))
 
 
 if __name__ == "__main__":
