@@ -55,10 +55,11 @@ def install() -> None:
         from training import pipeline
 
         for name, step in {
-            "read_dataset": "data", "ensure_trunk": "trunk", "extract": "features", "fit": "fit",
+            "read_dataset": "data", "ensure_trunk": "trunk", "fit": "fit",
             "export_head": "export",
         }.items():  # fmt: skip
             around(pipeline, name, before=lambda *_, step=step, **__: reach(step))
+        around(pipeline.FeatureCache, "extract", before=lambda *_, **__: reach("features"))
         around(training.child.Reporter, "authorise", before=lambda _: reach("ask"))
 
 
@@ -92,9 +93,7 @@ def list_first(registry: Registry, draft: ModelManifest, files: dict[str, bytes]
     )
     hashes = {name: sha256(data) for name, data in files.items()}
     manifest = draft.model_copy(update={"version": number, "files": hashes})
-    registry._put_same(
-        registry._folder(manifest), {"manifest.json": manifest.model_dump_json().encode()}
-    )
+    registry._put_same(manifest.folder, {"manifest.json": manifest.model_dump_json().encode()})
 
 
 def lighten() -> None:

@@ -82,7 +82,7 @@ def test_a_second_attempt_does_not_undo_a_rollback(rig: Rig) -> None:
     rig.start()
     rig.enqueue("model")
     rig.finish(10)
-    job_id = rig.enqueue("model", "stop@settle")
+    job_id = rig.enqueue("model", "stop@announce")
     rig.struck(job_id)
     rig.registry.release("default", "model", {PRODUCTION: 1}, created_by="me", reason="worse")
     rig.workers[0].kill()
@@ -98,7 +98,7 @@ def test_a_second_attempt_does_not_undo_a_rollback(rig: Rig) -> None:
 def test_a_second_attempt_does_not_move_production_back(rig: Rig) -> None:
     """The job's first attempt released version 1 and died; before the second, 2 was released."""
     first = rig.start()
-    job_id = rig.enqueue("model", "stop@settle")
+    job_id = rig.enqueue("model", "stop@announce")
     rig.struck(job_id)
     rig.start(lease=20)
     # The lease of the stopped worker runs for another second, in which the next job is done.
