@@ -52,14 +52,14 @@ def install() -> None:
     if JobKind(sys.argv[1]) is JobKind.FINE_TUNE:
         if os.environ.get("FAULTS_LIGHT"):
             lighten()
-        from training import pipeline
+        from training import feature_cache, pipeline
 
-        for name, step in {
-            "read_dataset": "data", "ensure_trunk": "trunk", "fit": "fit",
-            "export_head": "export",
-        }.items():  # fmt: skip
-            around(pipeline, name, before=lambda *_, step=step, **__: reach(step))
-        around(pipeline.FeatureCache, "extract", before=lambda *_, **__: reach("features"))
+        for module, name, step in (
+            (pipeline, "read_dataset", "data"), (pipeline, "ensure_trunk", "trunk"),
+            (feature_cache, "extract", "features"), (pipeline, "fit", "fit"),
+            (pipeline, "export_head", "export"),
+        ):  # fmt: skip
+            around(module, name, before=lambda *_, step=step, **__: reach(step))
         around(training.child.Reporter, "authorise", before=lambda _: reach("ask"))
 
 

@@ -88,7 +88,7 @@ def test_a_second_attempt_does_not_undo_a_rollback(rig: Rig) -> None:
     rig.workers[0].kill()
     rig.start()
     rig.finish(10)
-    assert rig.job(job_id).attempt == 2
+    assert rig.job(job_id).attempt >= 2
     release = rig.registry.current_release("default", "model")
     assert release is not None
     assert release.aliases == {PRODUCTION: 1}
@@ -105,7 +105,7 @@ def test_a_second_attempt_does_not_move_production_back(rig: Rig) -> None:
     rig.enqueue("model", priority=100)
     first.kill()
     rig.finish(10)
-    assert rig.job(job_id).attempt == 2
+    assert rig.job(job_id).attempt >= 2
     release = rig.registry.current_release("default", "model")
     assert release is not None
     assert release.aliases == {PRODUCTION: 2}
