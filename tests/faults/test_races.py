@@ -18,8 +18,8 @@ from tests.faults.worker import remove_fence
 
 TENANT = "acme"
 ROUNDS = 200
-KILLING_SECONDS = 8
-JOBS = 30
+KILLING_SECONDS = 25
+JOBS = 100
 
 
 @pytest.fixture
