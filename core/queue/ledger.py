@@ -33,7 +33,7 @@ ENDINGS = {
     JobStatus.CANCELLED: "The job was cancelled.",
 }
 PUBLISHING_LOSSES = 20
-PACE_WEIGHT = 0.3
+PACE_WEIGHT = 0.5
 
 
 @dataclass

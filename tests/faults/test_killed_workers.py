@@ -8,7 +8,7 @@ import signal
 import pytest
 
 from core.errors import NotFound
-from tests.faults.rig import InvariantBroken, Rig, is_running
+from tests.faults.rig import LEASE_SECONDS, InvariantBroken, Rig, is_running
 from tests.waiting import eventually
 
 STEPS = (
@@ -127,6 +127,16 @@ def test_a_cancel_counts_when_the_job_had_leave_but_did_not_publish(rig: Rig) ->
     rig.finish(20, workers=1)
     assert rig.job(job_id).status == "cancelled"
     rig.check()
+
+
+def test_without_its_lease_the_job_of_a_dead_worker_is_lost(rig: Rig) -> None:
+    rig.start(without=("lease",))
+    job_id = rig.enqueue("lost", "kill@claim")
+    rig.struck(job_id)
+    rig.start()
+    with pytest.raises(AssertionError, match="ends"):
+        rig.ended(job_id, 4 * LEASE_SECONDS)
+    assert rig.job(job_id).status == "running"
 
 
 def test_a_job_whose_every_worker_dies_fails_with_the_reason(rig: Rig) -> None:

@@ -7,9 +7,12 @@ from __future__ import annotations
 
 import asyncio
 import os
+from contextlib import nullcontext
 from types import SimpleNamespace
 from typing import Any
 
+import core.presence
+import core.queue.redis_views
 import training.attempt
 from core.queue import Claim
 from core.queue.redis import RedisJobQueue
@@ -20,6 +23,7 @@ DECISION = (
     "if instead == '' then redis.call('HSET', key, 'publishing', 1) end",
     "redis.call('HSET', job_key(ARGV[1], ARGV[2]), 'result', ARGV[7])",
 )
+LEASE = "redis.call('ZADD', leases, now_ms + tonumber(lease), tenant .. '/' .. id)"
 FENCE = "return job[1] == 'running' and job[2] == attempt and job[3] == worker"
 
 
@@ -43,6 +47,16 @@ def install() -> None:
     around(Lane, "_attempt", before=at("claim"))
     around(RedisJobQueue, "announce", before=at("announce"))
     around(RedisJobQueue, "settle", before=at("settle"))
+    if without("clock"):
+        vars(training.attempt)["time"] = SimpleNamespace(monotonic=lambda: 0.0)
+    if without("patience"):
+        attempt: Any = training.attempt.Attempt
+        attempt._renew = attempt._heartbeat
+    if without("translation"):
+        for module in (core.queue.redis_views, core.presence):
+            vars(module)["translated"] = nullcontext
+    if without("lease"):
+        around(RedisJobQueue, "__init__", after=remove_lease)
     if without("fence"):
         around(RedisJobQueue, "__init__", after=remove_fence)
     if without("decision"):
@@ -54,6 +68,13 @@ def remove_fence(queue: RedisJobQueue, client: Any, **_: object) -> None:
     for name, script in queue._scripts.items():
         assert FENCE in script.script
         queue._scripts[name] = client.register_script(script.script.replace(FENCE, "return true"))
+
+
+def remove_lease(queue: RedisJobQueue, client: Any, **_: object) -> None:
+    """Let a claim begin no lease; the first heartbeat does."""
+    script = queue._scripts["claim"].script
+    assert LEASE in script
+    queue._scripts["claim"] = client.register_script(script.replace(LEASE, ""))
 
 
 def remove_decision(queue: RedisJobQueue, client: Any, **_: object) -> None:
