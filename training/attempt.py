@@ -21,26 +21,23 @@ Before the child is told to publish, the job is marked as publishing. From then 
 and no attempt settles anything but success: a job that was interrupted there comes back, and its
 next attempt looks into the registry before all else. If the job has published, that attempt goes
 on to success; if not, it takes back the mark, and what was put off counts.
+
+Not here: what each end tells Redis (training.settlement).
 """
 
 from __future__ import annotations
 
 import asyncio
 import logging
-import random
-import signal
 import time
 from collections.abc import Awaitable, Callable
-from dataclasses import asdict
 from functools import partial
 from typing import TypeVar
 
-from core.changes import Change
 from core.errors import LeaseLost, Unavailable
-from core.jobs import Failure, Job, JobKind, JobStatus, Progress, StopReason
+from core.jobs import Failure, Job, JobStatus, Progress, StopReason
 from core.presence import Presence
 from core.queue import Claim, JobQueue
-from training.acknowledgement import wait_served
 from training.process import (
     AskMessage,
     ChildProcess,
@@ -51,6 +48,7 @@ from training.process import (
     StoppedMessage,
     SucceededMessage,
 )
+from training.settlement import Decision, Settlement
 
 logger = logging.getLogger("graft.worker")
 T = TypeVar("T")
@@ -64,7 +62,6 @@ TERM_SECONDS = 0.5
 PUBLISH_SECONDS = 60.0
 """How much longer than its time a job that publishes may take."""
 
-Decision = Callable[[], Awaitable[object]]
 HasPublished = Callable[[Job], Awaitable[bool]]
 
 
@@ -97,12 +94,11 @@ class Attempt:
         self._stop_seconds = stop_seconds
         self._stopping = stopping
         self._has_published = has_published
-        self._presence = presence
+        self._settlement = Settlement(queue, claim, presence)
         self._renewed = time.monotonic()
         self._progress: Progress | None = None
         self._publishing = claim.job.publishing
         self._ending = False
-        self._told_serving = False
 
     async def run(self) -> None:
         """Run to one of the ends above; never raises for what happens to the job or to Redis."""
@@ -116,7 +112,7 @@ class Attempt:
                 said = None if is_final else await relay
                 decision = said or decision
             else:
-                decision = relay.result() or self._crash(await self._child.wait())
+                decision = relay.result() or self._settlement.of_crash(await self._child.wait())
             await self._insist(decision)
         except (LeaseLost, Unavailable) as error:
             logger.warning("%s: left to others: %s", self._claim.job.id, error.message)
@@ -141,11 +137,11 @@ class Attempt:
                 case AskMessage():
                     await self._give_leave()
                 case SucceededMessage():
-                    return partial(self._succeed, message)
+                    return partial(self._settlement.succeed, message)
                 case FailedMessage():
-                    return partial(self._fail, message.failure)
+                    return self._failed(message.failure)
                 case RetryMessage():
-                    return partial(self._retry, message.failure)
+                    return partial(self._settlement.retry, message.failure)
                 case StoppedMessage():
                     return None
         return None
@@ -181,18 +177,18 @@ class Attempt:
                 await asyncio.sleep(interval)
             elif await _set_within(self._stopping, interval) and not self._publishing:
                 await self._stop_child(StopReason.RELEASE)
-                return self._release, False
+                return self._settlement.release, False
             late_seconds = PUBLISH_SECONDS if self._publishing else 0
             if time.monotonic() > self._deadline + late_seconds:
                 self._child.kill()
                 message = f"the job ran longer than {self._max_seconds:g} seconds"
-                return partial(self._fail, Failure(code="timeout", message=message)), True
+                return self._failed(Failure(code="timeout", message=message)), True
             reason = await self._renew()
             if reason is not None and not self._publishing:
                 reason = await self._stop_child(reason)
                 if reason is StopReason.CANCEL:
-                    return partial(self._queue.settle, self._claim, JobStatus.CANCELLED), True
-                return self._release, False
+                    return self._settlement.cancel, True
+                return self._settlement.release, False
 
     async def _renew(self) -> StopReason | None:
         """Renew the lease and return what is wanted; kill the child when the lease is lost."""
@@ -245,53 +241,10 @@ class Attempt:
             self._claim, message.event, message.message, level=message.level, data=message.data
         )
 
-    async def _succeed(self, message: SucceededMessage) -> None:
-        tenant, model, version = self._claim.job.tenant, message.model, message.version
-        if model is not None and version is not None:
-            change = Change(tenant=tenant, model=model, type="published", version=version)
-            await self._queue.announce(self._claim, change, message.result)
-            if not self._told_serving:
-                await self._tell_serving(tenant, model, version)
-        await self._queue.settle(self._claim, JobStatus.SUCCEEDED, result=message.result)
-
-    async def _tell_serving(self, tenant: str, model: str, version: int) -> None:
-        served = await wait_served(self._presence, tenant, model, version)
-        if served is not None:
-            message = f"{served.acknowledged} of {served.of} service processes serve the model."
-            level = "info" if served.acknowledged == served.of else "warn"
-            await self._queue.append_event(
-                self._claim, "serving", message, level=level, data=asdict(served)
-            )
-        self._told_serving = True
-
-    async def _fail(self, failure: Failure) -> None:
-        if self._publishing:
-            # It may have published: the next attempt looks.
-            await self._retry(failure)
-        else:
-            await self._queue.settle(self._claim, JobStatus.FAILED, error=failure)
-
-    async def _retry(self, failure: Failure) -> None:
-        # Full jitter keeps workers that failed together from coming back together.
-        delay = random.uniform(0, min(60, 2**self._claim.attempt))  # noqa: S311
-        await self._queue.retry(self._claim, delay, failure)
-
-    async def _release(self) -> None:
-        await self._queue.release(self._claim)
-
-    def _crash(self, code: int) -> Decision:
-        """The child ended without a last message: who would end it with SIGKILL but the kernel?"""
-        if code == -signal.SIGKILL:
-            failure = Failure(
-                code="out_of_memory", message="the job was killed, most likely for want of memory"
-            )
-        else:
-            how = f"signal {-code}" if code < 0 else f"exit code {code}"
-            failure = Failure(code="crashed", message=f"the job's process ended with {how}")
-        if self._claim.job.kind is JobKind.INGEST:
-            # The same upload would do the same again, and it holds up the others.
-            return partial(self._fail, failure)
-        return partial(self._retry, failure)
+    def _failed(self, failure: Failure) -> Decision:
+        # One that had leave to publish may have done so: the next attempt looks.
+        settle = self._settlement.retry if self._publishing else self._settlement.fail
+        return partial(settle, failure)
 
     async def _insist(self, call: Callable[[], Awaitable[T]]) -> T:
         """Call until Redis answers, for as long as the lease may still be ours."""

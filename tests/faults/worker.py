@@ -14,6 +14,7 @@ from typing import Any
 import core.presence
 import core.queue.redis_views
 import training.attempt
+import training.settlement
 from core.queue import Claim
 from core.queue.redis import RedisJobQueue
 from tests.faults.faults import around, strike, without
@@ -36,7 +37,7 @@ def install() -> None:
         return await start(*words, **options)
 
     vars(asyncio)["create_subprocess_exec"] = start_child
-    vars(training.attempt)["random"] = SimpleNamespace(uniform=lambda low, high: 0.05)
+    vars(training.settlement)["random"] = SimpleNamespace(uniform=lambda low, high: 0.05)
 
     def at(step: str) -> Any:
         def reach(_: object, claim: Claim, *__: object, **___: object) -> None:
