@@ -74,8 +74,9 @@ def test_a_child_that_holds_the_gil_ends_with_its_supervisor(
 
 def test_a_job_that_hangs_is_ended_at_its_limit(rig: Rig) -> None:
     rig.start()
-    begun = time.monotonic()
     job_id = rig.enqueue("slow", "gil@fit!", max_seconds=1)
+    rig.struck(job_id)
+    begun = time.monotonic()
     rig.finish(20)
     assert time.monotonic() - begun < GIL_SECONDS
     error = rig.job(job_id).error
