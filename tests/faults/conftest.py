@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 
 from tests.faults.rig import Rig
-from tests.integration.conftest import RedisServer, prefix, redis_url
+from tests.integration.conftest import prefix, redis_url
+from tests.integration.redis_server import RedisServer
 from tests.integration.hf_models import save_text_model
 
 __all__ = ["prefix", "redis_url"]

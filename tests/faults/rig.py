@@ -34,7 +34,7 @@ from tests.waiting import eventually
 from training.ingest import Limits, ingest
 
 if TYPE_CHECKING:
-    from tests.integration.conftest import RedisServer
+    from tests.integration.redis_server import RedisServer
 
 T = TypeVar("T")
 TENANT = "default"
