@@ -102,6 +102,11 @@ class Settings(BaseSettings):
         default=30 * 86_400, ge=60,
         description="How long Redis keeps a finished job that the artifact store has.",
     )  # fmt: skip
+    leftover_seconds: float = Field(
+        default=3600, ge=1, le=30 * 86_400,
+        description="What a crash left in the artifact store is removed "
+        "when it has not changed for this long.",
+    )  # fmt: skip
 
     @field_validator("redis_url")
     @classmethod

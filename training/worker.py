@@ -3,7 +3,7 @@
 It never imports torch: it holds leases, beats, watches for cancels, and starts and ends children.
 There is one *lane* per kind of job, so that parsing an upload never waits behind a long training.
 Each lane keeps a warm spare child that has done its imports. Beside the lanes, finished jobs are
-archived (training.archive). Not here: one attempt's life (training.attempt), what a job does
+archived (training.archive), and what crashes left is removed (training.collection). Not here: one attempt's life (training.attempt), what a job does
 (training.pipeline, training.ingest).
 """
 
@@ -21,11 +21,11 @@ from core.bootstrap import open_queue
 from core.errors import Unavailable
 from core.jobs import JobKind
 from core.queue import Claim, JobQueue
-from core.runs import RunStore
 from core.settings import Settings
 from core.store import ArtifactStore
 from training.archive import keep_archive
 from training.attempt import Attempt
+from training.collection import keep_collected
 from training.process import ChildProcess
 
 logger = logging.getLogger("graft.worker")
@@ -120,8 +120,9 @@ async def work(settings: Settings) -> None:
         async with asyncio.TaskGroup() as lanes:
             for kind in JobKind:
                 lanes.create_task(Lane(kind, queue, settings, stopping).run())
-            runs = RunStore(ArtifactStore(settings.store_url))
-            lanes.create_task(keep_archive(queue, runs, stopping))
+            store = ArtifactStore(settings.store_url)
+            lanes.create_task(keep_archive(queue, store, stopping))
+            lanes.create_task(keep_collected(queue, store, stopping, settings.leftover_seconds))
     finally:
         await queue.close()
 
