@@ -30,6 +30,9 @@ from core.identifiers import PRODUCTION, ModelReference, is_identifier
 from core.manifests import ModelManifest, Release, TrunkManifest
 from core.store import ArtifactStore
 
+MAX_SKEW_SECONDS = 2 * 3600.0
+"""Two hosts' clocks differ by less."""
+
 SHARED_FOLDERS = frozenset({"trunks", "backbones"})
 
 
@@ -294,7 +297,8 @@ class Registry:
         while release is not None:
             if release.aliases.get(PRODUCTION, 0) >= manifest.version:
                 return True
-            if release.created_at < manifest.created_at or release.number == 1:
+            age = manifest.created_at - release.created_at
+            if age > MAX_SKEW_SECONDS or release.number == 1:
                 return False
             try:
                 release = self.read_release(manifest.tenant, manifest.name, release.number - 1)

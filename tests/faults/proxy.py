@@ -25,6 +25,8 @@ class Mode(Enum):
     """Every connection is reset, at once and as soon as it is made."""
     DEAF = "deaf"
     """What is sent arrives, and the connection ends instead of the answer."""
+    HALF_CLOSED = "half closed"
+    """What is sent arrives; instead of the answer comes an end, and whatever follows is taken."""
 
 
 class Proxy:
@@ -84,6 +86,10 @@ class Proxy:
                     continue
                 if is_answer and self._mode is Mode.DEAF:
                     break
+                if is_answer and self._mode is Mode.HALF_CLOSED:
+                    sink.shutdown(socket.SHUT_WR)
+                    while source.recv(CHUNK_BYTES):
+                        continue
                 if is_answer and self._mode is Mode.SLOW:
                     time.sleep(self.SLOW_SECONDS)
                 sink.sendall(data)
