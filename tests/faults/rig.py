@@ -13,6 +13,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Coroutine, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -118,6 +119,17 @@ class Rig:
         self.run(self.queue.close())
         self._runner.close()
         self._log.close()
+
+    def wait_for_redis(self) -> None:
+        """Wait until Redis answers on every connection that the rig has."""
+
+        def answers() -> bool:
+            with suppress(Unavailable):
+                self.run(self.queue.ping())
+                return True
+            return False
+
+        eventually(answers, 10, "Redis answers")
 
     # -- workers -----------------------------------------------------------------------------
 
@@ -250,6 +262,7 @@ class Rig:
     def collect(self) -> None:
         """End the workers, so that nobody writes, and do what the next one would do in time."""
         self.end_workers()
+        self.wait_for_redis()
         self.run(archive_finished(self.queue, RunStore(self.store)))
         collector = Collector(self.queue, self.store, age_seconds=0)
         while self.run(collector.collect()):

@@ -40,12 +40,13 @@ def test_redis_away_for_fifteen_seconds(rig: Rig) -> None:
 @pytest.mark.parametrize("is_guarded", [True, False], ids=["guarded", "unguarded"])
 def test_redis_comes_back_empty(rig: Rig, is_guarded: bool) -> None:
     """What was acknowledged is lost; what nobody knows of must not be published."""
-    worker = rig.start(without=() if is_guarded else ("fence",))
+    worker = rig.start(lease=10, without=() if is_guarded else ("fence",))
     job_id = rig.enqueue("forgotten", "gil@fit")
     struck = rig.struck(job_id)
     rig.server.kill()
     shutil.rmtree(rig.server.folder / "appendonlydir")
     rig.server.start()
+    rig.wait_for_redis()
     rig.acknowledged.clear()
     eventually(lambda: not is_running(struck.child), 20, "its child ends")
     if not is_guarded:
@@ -65,6 +66,8 @@ def test_the_answer_to_a_job_s_end_is_lost(rig: Rig, proxy: Proxy, is_guarded: b
     worker = rig.start(
         url=f"redis://127.0.0.1:{proxy.port}", lease=20, without=() if is_guarded else ("fence",)
     )
+    rig.enqueue("before")  # a script that the server does not have yet is sent twice anyway
+    rig.finish(20)
     job_id = rig.enqueue("unsure", "pause@settle")
     rig.struck(job_id)
     proxy.mode = Mode.HALF_CLOSED
