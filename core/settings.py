@@ -107,6 +107,14 @@ class Settings(BaseSettings):
         description="What a crash left in the artifact store is removed "
         "when it has not changed for this long.",
     )  # fmt: skip
+    feature_cache_bytes: int = Field(
+        default=1024 * MIB, ge=0,
+        description="Features that the store keeps for a tenant's later jobs, for each trunk; "
+        "0 keeps none.",
+    )  # fmt: skip
+    feature_cache_days: int = Field(
+        default=30, ge=1, description="How long features are kept for later jobs."
+    )
 
     @field_validator("redis_url")
     @classmethod
