@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import builtins
 import re
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from contextlib import suppress
 
 from core.errors import AlreadyExists, NotFound
@@ -35,6 +35,15 @@ def parse_checkpoint(reference: ModelReference) -> tuple[str, int] | None:
     """Return the job and the step that a checkpoint's reference means; None for any other."""
     match = None if reference.version is not None else _ALIAS.match(reference.alias)
     return None if match is None else (JOB_PREFIX + match["job"], int(match["step"]))
+
+
+def best_checkpoint(checkpoints: Sequence[ModelManifest]) -> ModelManifest | None:
+    """Return the one of the lowest held-out loss, the latest of equals; None of none."""
+    return min(
+        checkpoints,
+        key=lambda each: (each.metrics.get("nll", float("inf")), -(each.step or 0)),
+        default=None,
+    )
 
 
 class Checkpoints:

@@ -28,8 +28,8 @@ class Settings(BaseSettings):
     )
     redis_url: SecretStr = Field(
         default=SecretStr("redis://127.0.0.1:6379/0"),
-        description="Redis or Valkey 6.2+: `redis://`, `rediss://`, `unix://`, `redis+sentinel://` or "
-        "`redis+cluster://`; see [operations](docs/operations.md).",
+        description="Redis or Valkey 6.2+: `redis://`, `rediss://`, `unix://`, "
+        "`redis+sentinel://` or `redis+cluster://`; see [operations](docs/operations.md).",
     )
     redis_prefix: str = Field(
         default="graft", pattern=r"^[a-z0-9_-]{1,32}$", description="Prefix of every Redis key."
@@ -83,6 +83,10 @@ class Settings(BaseSettings):
     max_queued_jobs: int = Field(
         default=10_000, ge=1, description="Unfinished jobs of one kind that a tenant may have."
     )
+    max_running_jobs: int = Field(
+        default=0, ge=0,
+        description="Jobs of one kind that a tenant may have running at once; 0 means any number.",
+    )  # fmt: skip
     # The openai client tries again after at most 8 s, but only once it knows of the loss: a proxy
     # between may wait for 60 s (nginx) before it answers 504.
     dedupe_seconds: int = Field(
@@ -93,6 +97,11 @@ class Settings(BaseSettings):
     lease_seconds: float = Field(
         default=5, ge=0.5, le=600,
         description="A worker silent for this long loses its job to another.",
+    )  # fmt: skip
+    stop_seconds: float = Field(
+        default=8, ge=0, le=3600,
+        description="How long a job that is paused, or whose worker is stopped, may take to save "
+        "its state; less than what stops the worker waits before it kills.",
     )  # fmt: skip
     max_attempts: int = Field(
         default=3, ge=1, le=100,

@@ -171,7 +171,7 @@ class ArtifactStore:
                 pass
 
     def staged(self, prefix: str) -> Iterator[StoredObject]:
-        """Yield the half-written files below a folder, a live writer's or a dead one's, in no order.
+        """Yield the half-written files below a folder, of live writers and dead ones, in no order.
 
         Only a directory has them; what an object store keeps of an upload that was broken off, its
         lifecycle rule removes. Their keys end as no object's does, and are for `drop_staged` only.

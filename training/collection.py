@@ -6,9 +6,10 @@ for they are models that can be used. The rest is found by listing the store (co
 
 It is safe against whoever is slow instead of dead. Nothing of a job goes that Redis or the store
 does not know to have ended; a job that neither knows can hold no lease. A version that goes leaves
-a tombstone first, so that a writer that wakes later cannot list what is left of it. And a leftover must have looked the same for an age, by
-this process's monotonic clock: no host's wall clock can shorten it. Several workers may collect at
-once. Not here: what an object store keeps of broken-off uploads; its lifecycle rule removes that.
+a tombstone first, so that a writer that wakes later cannot list what is left of it. And a leftover
+must have looked the same for an age, by this process's monotonic clock: no host's wall clock can
+shorten it. Several workers may collect at once.
+Not here: what an object store keeps of broken-off uploads; its lifecycle rule removes that.
 """
 
 from __future__ import annotations
@@ -129,7 +130,7 @@ class Collector:
             return True
         if not job.status.is_terminal:
             return False
-        await asyncio.to_thread(self._runs.clear, job)
+        await asyncio.to_thread(self._runs.tidy, job)
         return True
 
     async def _bury(self, tenant: str, name: str, number: int) -> bool:

@@ -28,7 +28,6 @@ from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
 
 from core.errors import Unavailable
-from core.redis_address import Credentials, RedisAddress, parse_redis_url
 from core.queue.discovery import (
     ASK_SECONDS,
     ClusterFinder,
@@ -36,6 +35,7 @@ from core.queue.discovery import (
     FoundSSLConnection,
     SentinelFinder,
 )
+from core.redis_address import Credentials, RedisAddress, parse_redis_url
 
 TIMEOUT_SECONDS = 5.0
 MAX_CONNECTIONS = 64

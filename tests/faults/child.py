@@ -30,6 +30,8 @@ DIM = 4
 
 def install() -> None:
     """Put the faults around the child's functions."""
+    if without("imports"):
+        sys.exit("a library is missing on this host")
     current: list[Job] = []
 
     def reach(step: str) -> None:
@@ -73,7 +75,7 @@ def remove_guards() -> None:
     """Do without the guards that the worker is to do without."""
     reporter: Any = training.child.Reporter
     if without("lifeline"):
-        reporter._listen = lambda self: [self._go.release() for _ in self._answers]
+        reporter._listen = lambda self: [self._answered.release() for _ in self._answers]
         if hasattr(training.child, "end_with_supervisor"):
             vars(training.child)["end_with_supervisor"] = lambda: None
     if without("ask"):
@@ -84,7 +86,7 @@ def remove_guards() -> None:
         registry._publication_key = staticmethod(
             lambda tenant, job: f"{tenant}/runs/{job}/publication-{unique}.json"
         )
-    if without("patience"):
+    if without("retry"):
         outcome_of = training.child.outcome_of
         vars(training.child)["outcome_of"] = lambda error: FailedMessage(
             failure=outcome_of(error).failure

@@ -9,8 +9,8 @@ import pytest
 
 from tests.faults.rig import Rig
 from tests.integration.conftest import prefix, redis_url
-from tests.integration.redis_server import RedisServer
 from tests.integration.hf_models import save_text_model
+from tests.integration.redis_server import RedisServer
 
 __all__ = ["prefix", "redis_url"]
 

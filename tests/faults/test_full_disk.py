@@ -67,8 +67,8 @@ def test_a_job_fails_for_want_of_room(disk: Disk, rig: Rig) -> None:
     rig.check()
 
 
-def test_without_patience_a_job_fails_at_once(disk: Disk, rig: Rig) -> None:
-    rig.start(without=("patience",))
+def test_without_a_retry_a_job_fails_at_once(disk: Disk, rig: Rig) -> None:
+    rig.start(without=("retry",))
     job = rig.ended(rig.enqueue("model", "fill@put-head.onnx"))
     assert (job.status, job.attempt) == ("failed", 1)
 

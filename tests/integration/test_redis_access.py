@@ -221,7 +221,7 @@ async def test_sentinel_and_a_failover(
         group.sentinels[0].kill()  # the first that is asked
         group.primary.kill()
         await insist(client, "after")
-        host, port = await client.redis.connection_pool.connection_kwargs["finder"].find()
+        _, port = await client.redis.connection_pool.connection_kwargs["finder"].find()
         assert port == group.replica.port
     async with Client(group.url.replace("/graft-", "/other-"), prefix) as lost:
         with pytest.raises(Unavailable, match="cannot be reached"):
@@ -251,13 +251,12 @@ async def test_a_primary_that_moves_away_without_dying(
             while (await replica.execute_command("ROLE"))[0] != "master":
                 await asyncio.sleep(0.02)
         await replica.aclose()
-        refused = 0
+        refusals = []
         for n in range(20):
             try:
                 await client.queue.enqueue(new_job(f"j{n}"))
             except Unavailable as error:
-                refused += 1
-                assert error.message == "The Redis cluster has moved the keys."
-        assert refused <= 1
+                refusals.append(error.message)
+        assert refusals in ([], ["The Redis cluster has moved the keys."])
         waits = [client.queue.get("acme", "j") for _ in range(8)]
         assert await asyncio.gather(*waits) == [None] * 8
