@@ -32,8 +32,8 @@ from core.jobs import Failure, Job, JobKind, Json, Progress, StopReason
 from core.settings import Settings
 from core.store import ArtifactStore
 from training.process import (
-    READY,
     ANSWERS,
+    READY,
     AskMessage,
     EventMessage,
     FailedMessage,

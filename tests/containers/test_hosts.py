@@ -12,7 +12,7 @@ from tests.waiting import eventually
 
 pytestmark = pytest.mark.containers
 
-ROWS = 800
+ROWS = 480
 
 
 @pytest.fixture(scope="module")
@@ -31,6 +31,11 @@ def workers_of(stack: Stack, job_id: str) -> list[str]:
     ]
     names = [str(event.data["worker"]) for event in started]  # type: ignore[index]
     return [name.partition("-")[0] for name in names]
+
+
+def health(container: str) -> str:
+    """Return what a container's last health checks have found."""
+    return docker("inspect", "--format", "{{.State.Health.Status}}", container)
 
 
 def begin(stack: Stack, intents: bytes, name: str, seed: int) -> str:
@@ -94,3 +99,5 @@ def test_a_worker_that_is_cut_off_gives_way_and_comes_back(
         assert workers_of(stack, again) == [place]
     finally:
         docker("unpause", other)
+        # A paused container has failed its health checks.
+        eventually(lambda: health(other) == "healthy", 60, "it is well again")

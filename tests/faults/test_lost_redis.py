@@ -9,7 +9,7 @@ from collections.abc import Iterator
 import pytest
 
 from tests.faults.proxy import Mode, Proxy
-from tests.faults.rig import InvariantBroken, Rig, is_running
+from tests.faults.rig import InvariantBroken, Rig, is_running, resume
 from tests.waiting import eventually
 
 
@@ -40,14 +40,14 @@ def test_redis_away_for_fifteen_seconds(rig: Rig) -> None:
 @pytest.mark.parametrize("is_guarded", [True, False], ids=["guarded", "unguarded"])
 def test_redis_comes_back_empty(rig: Rig, is_guarded: bool) -> None:
     """What was acknowledged is lost; what nobody knows of must not be published."""
-    worker = rig.start(lease=10, without=() if is_guarded else ("fence",))
-    job_id = rig.enqueue("forgotten", "gil@fit")
-    struck = rig.struck(job_id)
+    worker = rig.start(lease=10, without=() if is_guarded else ("ask",))
+    struck = rig.struck(rig.enqueue("forgotten", "stop@ask"))
     rig.server.kill()
     shutil.rmtree(rig.server.folder / "appendonlydir")
     rig.server.start()
     rig.wait_for_redis()
     rig.acknowledged.clear()
+    resume(struck.child, *([struck.supervisor] if is_guarded else []))
     eventually(lambda: not is_running(struck.child), 20, "its child ends")
     if not is_guarded:
         with pytest.raises(InvariantBroken, match="are of no job"):
