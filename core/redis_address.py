@@ -158,4 +158,9 @@ def _tls(options: dict[str, str]) -> Tls:
     check = options.get("ssl_check_hostname", "true").lower()
     if check not in ("true", "false"):
         raise ValueError("ssl_check_hostname is true or false")
-    return Tls(*(options.get(name) for name in TLS_FILES), check_hostname=check == "true")
+    return Tls(
+        ca_certs=options.get("ssl_ca_certs"),
+        certfile=options.get("ssl_certfile"),
+        keyfile=options.get("ssl_keyfile"),
+        check_hostname=check == "true",
+    )

@@ -81,7 +81,8 @@ class SentinelFinder(Finder):
         self._service = service
 
     async def _ask(self, client: Redis, node: Node) -> Node | None:
-        found = await client.execute_command("SENTINEL GET-MASTER-ADDR-BY-NAME", self._service)
+        untyped: Any = client
+        found = await untyped.execute_command("SENTINEL GET-MASTER-ADDR-BY-NAME", self._service)
         return (str(found[0]), int(found[1])) if found else None
 
 
@@ -91,7 +92,8 @@ class ClusterFinder(Finder):
     _slot = key_slot(HASH_TAG.encode())
 
     async def _ask(self, client: Redis, node: Node) -> Node | None:
-        return self._owner(await client.execute_command("CLUSTER SLOTS"), node)
+        untyped: Any = client
+        return self._owner(await untyped.execute_command("CLUSTER SLOTS"), node)
 
     def _owner(self, ranges: Sequence[Any], asked: Node) -> Node | None:
         """Read rows of (first slot, last slot, primary, replica, …), a node being (host, port, …).
@@ -125,7 +127,7 @@ class FoundConnection(Connection):
         if not self.is_connected:
             self._era = self._finder.era
             self.host, self.port = await self._finder.find()
-        await super().connect()
+        await super().connect()  # type: ignore[no-untyped-call]
 
     async def read_response(self, *args: Any, **options: Any) -> Any:
         """Read one answer; one that says that this is not the primary ends the connection."""

@@ -87,7 +87,7 @@ async def whole_way(url: str, prefix: str) -> None:
         await asyncio.wait_for(waiting, 10)
         claim = await worker.queue.claim(TUNE, "w", LONG)
         assert claim is not None
-        assert await worker.queue.heartbeat(claim, LONG) is False
+        assert await worker.queue.heartbeat(claim, LONG) is None
         following = asyncio.create_task(service.queue.wait_events("acme", "c", "0-1", LONG))
         await worker.queue.append_event(claim, "stage", "features")
         change = Change(tenant="acme", model="m", type="published", version=1)
