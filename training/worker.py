@@ -123,7 +123,8 @@ class Lane:
             child,
             lease_seconds=self._settings.lease_seconds,
             max_seconds=self._max_seconds(claim),
-            stop_seconds=self._settings.stop_seconds,
+            # The parsing of a file has no state to save.
+            stop_seconds=self._settings.stop_seconds if self._kind is JobKind.FINE_TUNE else 0,
             stopping=self._stopping,
             has_published=self._has_published,
             presence=self._presence,
