@@ -21,6 +21,7 @@ from redis.crc import key_slot
 from core.changes import Change, RedisChangeFeed
 from core.errors import LeaseLost, Unavailable
 from core.jobs import Failure, JobKind, JobStatus, NewJob, Once
+from core.presence import RedisPresence, Role
 from core.queue.connection import connect
 from core.queue.discovery import HASH_TAG
 from core.queue.redis import RedisJobQueue
@@ -60,6 +61,7 @@ class Client:
             self.redis, prefix=prefix, max_queued=100, max_attempts=3, retention_seconds=600
         )
         self.feed = RedisChangeFeed(self.redis, prefix=prefix)
+        self.presence = RedisPresence(self.redis, prefix=prefix)
 
     async def __aenter__(self) -> Client:
         return self
@@ -90,10 +92,10 @@ async def whole_way(url: str, prefix: str) -> None:
         assert await worker.queue.heartbeat(claim, LONG) is None
         following = asyncio.create_task(service.queue.wait_events("acme", "c", "0-1", LONG))
         await worker.queue.append_event(claim, "stage", "features")
+        assert (await service.queue.outlook(TUNE)) is not None
         change = Change(tenant="acme", model="m", type="published", version=1)
-        await worker.queue.announce(claim, change)
-        assert (await service.feed.follow(cursor, LONG))[1] == [change]
         await service.feed.publish(change)
+        assert (await service.feed.follow(cursor, LONG))[1] == [change]
         await worker.queue.retry(claim, 0, Failure(code="crashed", message="it crashed"))
         with pytest.raises(LeaseLost):
             await worker.queue.settle(claim, JobStatus.SUCCEEDED)
@@ -102,14 +104,23 @@ async def whole_way(url: str, prefix: str) -> None:
         await worker.queue.release(again)
         assert await service.queue.position((await service.queue.list("acme", TUNE))[0]) is not None
         await service.queue.cancel("acme", "b")
+        await service.queue.pause("acme", "c")
+        await service.queue.resume("acme", "c")
         claim = await worker.queue.claim(TUNE, "w", LONG)
         assert claim is not None
-        await worker.queue.settle(claim, JobStatus.SUCCEEDED)
+        await worker.queue.mark_publishing(claim, LONG)
+        await worker.queue.clear_publishing(claim)
+        await worker.queue.announce(claim, change, {})
+        await worker.queue.settle(claim, JobStatus.SUCCEEDED, result={})
+        await worker.presence.beat(Role.WORKER, "w")
+        assert await service.presence.live(Role.WORKER) == {"w"}
+        await service.presence.acknowledge("acme", "m", 1, "s", serves=True)
+        assert await worker.presence.acknowledged("acme", "m", 1) == {"s": True}
         assert {job.status for job in await service.queue.list("acme", TUNE)} >= {"cancelled"}
         for job in await worker.queue.unarchived():
             await worker.queue.mark_archived(job)
         assert len(await following) > 0
-        assert (await service.queue.events("acme", "c", newest_first=True))[0].type == "queued"
+        assert (await service.queue.events("acme", "c", newest_first=True))[0].type == "resumed"
 
 
 async def insist(client: Client, id: str, seconds: float = 30) -> None:
