@@ -9,7 +9,7 @@ to its job and has no version number. A *state* is for the next attempt of the s
 nobody else. Both are written create-exclusive under the attempt, so that a worker whose lease was
 taken disturbs nobody: of one step the latest attempt counts, and of states the latest attempt's
 last. A checkpoint's files are read like a version's (core.registry). Not here: when to write them
-(training), who removes what was forgotten.
+(training), who removes what was forgotten (training.collection).
 """
 
 from __future__ import annotations
@@ -102,6 +102,12 @@ class Checkpoints:
             not in keep
         ]
         self._store.delete(*sorted(keys, key=lambda key: not key.endswith("/manifest.json")))
+
+    def drop_unlisted(self) -> None:
+        """Remove what is there of checkpoints without a manifest; nobody may be writing one."""
+        keys = [entry.key for entry in self._store.walk(f"{self._root}/checkpoints")]
+        listed = {key.rpartition("/")[0] for key in keys if key.endswith("/manifest.json")}
+        self._store.delete(*(key for key in keys if key.rpartition("/")[0] not in listed))
 
     # -- states ------------------------------------------------------------------------------
 

@@ -9,7 +9,8 @@
 All of it is made from what no longer changes, so that two who archive one job write the same, and
 one that is killed half-way is finished by the next. The metrics and the report are also files of
 the API, whose ids say which (`result_file_ids`). `publication.json` in a run's folder belongs to
-core.registry. Not here: which jobs are to be archived (core.queue) and by whom (training.archive).
+core.registry, `checkpoints` and `state` to core.checkpoints. Not here: which jobs are to be
+archived (core.queue) and by whom (training.archive).
 """
 
 from __future__ import annotations
@@ -83,6 +84,7 @@ class RunStore:
         """Remove what a job that has ended leaves behind: its states, and what a cancel drops."""
         checkpoints = Checkpoints(self._store, job.tenant, job.id)
         checkpoints.drop_states()
+        checkpoints.drop_unlisted()
         if job.status is JobStatus.CANCELLED:
             checkpoints.drop([each.step for each in self.checkpoints(job) if each.step is not None])
 

@@ -3,8 +3,8 @@
 It never imports torch: it holds leases, beats, watches for cancels, and starts and ends children.
 There is one *lane* per kind of job, so that parsing an upload never waits behind a long training.
 Each lane keeps a warm spare child that has done its imports. Beside the lanes, finished jobs are
-archived (training.archive). Not here: one attempt's life (training.attempt), what a job does
-(training.pipeline, training.ingest).
+archived (training.archive), and what crashes left is removed (training.collection). Not here: one
+attempt's life (training.attempt), what a job does (training.pipeline, training.ingest).
 """
 
 from __future__ import annotations
@@ -26,12 +26,14 @@ from core.settings import Settings
 from core.store import ArtifactStore
 from training.archive import keep_archive
 from training.attempt import Attempt
+from training.collection import keep_collected
 from training.process import ChildProcess
 
 logger = logging.getLogger("graft.worker")
 
 IDLE_WAIT_SECONDS = 1.0
 SPARE_PAUSE_SECONDS = 1.0
+READY_SECONDS = 120.0
 
 
 class Lane:
@@ -61,7 +63,7 @@ class Lane:
         try:
             while not self._stopping.is_set():
                 await self._keep_spare()
-                claim = await self._next_claim() if self._spare else None
+                claim = await self._next_claim() if self._spare and self._spare.is_alive else None
                 if claim is not None and self._spare is not None:
                     child, self._spare = self._spare, None
                     await self._attempt(claim, child)
@@ -80,6 +82,22 @@ class Lane:
             self._spare_pause_seconds = min(60, 2 * self._spare_pause_seconds)
         if self._spare is None and not self._stopping.is_set():
             self._spare = await ChildProcess.start(self._kind)
+            if not await self._gets_ready(self._spare):
+                await self._spare.stop(grace_seconds=1)
+
+    async def _gets_ready(self, child: ChildProcess) -> bool:
+        """Wait for a child's imports; False when they fail, take too long, or the worker stops."""
+        ready = asyncio.create_task(child.wait_until_ready())
+        stopping = asyncio.create_task(self._stopping.wait())
+        try:
+            await asyncio.wait(
+                {ready, stopping}, timeout=READY_SECONDS, return_when=asyncio.FIRST_COMPLETED
+            )
+            return ready.done() and ready.result()
+        finally:
+            for task in (ready, stopping):
+                task.cancel()
+            await asyncio.gather(ready, stopping, return_exceptions=True)
 
     async def _pause(self, seconds: float) -> None:
         with suppress(TimeoutError):
@@ -140,6 +158,7 @@ async def work(settings: Settings) -> None:
                 lane = Lane(kind, queue, presence, Registry(store), settings, stopping)
                 lanes.create_task(lane.run())
             lanes.create_task(keep_archive(queue, RunStore(store), stopping))
+            lanes.create_task(keep_collected(queue, store, stopping, settings.leftover_seconds))
     finally:
         beating.cancel()
         await asyncio.gather(beating, return_exceptions=True)

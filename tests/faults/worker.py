@@ -14,12 +14,14 @@ from typing import Any
 import core.presence
 import core.queue.redis_views
 import training.attempt
+import training.process
 import training.settlement
 from core.queue import Claim
 from core.queue.redis import RedisJobQueue
-from tests.faults.faults import around, strike, without
+from tests.faults.faults import around, shift_clock, strike, without
 from training.worker import Lane, main
 
+CLOCK = "local seconds, micros = tonumber(time[1])"
 DECISION = (
     "if instead == '' then redis.call('HSET', key, 'publishing', 1) end",
     "redis.call('HSET', job_key(ARGV[1], ARGV[2]), 'result', ARGV[7])",
@@ -30,6 +32,7 @@ FENCE = "return job[1] == 'running' and job[2] == attempt and job[3] == worker"
 
 def install() -> None:
     """Put the faults around the supervisor's functions."""
+    shift_clock()
     start = asyncio.create_subprocess_exec
 
     async def start_child(*command: str, **options: Any) -> asyncio.subprocess.Process:
@@ -48,6 +51,10 @@ def install() -> None:
     around(Lane, "_attempt", before=at("claim"))
     around(RedisJobQueue, "announce", before=at("announce"))
     around(RedisJobQueue, "settle", before=at("settle"))
+    around(RedisJobQueue, "__init__", after=shift_server_clock)
+    if without("ready"):
+        process: Any = training.process.ChildProcess
+        process.wait_until_ready = lambda _: asyncio.sleep(0, True)
     if without("clock"):
         vars(training.attempt)["time"] = SimpleNamespace(monotonic=lambda: 0.0)
     if without("patience"):
@@ -69,6 +76,17 @@ def remove_fence(queue: RedisJobQueue, client: Any, **_: object) -> None:
     for name, script in queue._scripts.items():
         assert FENCE in script.script
         queue._scripts[name] = client.register_script(script.script.replace(FENCE, "return true"))
+
+
+def shift_server_clock(queue: RedisJobQueue, client: Any, **_: object) -> None:
+    """Let a queue's scripts read a clock that is off by the milliseconds in the key `shift`.
+
+    A server's own clock cannot be set without setting that of the whole host.
+    """
+    shifted = f"{CLOCK} + tonumber(redis.call('GET', KEYS[1] .. ':shift') or 0) / 1000"
+    for name, script in queue._scripts.items():
+        assert CLOCK in script.script
+        queue._scripts[name] = client.register_script(script.script.replace(CLOCK, shifted))
 
 
 def remove_lease(queue: RedisJobQueue, client: Any, **_: object) -> None:
