@@ -7,8 +7,8 @@ One row in five is held out, class by class. A step trains deltas and classifier
 activations cached at its cut and keeps the epoch with the lowest loss on the held-out rows. Its
 classifier is the one that was trained along, or one refitted on the features that came out, as the
 held-out rows prefer; `strength` is 0 for the former. A step counts if the held-out rows'
-log-likelihood, row by row, is better than the best's so far by more than one standard error; after
-a step that is not, the ladder ends. If none counts, the frozen head ships: on few rows any
+log-likelihood, row by row, is better than the best's so far by more than one standard error, and
+not negligibly; after a step that is not, the ladder ends. If none counts, the frozen head ships: on few rows any
 unfreezing may lose to it (docs/decisions).
 
 The final deltas see all rows, for as many epochs as were best, so no row is left to judge them by:
@@ -41,7 +41,9 @@ from training.tuning import DeltaTask, Regularisation, Rows
 
 LADDER_GROWTH = 2
 FEW_ROWS_PER_CLASS = 20
-MAX_ACTIVATION_BYTES = 1 << 30
+NEGLIGIBLE = 0.005
+"""Nats a row that are not worth deltas: two almost equal models differ by a sure next to nothing."""
+
 RESERVED_SHARE = 0.2
 """Of the job's time, for what comes after the search: features, export, publishing."""
 
@@ -368,6 +370,6 @@ def _step(
         nll=float(-np.log(chosen).mean()),
         gain=gain,
         gain_error=error,
-        kept=before is None or gain > error,
+        kept=before is None or gain > max(error, NEGLIGIBLE),
         seconds=round(seconds, 2),
     )
