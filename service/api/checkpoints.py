@@ -50,7 +50,6 @@ def checkpoint_object(job: Job, manifest: ModelManifest) -> dict[str, Any]:
     known = {
         "step": manifest.step,
         "valid_loss": metrics.get("nll"),
-        "valid_mean_token_accuracy": None,
         "train_loss": metrics.get("train_loss"),
     }
     return {
