@@ -161,9 +161,7 @@ def dataset(split: Split) -> Dataset:
     """The training rows, as they come out of a processed file."""
     labels = [label for _, label in split.train]
     counts = {label: labels.count(label) for label in sorted(set(labels))}
-    manifest = DatasetManifest(
-        modality=split.modality, rows=len(labels), counts=counts, sha256=""
-    )
+    manifest = DatasetManifest(modality=split.modality, rows=len(labels), counts=counts, sha256="")
     return Dataset("file-1", manifest, [item for item, _ in split.train], labels)
 
 

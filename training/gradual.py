@@ -243,9 +243,7 @@ class Gradual:
         step = _step(blocks, trainer.best_epoch, judged, losses, truth, seconds)
         self._at.trained_steps += trainer.step
         self._keep(step, judged)
-        self._watcher.on_step(
-            step, self._at.trained_steps, lambda: (task.adapter(), judged.head)
-        )
+        self._watcher.on_step(step, self._at.trained_steps, lambda: (task.adapter(), judged.head))
         return step
 
     def _final(self, best: Step, head: Head) -> tuple[Adapter, Head]:
