@@ -147,6 +147,14 @@ class TextPreprocessor:
         """Tokenise many texts, in parallel where the tokenizer can."""
         return [PreparedText(encoding.ids) for encoding in self._tokenizer.encode_batch(items)]
 
+    def truncated(self, items: list[str]) -> list[int]:
+        """Return the numbers of the texts that are longer than `max_tokens`."""
+        # A token takes at least one byte, so a short text need not be tokenised again; two more
+        # may be added around it.
+        long = [n for n, text in enumerate(items) if len(text.encode()) > self.config.max_tokens - 2]
+        encodings = self._tokenizer.encode_batch([items[n] for n in long])
+        return [n for n, encoding in zip(long, encodings, strict=True) if encoding.overflowing]
+
 
 class ImagePreprocessor:
     """Decodes and scales images for one trunk. Safe to call from several threads."""
