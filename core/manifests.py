@@ -12,6 +12,9 @@ from pydantic import BaseModel, Field
 from core.datasets import Modality
 from core.jobs import Json
 
+JOB_PREFIX = "ftjob-"
+"""What the ids of fine-tune jobs begin with, and checkpoint references leave out."""
+
 
 class TrunkManifest(BaseModel, frozen=True):
     """An exported backbone. `files` maps names to SHA-256; `digest` is taken over all of them.
@@ -46,6 +49,8 @@ class ModelManifest(BaseModel, frozen=True):
 
     `head.onnx`: `features` [n, dim] float32 to `probabilities` [n, classes] float32, in the order
     of `labels`. `golden.npz` holds features and the probabilities that torch gave for them.
+
+    With a `step` it is a checkpoint of its job (core.checkpoints), and `version` is 0.
     """
 
     format: Literal["graft-model-1"] = "graft-model-1"
@@ -65,11 +70,22 @@ class ModelManifest(BaseModel, frozen=True):
     dataset: DatasetReference
     training: Json
     metrics: dict[str, float]
+    step: int | None = None
 
     @property
     def reference(self) -> str:
-        """The pinned model reference, such as `support-intents@3`."""
-        return f"{self.name}@{self.version}"
+        """The pinned model reference, such as `support-intents@3`, or a checkpoint's."""
+        if self.step is None:
+            return f"{self.name}@{self.version}"
+        return f"{self.name}:ckpt-{self.job.removeprefix(JOB_PREFIX)}-{self.step}"
+
+    @property
+    def folder(self) -> str:
+        """Where the files are, as the beginning of their keys."""
+        if self.step is None:
+            return f"{self.tenant}/models/{self.name}/versions/{self.version}"
+        step = f"{self.step:06}-{self.attempt:04}"
+        return f"{self.tenant}/runs/{self.job}/checkpoints/{step}"
 
 
 class Release(BaseModel, frozen=True):

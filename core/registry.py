@@ -21,6 +21,7 @@ from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 
+from core.checkpoints import Checkpoints, parse_checkpoint
 from core.errors import AlreadyExists, Conflict, NotFound
 from core.files import sha256
 from core.identifiers import PRODUCTION, ModelReference, is_identifier
@@ -111,10 +112,8 @@ class Registry:
 
     def roll_forward(self, manifest: ModelManifest) -> ModelManifest:
         """List the version that a job decided on; harmless when it is listed already."""
-        if self._store.size(f"{self._folder(manifest)}/deleted.json") is None:
-            self._put_same(
-                self._folder(manifest), {"manifest.json": manifest.model_dump_json().encode()}
-            )
+        if self._store.size(f"{manifest.folder}/deleted.json") is None:
+            self._put_same(manifest.folder, {"manifest.json": manifest.model_dump_json().encode()})
         return manifest
 
     def manifest(self, tenant: str, name: str, version: int) -> ModelManifest:
@@ -127,7 +126,7 @@ class Registry:
 
     def file(self, manifest: ModelManifest, name: str) -> bytes:
         """Return a version's file after comparing its hash; raise `Conflict` if it differs."""
-        return self._checked(f"{self._folder(manifest)}/{name}", manifest.files[name])
+        return self._checked(f"{manifest.folder}/{name}", manifest.files[name])
 
     def versions(self, tenant: str, name: str) -> list[int]:
         """Return the numbers of a model's listed versions, ascending."""
@@ -209,7 +208,13 @@ class Registry:
         )
 
     def resolve(self, tenant: str, reference: ModelReference) -> ModelManifest:
-        """Return the version that a reference means now; raise `NotFound`."""
+        """Return the version or checkpoint that a reference means now; raise `NotFound`."""
+        if (checkpoint := parse_checkpoint(reference)) is not None:
+            job, step = checkpoint
+            manifest = Checkpoints(self._store, tenant, job).get(step)
+            if manifest.name != reference.name:
+                raise NotFound(f"no model {reference}", param="model")
+            return manifest
         version = reference.version
         if version is None:
             release = self.current_release(tenant, reference.name)
@@ -300,10 +305,6 @@ class Registry:
         for name, data in files.items():
             with suppress(AlreadyExists):
                 self._store.put_new(f"{folder}/{name}", data)
-
-    @staticmethod
-    def _folder(manifest: ModelManifest) -> str:
-        return f"{manifest.tenant}/models/{manifest.name}/versions/{manifest.version}"
 
     @staticmethod
     def _publication_key(tenant: str, job: str) -> str:
