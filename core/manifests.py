@@ -44,6 +44,28 @@ class DatasetReference(BaseModel, frozen=True):
     rows: int
 
 
+GateBasis = Literal["same_rows", "recorded"]
+
+
+class GateOutcome(BaseModel, frozen=True):
+    """What a quality gate said of a version, with its numbers.
+
+    `improvement` is the new accuracy minus `current_accuracy`, that of the version which production
+    named: on the same `rows`, or as it was `recorded` when every row is one it was fitted on.
+    """
+
+    passed: bool
+    reasons: tuple[str, ...]
+    min_accuracy: float | None
+    accuracy: float
+    min_improvement_over_current: float | None
+    improvement: float | None
+    current: str | None
+    current_accuracy: float | None
+    basis: GateBasis | None
+    rows: int
+
+
 class ModelManifest(BaseModel, frozen=True):
     """One version of a fine-tuned model.
 
@@ -71,6 +93,7 @@ class ModelManifest(BaseModel, frozen=True):
     training: Json
     metrics: dict[str, float]
     step: int | None = None
+    gate: GateOutcome | None = None
 
     @property
     def reference(self) -> str:

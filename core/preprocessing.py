@@ -151,7 +151,9 @@ class TextPreprocessor:
         """Return the numbers of the texts that are longer than `max_tokens`."""
         # A token takes at least one byte, so a short text need not be tokenised again; two more
         # may be added around it.
-        long = [n for n, text in enumerate(items) if len(text.encode()) > self.config.max_tokens - 2]
+        long = [
+            n for n, text in enumerate(items) if len(text.encode()) > self.config.max_tokens - 2
+        ]
         encodings = self._tokenizer.encode_batch([items[n] for n in long])
         return [n for n, encoding in zip(long, encodings, strict=True) if encoding.overflowing]
 

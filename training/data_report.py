@@ -121,7 +121,9 @@ class RowSet:
     labels: Sequence[str]
 
 
-def inspect_data(train: RowSet, targets: IntArray, held_out: RowSet | None, trunk: Trunk) -> DataReport:
+def inspect_data(
+    train: RowSet, targets: IntArray, held_out: RowSet | None, trunk: Trunk
+) -> DataReport:
     """Look at the training rows, and at the validation file's against them."""
     centre = train.features.mean(axis=0, dtype=np.float64).astype(np.float32)
     units = duplicates.unit_rows(train.features, centre)
@@ -254,4 +256,3 @@ def _truncated(items: Sequence[str] | Sequence[bytes], trunk: Trunk) -> Truncati
         max_tokens=trunk.preprocessor.config.max_tokens,
         examples=tuple(row + 1 for row in cut[:LISTED]),
     )
-

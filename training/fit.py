@@ -126,7 +126,7 @@ def fit(features: FloatArray, targets: IntArray, classes: int, *, seed: int) -> 
     solutions: list[list[Tensor]] = []
     losses = np.empty((0, len(targets)))
     index = 0
-    with _single_threaded() as pool:
+    with single_threaded() as pool:
         for strength in STRENGTHS:
             solutions.append(list(pool.map(_Path.step, paths, [strength] * len(paths))))
             held_out = _held_out(rows, fold_of, solutions[-1])
@@ -239,7 +239,7 @@ class _Scaling:
 
 
 @contextmanager
-def _single_threaded() -> Iterator[ThreadPoolExecutor]:
+def single_threaded() -> Iterator[ThreadPoolExecutor]:
     """Give as many workers as torch has threads, each of which computes on one thread.
 
     The products here are small: split between threads that wait for each other, they take ten times

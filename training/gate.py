@@ -13,53 +13,125 @@ gate lets it pass (docs/decisions/0013).
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
 import numpy as np
-import numpy.typing as npt
 
-from core.errors import Conflict, GraftError, NotFound
+from core.errors import DataError, NotFound
 from core.files import FileStore
 from core.identifiers import ModelReference
 from core.jobs import QualityGate
-from core.manifests import GateOutcome, ModelManifest
+from core.manifests import GateBasis, GateOutcome, ModelManifest
 from core.preprocessing import FloatArray
 from core.registry import Registry
-from core.trunk import create_session
+from core.trunk import Head
 from training.data import read_dataset
 from training.duplicates import content_key
-from training.fit import IntArray
 
 MIN_FRESH_ROWS = 20
 """Fewer rows that the current version has not seen say less than the accuracy it recorded."""
 
 Items = Sequence[str] | Sequence[bytes]
-BoolArray = npt.NDArray[np.bool_]
 
 
-def judge(
-    gate: QualityGate, accuracy: float, current: str | None, current_accuracy: float | None,
-    new_accuracy: float, basis: str | None,
-) -> GateOutcome:  # fmt: skip
-    """Return what the gate says. `new_accuracy` is of the rows that `current_accuracy` is of."""
+@dataclass(frozen=True)
+class HeldOut:
+    """The rows a new version was judged on: items, their features on its trunk, labels, and what
+    the new version answered."""
+
+    items: Items
+    features: FloatArray
+    trunk: str
+    labels: Sequence[str]
+    answers: Sequence[str]
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """The accuracy of the version in production and of the new one on the rows of `basis`."""
+
+    current: str
+    current_accuracy: float
+    new_accuracy: float
+    basis: GateBasis
+    rows: int
+
+
+def judge(gate: QualityGate, accuracy: float, comparison: Comparison | None) -> GateOutcome:
+    """Return what the gate says; without a current version, none has to be improved on."""
     reasons = []
     if gate.min_accuracy is not None and accuracy < gate.min_accuracy:
         reasons.append(f"accuracy {accuracy:.3f} is below min_accuracy {gate.min_accuracy:g}")
-    improvement = None if current_accuracy is None else new_accuracy - current_accuracy
     wanted = gate.min_improvement_over_current
-    # Two rates of the same rows that differ by a whole number of rows must not fail by rounding.
-    if wanted is not None and improvement is not None and improvement < wanted - 1e-9:
-        reasons.append(
-            f"accuracy changes by {improvement:+.3f} against {current}, "
-            f"less than min_improvement_over_current {wanted:g}"
-        )
+    improvement = None
+    if comparison is not None and wanted is not None:
+        improvement = comparison.new_accuracy - comparison.current_accuracy
+        # Rates that differ by a whole number of rows must not fail by rounding.
+        if improvement < wanted - 1e-9:
+            reasons.append(
+                f"accuracy changes by {improvement:+.3f} against {comparison.current}, "
+                f"below min_improvement_over_current {wanted:g}"
+            )
     return GateOutcome(
         passed=not reasons,
         reasons=tuple(reasons),
         min_accuracy=gate.min_accuracy,
-        min_improvement_over_current=wanted,
         accuracy=accuracy,
-        current=current,
-        current_accuracy=current_accuracy,
+        min_improvement_over_current=wanted,
         improvement=improvement,
-        basis=basis,
+        current=comparison.current if comparison else None,
+        current_accuracy=comparison.current_accuracy if comparison else None,
+        basis=comparison.basis if comparison else None,
+        rows=comparison.rows if comparison else 0,
     )
+
+
+def compare_with_current(
+    registry: Registry,
+    files: FileStore,
+    tenant: str,
+    name: str,
+    held_out: HeldOut,
+    encode: Callable[[ModelManifest], FloatArray],
+) -> Comparison | None:
+    """Judge the version that production names on the same rows; None if it names none.
+
+    `encode` gives the features of the held-out items on another version's trunk.
+    """
+    try:
+        current = registry.resolve(tenant, ModelReference(name))
+    except NotFound:
+        return None
+    right = np.array(
+        [said == label for said, label in zip(held_out.answers, held_out.labels, strict=True)]
+    )
+    seen = _content_of(files, current)
+    fresh = np.array([content_key(item) not in seen for item in held_out.items])
+    if fresh.sum() < MIN_FRESH_ROWS:
+        return Comparison(
+            current=current.reference,
+            current_accuracy=current.metrics["accuracy"],
+            new_accuracy=float(right.mean()),
+            basis="recorded",
+            rows=len(right),
+        )
+    features = held_out.features if current.trunk == held_out.trunk else encode(current)
+    answers = Head.load(registry, current).predict(features[fresh]).argmax(axis=1)
+    truth = np.asarray(held_out.labels, object)[fresh]
+    old_right = np.asarray(current.labels, object)[answers] == truth
+    return Comparison(
+        current=current.reference,
+        current_accuracy=float(old_right.mean()),
+        new_accuracy=float(right[fresh].mean()),
+        basis="same_rows",
+        rows=int(fresh.sum()),
+    )
+
+
+def _content_of(files: FileStore, model: ModelManifest) -> set[bytes]:
+    """Return what a version was fitted on; nothing if its file was deleted since."""
+    try:
+        dataset = read_dataset(files, model.dataset.file, param="training_file")
+    except (DataError, NotFound):
+        return set()
+    return {content_key(item) for item in dataset.items}

@@ -102,9 +102,7 @@ def choose_remedy(
         )
         for trial, predicted, score, error in zip(trials, predictions, scores, errors, strict=True)
     )
-    better = [
-        n for n, found in enumerate(candidates) if found.gain > max(found.gain_error, 1e-9)
-    ]
+    better = [n for n, found in enumerate(candidates) if found.gain > max(found.gain_error, 1e-9)]
     return max(better, key=lambda n: candidates[n].gain, default=0), candidates
 
 

@@ -47,6 +47,4 @@ def find_label_errors(out_of_fold: FloatArray, targets: IntArray) -> list[Doubt]
     found = np.flatnonzero(in_doubt)
     margins = out_of_fold[found, suggested[found]] - own[found]
     order = np.argsort(-margins, kind="stable")
-    return [
-        Doubt(int(found[n]), int(suggested[found[n]]), float(margins[n])) for n in order
-    ]
+    return [Doubt(int(found[n]), int(suggested[found[n]]), float(margins[n])) for n in order]

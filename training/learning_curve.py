@@ -14,6 +14,8 @@ said to help if that is more than one standard error. Not here: the fit (trainin
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import numpy as np
 import numpy.typing as npt
 from pydantic import BaseModel
@@ -81,7 +83,7 @@ def learning_curve(
     count = len(outcomes[0])
     first, last = (
         float((after - before).mean())
-        for before, after in zip(outcomes[:-1], outcomes[1:], strict=True)
+        for before, after in pairwise(outcomes)
     )
     error = float((outcomes[-1] - outcomes[-2]).std() / np.sqrt(count))
     shrinkage = min(1.0, last / first) if first > 0 else 0.0

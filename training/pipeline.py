@@ -1,6 +1,6 @@
 """A fine-tuning job from beginning to end; read this first.
 
-    data ──▶ trunk ──▶ features ──▶ fit ──▶ evaluate ──▶ export ──▶ publish
+    data ──▶ trunk ──▶ features ──▶ inspect ──▶ fit ──▶ evaluate ──▶ report ──▶ export ──▶ publish
 
 Each stage is a module of its own and is reported as an event with its seconds. The pipeline runs in
 a child process (training.child), knows nothing of Redis, and may be run again from the start by
@@ -9,14 +9,10 @@ another attempt at any time: what it stores is content-addressed or create-exclu
 
 from __future__ import annotations
 
-import json
-import os
-import platform
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from importlib.metadata import version
 from typing import Protocol
 
 import numpy as np
@@ -24,20 +20,24 @@ import numpy.typing as npt
 import torch
 
 from core.backbones import is_allowed
-from core.errors import DataError
+from core.errors import DataError, QualityGateFailed
 from core.files import FileStore
-from core.jobs import FineTuneRequest, Job
-from core.manifests import DatasetReference, ModelManifest
+from core.jobs import EventLevel, FineTuneRequest, Job
+from core.manifests import DatasetReference, GateOutcome, ModelManifest
 from core.preprocessing import FloatArray
 from core.registry import Registry
 from core.settings import Settings
 from core.store import ArtifactStore
 from core.trunk import Trunk
+from training.assessment import Assessment, assess
 from training.data import Dataset, read_dataset
-from training.evaluation import Metrics, evaluate
+from training.data_report import DataReport, RowSet, describe, inspect_data
 from training.export import export_head
 from training.feature_cache import FeatureCache
 from training.fit import Fit, fit
+from training.gate import Comparison, HeldOut, compare_with_current, judge
+from training.investigation import Investigation, investigate
+from training.reporting import Evidence, write_report
 from training.trunks import ensure_trunk
 
 RELEASED_BY = "fine_tune"
@@ -46,7 +46,7 @@ RELEASED_BY = "fine_tune"
 class Reporter(Protocol):
     """Where a job says how it goes; `training.child.Reporter` is the real one."""
 
-    def event(self, type: str, message: str, **data: object) -> None:
+    def event(self, type: str, message: str, *, level: EventLevel = "info", **data: object) -> None:
         """Add a line to the job's history."""
 
     def progress(self, stage: str, fraction: float) -> None:
@@ -60,8 +60,13 @@ class Reporter(Protocol):
 class Rows:
     """Features, float32 [n, dim], and the class of each row."""
 
+    data: Dataset
     features: FloatArray
     targets: npt.NDArray[np.int64]
+
+    def as_set(self) -> RowSet:
+        """The rows as reports see them."""
+        return RowSet(self.data.items, self.features, self.data.labels)
 
 
 class FineTune:
@@ -94,19 +99,30 @@ class FineTune:
         with self._stage("trunk", 0.05):
             trunk = self._trunk(train)
         with self._stage("features", 0.1):
-            rows = Rows(self._extract(trunk, train, 0.1, 0.6), train.targets(labels, param=""))
+            targets = train.targets(labels, param="")
+            rows = Rows(train, self._extract(trunk, train, 0.1, 0.55), targets)
             other = None if held_out is None else self._held_out(trunk, held_out, labels)
-        with self._stage("fit", 0.65):
+        with self._stage("inspect", 0.6):
+            data = self._inspect(rows, other, trunk)
+        with self._stage("fit", 0.62):
             fitted = fit(rows.features, rows.targets, len(labels), seed=self._request.seed)
-        with self._stage("evaluate", 0.9):
-            metrics = self._evaluate(fitted, rows, other, labels)
-        with self._stage("export", 0.92):
-            files = export_head(fitted.head, rows.features)
-            files["report.json"] = self._report(train, fitted, metrics)
+        with self._stage("evaluate", 0.85):
+            assessment = self._evaluate(fitted, rows, other, labels)
+            comparison, gate = self._gate(assessment, other or rows, labels, trunk)
+        with self._stage("report", 0.87):
+            found = self._investigate(rows, other, fitted, assessment, trunk)
+            evidence = Evidence(
+                train, rows.as_set(), targets, held_out, other and other.as_set(), trunk,
+                data, fitted, assessment, found, gate, comparison and comparison.current,
+            )  # fmt: skip
+            name = model_name(self._job, self._request)
+            files = write_report(self._job.id, name, self._request, evidence, self._seconds)
+        with self._stage("export", 0.94):
+            files = export_head(assessment.head, rows.features) | files
             self._reporter.event("exported", "Head exported to ONNX and checked against torch.")
         with self._stage("publish", 0.95):
             self._reporter.authorise()
-            draft = self._draft(trunk, train, fitted, metrics)
+            draft = self._draft(trunk, train, fitted, assessment, gate)
             return self._release(self._registry.publish(draft, files))
 
     # -- stages ------------------------------------------------------------------------------
@@ -160,35 +176,104 @@ class FineTune:
 
     def _held_out(self, trunk: Trunk, data: Dataset, labels: list[str]) -> Rows:
         targets = data.targets(labels, param="validation_file")
-        return Rows(self._extract(trunk, data, 0.6, 0.65), targets)
+        return Rows(data, self._extract(trunk, data, 0.55, 0.6), targets)
 
-    def _evaluate(self, fitted: Fit, rows: Rows, other: Rows | None, labels: list[str]) -> Metrics:
+    def _inspect(self, rows: Rows, other: Rows | None, trunk: Trunk) -> DataReport:
+        found = inspect_data(rows.as_set(), rows.targets, other and other.as_set(), trunk)
+        summary = found.summary()
+        level: EventLevel = "warn" if summary["leaked_rows"] else "info"
+        self._reporter.event("data_report", describe(found), level=level, **summary)
+        return found
+
+    def _evaluate(
+        self, fitted: Fit, rows: Rows, other: Rows | None, labels: list[str]
+    ) -> Assessment:
         """On the validation file if there is one, or else out of fold on the training rows."""
-        if other is None:
-            metrics = evaluate(fitted.out_of_fold, rows.targets, labels)
-            source = "cross-validated"
-        else:
-            metrics = evaluate(fitted.head.predict(other.features), other.targets, labels)
-            source = "on the validation file"
+        held_out = None if other is None else (other.features, other.targets)
+        assessment = assess(fitted, rows.targets, labels, held_out)
+        metrics = assessment.metrics
+        source = "cross-validated" if other is None else "on the validation file"
         self._reporter.event(
             "metrics",
             f"Accuracy {metrics.accuracy:.3f} ± {metrics.accuracy_error:.3f} {source}; "
             f"the most frequent class alone gives {metrics.majority_accuracy:.3f}.",
-            **metrics.summary(),
+            **assessment.summary(),
         )
-        return metrics
+        return assessment
+
+    def _gate(
+        self, assessment: Assessment, judged: Rows, labels: list[str], trunk: Trunk
+    ) -> tuple[Comparison | None, GateOutcome | None]:
+        """What the quality gate says, if the request has one."""
+        gate = self._request.quality_gate
+        if gate is None:
+            return None, None
+        answers = [labels[n] for n in assessment.probabilities.argmax(axis=1)]
+        held_out = HeldOut(
+            judged.data.items, judged.features, trunk.manifest.digest, judged.data.labels, answers
+        )
+
+        def encode(current: ModelManifest) -> FloatArray:
+            other_trunk = Trunk.load(
+                self._registry, current.trunk, threads=1, max_pixels=self._settings.max_pixels
+            )
+            return self._extract(other_trunk, judged.data, 0.85, 0.87)
+
+        comparison = None
+        if gate.min_improvement_over_current is not None:
+            comparison = compare_with_current(
+                self._registry, self._files, self._job.tenant,
+                model_name(self._job, self._request), held_out, encode,
+            )  # fmt: skip
+        return comparison, judge(gate, assessment.metrics.accuracy, comparison)
+
+    def _investigate(
+        self, rows: Rows, other: Rows | None, fitted: Fit, assessment: Assessment, trunk: Trunk
+    ) -> Investigation:
+        found = investigate(
+            trunk.modality, rows.as_set(), rows.targets, other and other.as_set(), fitted,
+            assessment, classes=assessment.probabilities.shape[1], seed=self._request.seed,
+        )  # fmt: skip
+        transfer = found.transfer
+        if transfer.advice is not None:
+            self._reporter.event(
+                "transfer", transfer.advice, level="warn", **transfer.model_dump(exclude={"advice"})
+            )
+        return found
 
     def _release(self, manifest: ModelManifest) -> ModelManifest:
-        if self._request.promote:
-            self._registry.promote(manifest, created_by=RELEASED_BY, reason=f"job {manifest.job}")
+        """Promote what was published, if it is asked for and the quality gate lets it pass.
+
+        Raises `QualityGateFailed` if it does not; the version stays.
+        """
         self._reporter.event(
             "published", f"Published as {manifest.reference}.", model=manifest.reference
         )
+        gate = manifest.gate
+        if gate is not None:
+            numbers = gate.model_dump(mode="json", exclude={"passed"})
+            if gate.passed:
+                self._reporter.event("gate_passed", "The quality gate was passed.", **numbers)
+            else:
+                why = "; ".join(gate.reasons)
+                message = f"{manifest.reference} is kept but not released: {why}"
+                self._reporter.event("gate_failed", f"{message}.", level="warn", **numbers)
+                if self._request.promote:
+                    raise QualityGateFailed(message, param="quality_gate")
+        if self._request.promote:
+            self._registry.promote(manifest, created_by=RELEASED_BY, reason=f"job {manifest.job}")
         return manifest
 
     # -- what is written ---------------------------------------------------------------------
 
-    def _draft(self, trunk: Trunk, train: Dataset, fitted: Fit, metrics: Metrics) -> ModelManifest:
+    def _draft(
+        self,
+        trunk: Trunk,
+        train: Dataset,
+        fitted: Fit,
+        assessment: Assessment,
+        gate: GateOutcome | None,
+    ) -> ModelManifest:
         return ModelManifest(
             tenant=self._job.tenant,
             name=model_name(self._job, self._request),
@@ -205,27 +290,11 @@ class FineTune:
             dataset=DatasetReference(
                 file=train.file, sha256=train.manifest.sha256, rows=train.manifest.rows
             ),
-            training=self._request.model_dump(mode="json") | {"l2_strength": fitted.strength},
-            metrics=metrics.summary(),
+            training=self._request.model_dump(mode="json")
+            | {"l2_strength": fitted.strength, "imbalance_remedy": fitted.remedy},
+            metrics=assessment.summary(),
+            gate=gate,
         )
-
-    def _report(self, train: Dataset, fitted: Fit, metrics: Metrics) -> bytes:
-        report = {
-            "job": self._job.id,
-            "request": self._request.model_dump(mode="json"),
-            "dataset": train.manifest.model_dump(mode="json"),
-            "metrics": metrics.model_dump(mode="json"),
-            "candidates": [candidate.model_dump(mode="json") for candidate in fitted.candidates],
-            "seconds": self._seconds,
-            "environment": {
-                "python": platform.python_version(),
-                "torch": torch.__version__,
-                "onnxruntime": version("onnxruntime"),
-                "cores": os.cpu_count(),
-                "threads": self._threads,
-            },
-        }
-        return json.dumps(report, indent=1).encode()
 
     @contextmanager
     def _stage(self, name: str, fraction: float) -> Iterator[None]:

@@ -20,7 +20,7 @@ from typing import Annotated, Literal
 
 from pydantic import BaseModel, Field, TypeAdapter
 
-from core.jobs import Failure, Job, JobKind, Json, Progress
+from core.jobs import EventLevel, Failure, Job, JobKind, Json, Progress
 
 MESSAGE_BYTES = 4 << 20
 """Longest message; a longer one is a crash."""
@@ -32,7 +32,7 @@ class EventMessage(BaseModel, frozen=True):
     type: Literal["event"] = "event"
     event: str
     message: str
-    level: Literal["info", "warn", "error"] = "info"
+    level: EventLevel = "info"
     data: Json = Field(default_factory=dict)
 
 

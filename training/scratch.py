@@ -51,11 +51,13 @@ def predict_words(
     if len(np.unique(targets[train])) == 1:
         return np.full(len(held_out), targets[train][0])
     model = LogisticRegression(C=_PENALTY, max_iter=_WORD_ITERATIONS, tol=_TOLERANCE)
-    # Threads that wait for each other on products this small take twenty times as long.
-    with threadpool_limits(1, "blas"):
-        # It warns where the last digits are missing, which nobody will look at.
-        with warnings.catch_warnings(action="ignore", category=ConvergenceWarning):
-            model.fit(known, targets[train])
+    # Threads that wait for each other on products this small take twenty times as long; and nobody
+    # will look at the last digits, of whose want scikit-learn warns.
+    with (
+        threadpool_limits(1, "blas"),
+        warnings.catch_warnings(action="ignore", category=ConvergenceWarning),
+    ):
+        model.fit(known, targets[train])
     predictions: IntArray = model.predict(vectorizer.transform([texts[row] for row in held_out]))
     return predictions
 
@@ -96,7 +98,9 @@ def predict_pixels(
             schedule.step()
     network.eval()
     with torch.inference_mode():
-        answers = [network(part).argmax(1) for part in pixels[torch.from_numpy(held_out)].split(256)]
+        answers = [
+            network(part).argmax(1) for part in pixels[torch.from_numpy(held_out)].split(256)
+        ]
     predictions: IntArray = torch.cat(answers).numpy()
     return predictions
 

@@ -1,0 +1,138 @@
+"""What stands out of a judged model: likely label errors, confusions, the worst errors, a verdict.
+
+All of it is quick and pure: it sorts and words what was computed elsewhere. Lists are cut to
+`LISTED`. Not here: what takes time (training.investigation), what the data alone tells
+(training.data_report).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Literal
+
+import numpy as np
+
+from core.manifests import GateOutcome
+from training.assessment import Assessment
+from training.baselines import Transfer
+from training.data_report import FEW_ROWS, DataReport, RowSet, shown
+from training.fit import IntArray
+from training.label_errors import find_label_errors
+from training.learning_curve import LearningCurve
+from training.report import Confusion, LabelError, LabelErrors, Verdict, WorstError
+
+LISTED = 50
+MAX_CONFUSIONS = 400
+
+
+def label_errors(
+    assessment: Assessment, rows: RowSet, targets: IntArray, labels: Sequence[str]
+) -> LabelErrors:
+    """Return which of the training rows are likely labelled wrongly."""
+    doubts = find_label_errors(assessment.out_of_fold, targets)
+    return LabelErrors(
+        rows=len(doubts),
+        row_numbers=tuple(sorted(doubt.row + 1 for doubt in doubts)),
+        examples=tuple(
+            LabelError(
+                row=doubt.row + 1,
+                label=rows.labels[doubt.row],
+                suggested=labels[doubt.suggested],
+                margin=round(doubt.margin, 4),
+                text=shown(rows.items[doubt.row]),
+            )
+            for doubt in doubts[:LISTED]
+        ),
+    )
+
+
+def confusions(assessment: Assessment, labels: Sequence[str]) -> tuple[Confusion, ...]:
+    """Return the commonest wrong answers, by label and answer."""
+    width = len(labels)
+    predicted = assessment.probabilities.argmax(axis=1)
+    wrong = predicted != assessment.targets
+    cells, sizes = np.unique(
+        assessment.targets[wrong] * width + predicted[wrong], return_counts=True
+    )
+    order = np.argsort(-sizes, kind="stable")[:MAX_CONFUSIONS]
+    return tuple(
+        Confusion(
+            label=labels[int(cells[n]) // width],
+            predicted=labels[int(cells[n]) % width],
+            rows=int(sizes[n]),
+        )
+        for n in order
+    )
+
+
+def worst_errors(
+    assessment: Assessment, rows: RowSet, labels: Sequence[str]
+) -> tuple[WorstError, ...]:
+    """Return the wrong answers that the model was surest of; `rows` are the held-out ones."""
+    probabilities = assessment.probabilities
+    predicted = probabilities.argmax(axis=1)
+    confidence = probabilities.max(axis=1)
+    wrong = np.flatnonzero(predicted != assessment.targets)
+    worst = wrong[np.argsort(-confidence[wrong], kind="stable")][:LISTED]
+    return tuple(
+        WorstError(
+            row=int(row) + 1,
+            label=rows.labels[row],
+            predicted=labels[int(predicted[row])],
+            confidence=round(float(confidence[row]), 4),
+            label_probability=round(float(probabilities[row, assessment.targets[row]]), 4),
+            text=shown(rows.items[row]),
+        )
+        for row in worst
+    )
+
+
+def verdicts(
+    assessment: Assessment, data: DataReport, transfer: Transfer, curve: LearningCurve,
+    doubts: LabelErrors, gate: GateOutcome | None,
+) -> tuple[Verdict, ...]:  # fmt: skip
+    """Return what somebody who reads five lines of the report should read."""
+    found: list[Verdict] = []
+
+    def say(level: Literal["good", "note", "warn"], text: str) -> None:
+        found.append(Verdict(level=level, text=text))
+
+    if gate is not None and not gate.passed:
+        say("warn", f"The quality gate was not passed: {'; '.join(gate.reasons)}.")
+    elif gate is not None:
+        say("good", "The quality gate was passed.")
+    if transfer.advice is not None:
+        say("warn", transfer.advice)
+    elif transfer.helps:
+        assert transfer.gain is not None
+        assert transfer.gain_error is not None
+        say("good", f"The pretrained model is right {100 * transfer.gain:.1f} ± "
+            f"{100 * transfer.gain_error:.1f} points more often than {transfer.scratch} "
+            "on the same rows.")  # fmt: skip
+    if data.leaks is not None and data.leaks.rows:
+        say("warn", f"{data.leaks.rows} rows of the validation file are in the training file too, "
+            "exactly or nearly: the metrics flatter the model.")  # fmt: skip
+    if doubts.rows:
+        share = doubts.rows / data.rows
+        say("warn" if share > 0.02 else "note",
+            f"{doubts.rows} labels ({100 * share:.1f} %) are likely wrong or ambiguous; the first "
+            "are listed below.")  # fmt: skip
+    conflicts = data.duplicates.conflicting + data.near_duplicates.conflicting
+    if conflicts:
+        say("note", f"{conflicts} rows repeat another row under a different label.")
+    if data.classes_with_few_rows:
+        shown_classes = ", ".join(data.classes_with_few_rows[:5])
+        say("warn", f"{len(data.classes_with_few_rows)} classes have fewer than {FEW_ROWS} rows, "
+            f"such as {shown_classes}: what is said of them is not reliable.")  # fmt: skip
+    if data.truncated is not None and data.truncated.rows:
+        say("note", f"Of {data.truncated.rows} texts only the first {data.truncated.max_tokens} "
+            "tokens are read.")  # fmt: skip
+    if curve.more_data_helps:
+        say("note", f"More data would help: twice the rows may add up to "
+            f"{100 * curve.next_gain:.1f} points of accuracy.")  # fmt: skip
+    else:
+        say("note", "More rows of the same kind are not likely to help much.")
+    after = assessment.calibration.after
+    if after.ece > 0.1:
+        say("warn", f"Probabilities are off by {100 * after.ece:.0f} points on average.")
+    return tuple(found)
