@@ -170,6 +170,7 @@ class NoSpace(JobFailure):
 JOB_FAILURES: dict[str, type[JobFailure]] = {
     failure.code: failure
     for failure in (
-        DataError, ExportMismatch, QualityGateFailed, JobTimeout, OutOfMemory, Crashed, WorkerLost, NoSpace,
+        DataError, ExportMismatch, QualityGateFailed, JobTimeout, OutOfMemory, Crashed, WorkerLost,
+        NoSpace,
     )
 }  # fmt: skip

@@ -45,9 +45,10 @@ class RowPair(BaseModel, frozen=True):
 
 
 class Pairs(BaseModel, frozen=True):
-    """How many rows repeat another, how many of them under another label, and the first few."""
+    """How many rows repeat another, how many exactly, how many under another label; the first few."""
 
     rows: int
+    exact: int
     conflicting: int
     examples: tuple[RowPair, ...]
 
@@ -170,19 +171,25 @@ def inspect_data(
 
 def describe(report: DataReport) -> str:
     """Return one sentence for the job's history."""
+    truncated = report.truncated.rows if report.truncated else 0
     found = [
         f"{count} {words}"
         for count, words in (
-            (report.duplicates.rows, "exact and"),
+            (report.leaks.rows if report.leaks else 0, "validation rows (nearly) in training too"),
+            (report.duplicates.rows, "exact duplicates"),
             (report.near_duplicates.rows, "near duplicates"),
-            (report.duplicates.conflicting + report.near_duplicates.conflicting,
-             "duplicates under different labels"),
-            (report.leaks.rows if report.leaks else 0, "validation rows also in training"),
+            (
+                report.duplicates.conflicting + report.near_duplicates.conflicting,
+                "duplicates under different labels",
+            ),
+            (len(report.classes_with_few_rows), "classes with very few rows"),
             (report.outliers.rows, "outliers"),
-            (report.truncated.rows if report.truncated else 0, "texts longer than the backbone reads"),
+            (truncated, "texts longer than the backbone reads"),
         )
-    ]  # fmt: skip
-    return f"{report.rows} rows of {len(report.counts)} classes: {', '.join(found)}."
+        if count
+    ]
+    rest = ", ".join(found) or "nothing that stands out"
+    return f"{report.rows} rows of {len(report.counts)} classes: {rest}."
 
 
 def shown(item: str | bytes) -> str | None:
@@ -198,6 +205,7 @@ def _pairs(matches: Sequence[Match], rows: RowSet, others: RowSet) -> Pairs:
     agreeing = [m for m in matches if rows.labels[m.row] == others.labels[m.other]]
     return Pairs(
         rows=len(matches),
+        exact=sum(m.is_exact for m in matches),
         conflicting=len(conflicting),
         examples=tuple(
             RowPair(

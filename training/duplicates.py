@@ -27,11 +27,12 @@ _BLOCK = 1024
 
 
 class Match(NamedTuple):
-    """A row, the row that it resembles, and how much: 1 for the same content."""
+    """A row, the row that it resembles, by what cosine, and whether the content is the same."""
 
     row: int
     other: int
     similarity: float
+    is_exact: bool = False
 
 
 def content_key(item: str | bytes) -> bytes:
@@ -41,7 +42,7 @@ def content_key(item: str | bytes) -> bytes:
 
 
 def repeats(keys: Sequence[bytes], earlier: Sequence[bytes] | None = None) -> list[Match]:
-    """Return each row whose content an earlier row (or any row of `earlier`) has, with the first."""
+    """Return each row whose content an earlier row, or any row of `earlier`, has, and the first."""
     first: dict[bytes, int] = {}
     for row, key in enumerate(earlier or ()):
         first.setdefault(key, row)
@@ -49,7 +50,7 @@ def repeats(keys: Sequence[bytes], earlier: Sequence[bytes] | None = None) -> li
     for row, key in enumerate(keys):
         other = first.get(key)
         if other is not None:
-            found.append(Match(row, other, 1.0))
+            found.append(Match(row, other, 1.0, is_exact=True))
         elif earlier is None:
             first[key] = row
     return found

@@ -111,7 +111,16 @@ def verdicts(
             "on the same rows.")  # fmt: skip
     if data.leaks is not None and data.leaks.rows:
         say("warn", f"{data.leaks.rows} rows of the validation file are in the training file too, "
-            "exactly or nearly: the metrics flatter the model.")  # fmt: skip
+            f"{data.leaks.exact} exactly and the others nearly: the metrics flatter the model.")  # fmt: skip
+    metrics = assessment.metrics
+    drop = assessment.cross_validated_accuracy - metrics.accuracy
+    if assessment.source == "validation_file" and drop > 3 * max(metrics.accuracy_error, 0.01):
+        say(
+            "warn",
+            f"Cross-validated on the training file the accuracy is {100 * drop:.0f} points higher "
+            "than on the validation file: the two differ in kind, or the training file has rows "
+            "that are nearly alike.",
+        )
     if doubts.rows:
         share = doubts.rows / data.rows
         say("warn" if share > 0.02 else "note",

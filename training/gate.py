@@ -3,8 +3,9 @@
 `min_accuracy` is a floor for the held-out accuracy. `min_improvement_over_current` compares with
 the version that production names now, on the same held-out rows: its own head, on the same features
 where it shares the trunk and through its own trunk where not. Rows that the current version was
-fitted on would flatter it, so they are left out; where all of them are such rows, as in a second
-job on the same file, the accuracy it recorded when it was made, on rows it had not seen, stands in.
+fitted on would flatter it, so they are left out. In a second job on the same file none are left:
+then both have been cross-validated on the same rows, and the accuracy that the current version
+recorded stands in. Where neither is possible the gate stays shut, and says what to do.
 
 What the numbers decide is in `training.pipeline`: the version is kept, and released only if the
 gate lets it pass (docs/decisions/0013).
@@ -36,24 +37,30 @@ Items = Sequence[str] | Sequence[bytes]
 
 @dataclass(frozen=True)
 class HeldOut:
-    """The rows a new version was judged on: items, their features on its trunk, labels, and what
-    the new version answered."""
+    """The rows that a new version was judged on, and its answers; `features` are by its `trunk`.
+
+    `dataset` is the hash of the training data if the rows are those, each answered out of fold.
+    """
 
     items: Items
     features: FloatArray
     trunk: str
     labels: Sequence[str]
     answers: Sequence[str]
+    dataset: str | None
 
 
 @dataclass(frozen=True)
 class Comparison:
-    """The accuracy of the version in production and of the new one on the rows of `basis`."""
+    """The accuracy of the version in production and of the new one on the rows of `basis`.
+
+    Without a basis there is nothing that both were judged on fairly.
+    """
 
     current: str
-    current_accuracy: float
+    current_accuracy: float | None
     new_accuracy: float
-    basis: GateBasis
+    basis: GateBasis | None
     rows: int
 
 
@@ -65,13 +72,19 @@ def judge(gate: QualityGate, accuracy: float, comparison: Comparison | None) -> 
     wanted = gate.min_improvement_over_current
     improvement = None
     if comparison is not None and wanted is not None:
-        improvement = comparison.new_accuracy - comparison.current_accuracy
-        # Rates that differ by a whole number of rows must not fail by rounding.
-        if improvement < wanted - 1e-9:
+        if comparison.current_accuracy is None:
             reasons.append(
-                f"accuracy changes by {improvement:+.3f} against {comparison.current}, "
-                f"below min_improvement_over_current {wanted:g}"
+                f"every row at hand is one that {comparison.current} was fitted on, so the two "
+                "cannot be compared: give a validation_file that neither was fitted on"
             )
+        else:
+            improvement = comparison.new_accuracy - comparison.current_accuracy
+            # Rates that differ by a whole number of rows must not fail by rounding.
+            if improvement < wanted - 1e-9:
+                reasons.append(
+                    f"accuracy changes by {improvement:+.3f} against {comparison.current}, "
+                    f"below min_improvement_over_current {wanted:g}"
+                )
     return GateOutcome(
         passed=not reasons,
         reasons=tuple(reasons),
@@ -108,11 +121,16 @@ def compare_with_current(
     seen = _content_of(files, current)
     fresh = np.array([content_key(item) not in seen for item in held_out.items])
     if fresh.sum() < MIN_FRESH_ROWS:
+        is_alike = (
+            held_out.dataset is not None
+            and current.dataset.sha256 == held_out.dataset
+            and current.training.get("validation_file") is None
+        )
         return Comparison(
             current=current.reference,
-            current_accuracy=current.metrics["accuracy"],
+            current_accuracy=current.metrics["accuracy"] if is_alike else None,
             new_accuracy=float(right.mean()),
-            basis="recorded",
+            basis="recorded" if is_alike else None,
             rows=len(right),
         )
     features = held_out.features if current.trunk == held_out.trunk else encode(current)

@@ -63,13 +63,15 @@ def row_weights(targets: IntArray, classes: int) -> FloatArray:
     """Return a weight per row, 1 on average, with which all classes weigh the same."""
     counts = np.bincount(targets, minlength=classes)
     weights = 1 / counts[targets]
-    return (weights * (len(targets) / weights.sum())).astype(np.float32)
+    scaled: FloatArray = (weights * (len(targets) / weights.sum())).astype(np.float32)
+    return scaled
 
 
 def log_shares(targets: IntArray, classes: int) -> FloatArray:
     """Return the log of each class's share of the rows; a class without rows counts as one row."""
     counts = np.maximum(np.bincount(targets, minlength=classes), 1)
-    return np.log(counts / counts.sum()).astype(np.float32)
+    shares: FloatArray = np.log(counts / counts.sum()).astype(np.float32)
+    return shares
 
 
 def adjust(probabilities: FloatArray, shares: FloatArray) -> FloatArray:

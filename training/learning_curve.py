@@ -59,7 +59,7 @@ def learning_curve(
     *,
     seed: int,
 ) -> LearningCurve:
-    """Refit on parts of the rows that `fitted` was fitted on: `features` [n, dim], `targets` [n]."""
+    """Refit on parts of `features` [n, dim] and `targets` [n], the rows of `fitted`."""
     fold_of = fitted.fold_of
     folds = int(fold_of.max()) + 1 if len(targets) <= ALL_FOLDS_UP_TO else 1
     numbers = np.random.default_rng(seed)
@@ -81,10 +81,7 @@ def learning_curve(
         sizes[-1] += len(train) / folds
     outcomes = [np.concatenate(parts).astype(np.float64) for parts in right]
     count = len(outcomes[0])
-    first, last = (
-        float((after - before).mean())
-        for before, after in pairwise(outcomes)
-    )
+    first, last = (float((after - before).mean()) for before, after in pairwise(outcomes))
     error = float((outcomes[-1] - outcomes[-2]).std() / np.sqrt(count))
     shrinkage = min(1.0, last / first) if first > 0 else 0.0
     gain = max(0.0, last) * max(0.0, shrinkage)

@@ -209,8 +209,14 @@ class FineTune:
         if gate is None:
             return None, None
         answers = [labels[n] for n in assessment.probabilities.argmax(axis=1)]
+        manifest = judged.data.manifest
         held_out = HeldOut(
-            judged.data.items, judged.features, trunk.manifest.digest, judged.data.labels, answers
+            items=judged.data.items,
+            features=judged.features,
+            trunk=trunk.manifest.digest,
+            labels=judged.data.labels,
+            answers=answers,
+            dataset=manifest.sha256 if self._request.validation_file is None else None,
         )
 
         def encode(current: ModelManifest) -> FloatArray:

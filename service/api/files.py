@@ -28,8 +28,8 @@ from service.runtime import Runtime, runtime, tenant
 PURPOSE = "fine-tune"
 CLOCK_SKEW_SECONDS = 60.0
 HTML_HEADERS = {
-    # A report quotes texts of whoever wrote the data: should one escape, it can load and run nothing,
-    # and not act in the name of whoever reads it.
+    # A report quotes texts of whoever wrote the data: should one get through as markup, it can load
+    # and run nothing, and not act in the name of whoever reads it.
     "Content-Security-Policy": "default-src 'none'; style-src 'unsafe-inline'; img-src data:; "
     "base-uri 'none'; form-action 'none'; frame-ancestors 'none'; sandbox",
     "X-Content-Type-Options": "nosniff",
