@@ -48,7 +48,9 @@ def test_nothing_is_done_within_the_noise() -> None:
     targets = np.repeat([0, 1], [90, 30])
     good = np.where(targets[:, None] == [0, 1], 0.9, 0.1).astype(np.float32)
     other = good.copy()
-    assert choose_remedy([Trial("none", good), Trial("balanced_weights", other)], targets, 0)[0] == 0
+    assert (
+        choose_remedy([Trial("none", good), Trial("balanced_weights", other)], targets, 0)[0] == 0
+    )
 
 
 def test_weights_and_shares_by_hand() -> None:

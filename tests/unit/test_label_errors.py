@@ -27,9 +27,7 @@ def test_flipped_labels_are_found_and_ranked_first() -> None:
 
 def test_by_hand() -> None:
     """Class 0 is usually sure (threshold .85), class 1 hardly ever (.55)."""
-    probabilities = np.array(
-        [[0.9, 0.1], [0.8, 0.2], [0.6, 0.4], [0.3, 0.7]], np.float32
-    )
+    probabilities = np.array([[0.9, 0.1], [0.8, 0.2], [0.6, 0.4], [0.3, 0.7]], np.float32)
     targets = np.array([0, 0, 1, 1])
     # Row 2 is likelier of class 0, but no likelier than class 0 is used to.
     assert find_label_errors(probabilities, targets) == []
