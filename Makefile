@@ -18,7 +18,7 @@ VENV = .venv
 BIN = $(VENV)/bin
 PIP_INSTALL = $(BIN)/python -m pip install --disable-pip-version-check $(PIP_FLAGS)
 
-.PHONY: demo up test test-containers check lock clean python
+.PHONY: demo up test test-browser test-containers check lock clean python
 
 demo: $(VENV)/.installed  ## Train and serve two models on a stack of its own, checked and timed
 	$(BIN)/graft demo $(ARGS)
@@ -28,6 +28,9 @@ up: $(VENV)/.installed  ## Run the service, a worker and Redis until Ctrl-C
 
 test: $(VENV)/.installed-dev  ## Everything that runs without containers
 	$(BIN)/python -m pytest tests/unit tests/integration tests/faults tests/e2e $(ARGS)
+
+test-browser: $(VENV)/.installed-dev  ## Needs Chromium, such as apt-get install chromium
+	$(BIN)/python -m pytest tests/browser $(ARGS)
 
 test-containers: $(VENV)/.installed-dev  ## Needs a Docker engine
 	$(BIN)/python -m pytest tests/containers $(ARGS)
