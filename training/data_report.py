@@ -15,6 +15,7 @@ from dataclasses import dataclass
 import numpy as np
 from pydantic import BaseModel
 
+from core.jobs import Json
 from core.preprocessing import FloatArray, TextPreprocessor
 from core.trunk import Trunk
 from training import duplicates
@@ -45,7 +46,7 @@ class RowPair(BaseModel, frozen=True):
 
 
 class Pairs(BaseModel, frozen=True):
-    """How many rows repeat another, how many exactly, how many under another label; the first few."""
+    """How many rows repeat another, how many exactly, or under another label, and the first few."""
 
     rows: int
     exact: int
@@ -97,7 +98,7 @@ class DataReport(BaseModel, frozen=True):
     outliers: Outliers
     truncated: Truncation | None
 
-    def summary(self) -> dict[str, float]:
+    def summary(self) -> Json:
         """Return the counts alone, for an event."""
         return {
             "rows": self.rows,

@@ -7,8 +7,7 @@ All of it is quick and pure: it sorts and words what was computed elsewhere. Lis
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Literal
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 
@@ -23,6 +22,10 @@ from training.report import Confusion, LabelError, LabelErrors, Verdict, WorstEr
 
 LISTED = 50
 MAX_CONFUSIONS = 400
+MANY_LABEL_ERRORS = 0.02
+"""Share of the rows above which doubtful labels are a warning: a good data set has some."""
+
+LARGE_CALIBRATION_ERROR = 0.1
 
 
 def label_errors(
@@ -88,60 +91,94 @@ def worst_errors(
 
 
 def verdicts(
-    assessment: Assessment, data: DataReport, transfer: Transfer, curve: LearningCurve,
-    doubts: LabelErrors, gate: GateOutcome | None,
-) -> tuple[Verdict, ...]:  # fmt: skip
+    assessment: Assessment,
+    data: DataReport,
+    transfer: Transfer,
+    curve: LearningCurve,
+    doubts: LabelErrors,
+    gate: GateOutcome | None,
+) -> tuple[Verdict, ...]:
     """Return what somebody who reads five lines of the report should read."""
-    found: list[Verdict] = []
+    return (
+        *_on_the_gate(gate),
+        *_on_the_model(assessment, transfer),
+        *_on_the_data(data, doubts),
+        _on_more_data(curve),
+    )
 
-    def say(level: Literal["good", "note", "warn"], text: str) -> None:
-        found.append(Verdict(level=level, text=text))
 
-    if gate is not None and not gate.passed:
-        say("warn", f"The quality gate was not passed: {'; '.join(gate.reasons)}.")
+def _on_the_gate(gate: GateOutcome | None) -> Iterator[Verdict]:
+    if gate is not None and gate.passed:
+        yield _good("The quality gate was passed.")
     elif gate is not None:
-        say("good", "The quality gate was passed.")
+        yield _warn(f"The quality gate was not passed: {'; '.join(gate.reasons)}.")
+
+
+def _on_the_model(assessment: Assessment, transfer: Transfer) -> Iterator[Verdict]:
     if transfer.advice is not None:
-        say("warn", transfer.advice)
-    elif transfer.helps:
-        assert transfer.gain is not None
-        assert transfer.gain_error is not None
-        say("good", f"The pretrained model is right {100 * transfer.gain:.1f} ± "
+        yield _warn(transfer.advice)
+    elif transfer.gain is not None and transfer.gain_error is not None:
+        yield _good(
+            f"The pretrained model is right {100 * transfer.gain:.1f} ± "
             f"{100 * transfer.gain_error:.1f} points more often than {transfer.scratch} "
-            "on the same rows.")  # fmt: skip
-    if data.leaks is not None and data.leaks.rows:
-        say("warn", f"{data.leaks.rows} rows of the validation file are in the training file too, "
-            f"{data.leaks.exact} exactly and the others nearly: the metrics flatter the model.")  # fmt: skip
+            "on the same rows."
+        )
     metrics = assessment.metrics
     drop = assessment.cross_validated_accuracy - metrics.accuracy
     if assessment.source == "validation_file" and drop > 3 * max(metrics.accuracy_error, 0.01):
-        say(
-            "warn",
+        yield _warn(
             f"Cross-validated on the training file the accuracy is {100 * drop:.0f} points higher "
             "than on the validation file: the two differ in kind, or the training file has rows "
-            "that are nearly alike.",
+            "that are nearly alike."
+        )
+    error = assessment.calibration.after.ece
+    if error > LARGE_CALIBRATION_ERROR:
+        yield _warn(f"Probabilities are off by {100 * error:.0f} points on average.")
+
+
+def _on_the_data(data: DataReport, doubts: LabelErrors) -> Iterator[Verdict]:
+    if data.leaks is not None and data.leaks.rows:
+        yield _warn(
+            f"{data.leaks.rows} rows of the validation file are in the training file too, "
+            f"{data.leaks.exact} exactly and the others nearly: the metrics flatter the model."
         )
     if doubts.rows:
         share = doubts.rows / data.rows
-        say("warn" if share > 0.02 else "note",
-            f"{doubts.rows} labels ({100 * share:.1f} %) are likely wrong or ambiguous; the first "
-            "are listed below.")  # fmt: skip
+        yield Verdict(
+            level="warn" if share > MANY_LABEL_ERRORS else "note",
+            text=f"{doubts.rows} labels ({100 * share:.1f} %) are likely wrong or ambiguous; the "
+            "first are listed below.",
+        )
     conflicts = data.duplicates.conflicting + data.near_duplicates.conflicting
     if conflicts:
-        say("note", f"{conflicts} rows repeat another row under a different label.")
+        yield _note(f"{conflicts} rows repeat another row under a different label.")
     if data.classes_with_few_rows:
-        shown_classes = ", ".join(data.classes_with_few_rows[:5])
-        say("warn", f"{len(data.classes_with_few_rows)} classes have fewer than {FEW_ROWS} rows, "
-            f"such as {shown_classes}: what is said of them is not reliable.")  # fmt: skip
+        named = ", ".join(data.classes_with_few_rows[:5])
+        yield _warn(
+            f"{len(data.classes_with_few_rows)} classes have fewer than {FEW_ROWS} rows, such as "
+            f"{named}: what is said of them is not reliable."
+        )
     if data.truncated is not None and data.truncated.rows:
-        say("note", f"Of {data.truncated.rows} texts only the first {data.truncated.max_tokens} "
-            "tokens are read.")  # fmt: skip
+        yield _note(
+            f"Of {data.truncated.rows} texts only the first {data.truncated.max_tokens} tokens "
+            "are read."
+        )
+
+
+def _on_more_data(curve: LearningCurve) -> Verdict:
     if curve.more_data_helps:
-        say("note", f"More data would help: twice the rows may add up to "
-            f"{100 * curve.next_gain:.1f} points of accuracy.")  # fmt: skip
-    else:
-        say("note", "More rows of the same kind are not likely to help much.")
-    after = assessment.calibration.after
-    if after.ece > 0.1:
-        say("warn", f"Probabilities are off by {100 * after.ece:.0f} points on average.")
-    return tuple(found)
+        gain = 100 * curve.next_gain
+        return _note(f"More data would help: twice the rows may add up to {gain:.1f} points.")
+    return _note("More rows of the same kind are not likely to help much.")
+
+
+def _good(text: str) -> Verdict:
+    return Verdict(level="good", text=text)
+
+
+def _note(text: str) -> Verdict:
+    return Verdict(level="note", text=text)
+
+
+def _warn(text: str) -> Verdict:
+    return Verdict(level="warn", text=text)

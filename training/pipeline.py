@@ -64,7 +64,8 @@ class Rows:
     features: FloatArray
     targets: npt.NDArray[np.int64]
 
-    def as_set(self) -> RowSet:
+    @property
+    def row_set(self) -> RowSet:
         """The rows as reports see them."""
         return RowSet(self.data.items, self.features, self.data.labels)
 
@@ -112,8 +113,8 @@ class FineTune:
         with self._stage("report", 0.87):
             found = self._investigate(rows, other, fitted, assessment, trunk)
             evidence = Evidence(
-                train, rows.as_set(), targets, held_out, other and other.as_set(), trunk,
-                data, fitted, assessment, found, gate, comparison and comparison.current,
+                train, rows.row_set, targets, held_out, other.row_set if other else None, trunk,
+                data, fitted, assessment, found, gate, comparison.current if comparison else None,
             )  # fmt: skip
             name = model_name(self._job, self._request)
             files = write_report(self._job.id, name, self._request, evidence, self._seconds)
@@ -179,7 +180,7 @@ class FineTune:
         return Rows(data, self._extract(trunk, data, 0.55, 0.6), targets)
 
     def _inspect(self, rows: Rows, other: Rows | None, trunk: Trunk) -> DataReport:
-        found = inspect_data(rows.as_set(), rows.targets, other and other.as_set(), trunk)
+        found = inspect_data(rows.row_set, rows.targets, other.row_set if other else None, trunk)
         summary = found.summary()
         level: EventLevel = "warn" if summary["leaked_rows"] else "info"
         self._reporter.event("data_report", describe(found), level=level, **summary)
@@ -197,6 +198,7 @@ class FineTune:
             "metrics",
             f"Accuracy {metrics.accuracy:.3f} ± {metrics.accuracy_error:.3f} {source}; "
             f"the most frequent class alone gives {metrics.majority_accuracy:.3f}.",
+            level="info",
             **assessment.summary(),
         )
         return assessment
@@ -237,7 +239,7 @@ class FineTune:
         self, rows: Rows, other: Rows | None, fitted: Fit, assessment: Assessment, trunk: Trunk
     ) -> Investigation:
         found = investigate(
-            trunk.modality, rows.as_set(), rows.targets, other and other.as_set(), fitted,
+            trunk.modality, rows.row_set, rows.targets, other.row_set if other else None, fitted,
             assessment, classes=assessment.probabilities.shape[1], seed=self._request.seed,
         )  # fmt: skip
         transfer = found.transfer

@@ -20,6 +20,7 @@ from sklearn.linear_model import LogisticRegression
 from threadpoolctl import threadpool_limits
 from torch import Tensor, nn
 
+from core.preprocessing import IMAGE_FORMATS
 from training.fit import IntArray
 
 SIDE = 32
@@ -66,9 +67,10 @@ def read_pixels(images: Sequence[bytes]) -> Tensor:
     """Return images squeezed to `SIDE` × `SIDE`, float32 [n, 3, SIDE, SIDE] about zero."""
     pixels = np.empty((len(images), SIDE, SIDE, 3), np.uint8)
     for row, data in enumerate(images):
-        with Image.open(io.BytesIO(data)) as image:
+        with Image.open(io.BytesIO(data), formats=IMAGE_FORMATS) as image:
             image.draft("RGB", (2 * SIDE, 2 * SIDE))  # a JPEG can be decoded at an eighth
-            pixels[row] = image.convert("RGB").resize((SIDE, SIDE), Image.Resampling.BILINEAR)
+            small = image.convert("RGB").resize((SIDE, SIDE), Image.Resampling.BILINEAR)
+        pixels[row] = np.asarray(small)
     return torch.from_numpy(pixels).permute(0, 3, 1, 2).float().div_(64).sub_(2)
 
 
@@ -88,7 +90,8 @@ def predict_pixels(
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimiser, _RATE, total_steps=steps)
     loss = nn.CrossEntropyLoss(label_smoothing=0.1)
     for _ in range(epochs):
-        for batch in rows[torch.randperm(len(rows), generator=generator)].split(BATCH):
+        order = rows[torch.randperm(len(rows), generator=generator)]
+        for batch in torch.split(order, BATCH):
             mirrored = torch.rand(len(batch), generator=generator) < 0.5
             images = pixels[batch]
             images[mirrored] = images[mirrored].flip(-1)
@@ -97,10 +100,9 @@ def predict_pixels(
             optimiser.step()
             schedule.step()
     network.eval()
+    asked = pixels[torch.from_numpy(held_out)]
     with torch.inference_mode():
-        answers = [
-            network(part).argmax(1) for part in pixels[torch.from_numpy(held_out)].split(256)
-        ]
+        answers = [network(part).argmax(1) for part in torch.split(asked, 256)]
     predictions: IntArray = torch.cat(answers).numpy()
     return predictions
 

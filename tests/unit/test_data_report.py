@@ -1,8 +1,6 @@
-"""The data report: what is planted in a data set is found, with its row numbers, and nothing else."""
+"""The data report: what is planted in a data set is found with its row numbers, no more."""
 
 from __future__ import annotations
-
-from pathlib import Path
 
 import numpy as np
 import pytest
