@@ -151,9 +151,7 @@ def fit(features: FloatArray, targets: IntArray, classes: int, *, seed: int) -> 
         if not imbalance.is_imbalanced(targets):
             return plain
         weights = imbalance.row_weights(targets, classes)
-        for path, mask in zip(
-            paths, [*kept, torch.ones_like(truth, dtype=torch.bool)], strict=True
-        ):
+        for path, mask in zip(paths, [*kept, fold_of >= 0], strict=True):
             path.weigh(torch.from_numpy(weights)[mask])
         weighted = list(pool.map(_Path.step, paths, [plain.strength] * len(paths)))
     shares = imbalance.log_shares(targets, classes)
