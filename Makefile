@@ -18,7 +18,10 @@ VENV = .venv
 BIN = $(VENV)/bin
 PIP_INSTALL = $(BIN)/python -m pip install --disable-pip-version-check $(PIP_FLAGS)
 
-.PHONY: demo up test test-browser test-containers check lock clean python
+# Debian's: `apt install redis-server`. It must have TLS.
+REDIS_SERVER ?= /usr/bin/redis-server
+
+.PHONY: demo up test test-browser test-redis test-containers check lock clean python
 
 demo: $(VENV)/.installed  ## Train and serve two models on a stack of its own, checked and timed
 	$(BIN)/graft demo $(ARGS)
@@ -31,6 +34,11 @@ test: $(VENV)/.installed-dev  ## Everything that runs without containers
 
 test-browser: $(VENV)/.installed-dev  ## Needs Chromium, such as apt-get install chromium
 	$(BIN)/python -m pytest tests/browser $(ARGS)
+
+test-redis: $(VENV)/.installed-dev  ## What concerns the queue, on another server than Valkey
+	GRAFT_TEST_REDIS_SERVER=$(REDIS_SERVER) $(BIN)/python -m pytest \
+		tests/integration/test_queue_contract.py tests/integration/test_queue_redis.py \
+		tests/integration/test_queue_twins.py tests/integration/test_redis_access.py $(ARGS)
 
 test-containers: $(VENV)/.installed-dev  ## Needs a Docker engine
 	$(BIN)/python -m pytest tests/containers $(ARGS)

@@ -30,6 +30,13 @@ class Recorder:
     def event(self, type: str, message: str, *, level: EventLevel = "info", **data: object) -> None:
         self.events.append((type, level, data))
 
+    @property
+    def stop_reason(self) -> None:
+        return None
+
+    def check(self) -> None:
+        pass
+
     def progress(self, stage: str, fraction: float) -> None:
         assert 0 <= fraction <= 1
 
