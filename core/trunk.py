@@ -22,8 +22,9 @@ import numpy as np
 os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
 import onnxruntime as ort
 
+from core.adapters import CONFIG_FILE, WEIGHTS_FILE, Adapter, Deltas, read_adapter, stack
 from core.datasets import Modality
-from core.errors import Conflict
+from core.errors import Conflict, DataError
 from core.manifests import ModelManifest, TrunkManifest
 from core.preprocessing import (
     FloatArray,
@@ -53,8 +54,8 @@ class Encoder(Protocol):
     def dim(self) -> int:
         """Width of the features."""
 
-    def encode(self, rows: Sequence[Prepared]) -> FloatArray:
-        """Return features, float32 [len(rows), dim], row by row in order."""
+    def encode(self, rows: Sequence[Prepared], deltas: Deltas | None = None) -> FloatArray:
+        """Return features, float32 [len(rows), dim], row by row in order, with `deltas` if any."""
 
 
 def create_session(graph: bytes, threads: int) -> ort.InferenceSession:
@@ -77,6 +78,8 @@ class Trunk:
     ) -> None:
         self.manifest = manifest
         self.preprocessor = preprocessor
+        self.golden_rows: Sequence[Prepared] = ()
+        """The inputs that every head with an adapter is replayed on; none unless it was loaded."""
         self._session = create_session(graph, threads)
 
     @classmethod
@@ -98,6 +101,7 @@ class Trunk:
         trunk = cls(manifest, graph, preprocessor, threads)
         rows, expected = trunk.golden(registry.trunk_file(manifest, "golden.npz"))
         require_equal(trunk.encode(rows), expected, f"trunk {digest[:12]}")
+        trunk.golden_rows = rows
         return trunk
 
     @property
@@ -110,12 +114,16 @@ class Trunk:
         """What the trunk reads."""
         return self.manifest.modality
 
-    def encode(self, rows: Sequence[Prepared]) -> FloatArray:
-        """Return features, float32 [len(rows), dim]; texts are padded to the longest among them."""
+    def encode(self, rows: Sequence[Prepared], deltas: Deltas | None = None) -> FloatArray:
+        """Return features, float32 [len(rows), dim]; texts are padded to the longest among them.
+
+        `deltas` are those of the whole batch, as `core.adapters.stack` makes them; without any, the
+        rows are plain.
+        """
         if not rows:
             return np.zeros((0, self.dim), np.float32)
         feed = self._text_feed(rows) if self.modality is Modality.TEXT else self._image_feed(rows)
-        features: FloatArray = self._session.run(["features"], feed)[0]
+        features: FloatArray = self._session.run(["features"], {**feed, **(deltas or {})})[0]
         return features
 
     def golden(self, data: bytes) -> tuple[list[Prepared], FloatArray]:
@@ -156,19 +164,30 @@ class Trunk:
 
 
 class Head:
-    """One fine-tuned model's own part: features to class probabilities."""
+    """One fine-tuned model's own part: features to class probabilities, and perhaps an adapter.
 
-    def __init__(self, manifest: ModelManifest, graph: bytes) -> None:
+    `adapter` is what the trunk is to be fed for this model's rows; None for a plain row.
+    """
+
+    def __init__(
+        self, manifest: ModelManifest, graph: bytes, adapter: Adapter | None = None
+    ) -> None:
         self.manifest = manifest
+        self.adapter = adapter
         self._session = create_session(graph, threads=1)
 
     @classmethod
-    def load(cls, registry: Registry, manifest: ModelManifest) -> Head:
-        """Load a listed version and replay its golden rows.
+    def load(cls, registry: Registry, manifest: ModelManifest, trunk: Trunk | None = None) -> Head:
+        """Load a listed version and replay its golden rows, with an adapter through its trunk.
 
         Raises `Conflict` when a file, the signature or an output is not what was published.
         """
-        head = cls(manifest, registry.file(manifest, "head.onnx"))
+        adapter = None
+        if manifest.kind == "low_rank":
+            if trunk is None or trunk.manifest.digest != manifest.trunk:
+                raise Conflict(f"{manifest.reference} needs its trunk to be loaded")
+            adapter = _load_adapter(registry, manifest, trunk)
+        head = cls(manifest, registry.file(manifest, "head.onnx"), adapter)
         with np.load(
             io.BytesIO(registry.file(manifest, "golden.npz")), allow_pickle=False
         ) as arrays:
@@ -176,6 +195,10 @@ class Head:
         shape = (len(features), manifest.dim), (len(features), len(manifest.labels))
         if (features.shape, expected.shape) != shape:
             raise Conflict(f"{manifest.reference} does not have the signature of its manifest")
+        if trunk is not None and adapter is not None:
+            rows = trunk.golden_rows
+            actual = trunk.encode(rows, stack([adapter] * len(rows), trunk.manifest.slots))
+            require_equal(actual, features, manifest.reference)
         require_equal(head.predict(features), expected, manifest.reference)
         return head
 
@@ -183,6 +206,14 @@ class Head:
         """Return probabilities, float32 [n, classes], of features, float32 [n, dim]."""
         probabilities: FloatArray = self._session.run(["probabilities"], {"features": features})[0]
         return probabilities
+
+
+def _load_adapter(registry: Registry, manifest: ModelManifest, trunk: Trunk) -> Adapter:
+    config, weights = (registry.file(manifest, name) for name in (CONFIG_FILE, WEIGHTS_FILE))
+    try:
+        return read_adapter(config, weights, trunk.manifest.slots)
+    except DataError as error:
+        raise Conflict(f"{manifest.reference}: {error.message}") from error
 
 
 def build_preprocessor(

@@ -21,7 +21,9 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
+from core.adapters import Adapter, stack
 from core.errors import DeadlineExceeded, GraftError, Overloaded, PayloadTooLarge
+from core.manifests import Slot
 from core.preprocessing import FloatArray, Prepared, PreparedText
 from core.trunk import Encoder
 from service.metrics import BATCH_ROWS
@@ -58,6 +60,7 @@ class _Row:
     prepared: Prepared
     request: _Request
     index: int
+    adapter: Adapter | None
 
 
 class Batcher:
@@ -67,8 +70,11 @@ class Batcher:
     any more is gone: whoever holds it may go on encoding.
     """
 
-    def __init__(self, encoder: Encoder, name: str, max_queued_rows: int) -> None:
+    def __init__(
+        self, encoder: Encoder, name: str, max_queued_rows: int, slots: Sequence[Slot] = ()
+    ) -> None:
         self._encoder = encoder
+        self._slots = slots
         self._name = name
         self._max_queued_rows = max_queued_rows
         self._queue: deque[_Row] = deque()
@@ -77,8 +83,10 @@ class Batcher:
         self._task: asyncio.Task[None] | None = None
         self._is_closed = False
 
-    async def encode(self, rows: Sequence[Prepared], deadline: float) -> list[RowResult]:
-        """Return each row's features [dim] or its error, in order.
+    async def encode(
+        self, rows: Sequence[Prepared], deadline: float, adapter: Adapter | None = None
+    ) -> list[RowResult]:
+        """Return each row's features [dim] with the adapter, or its error, in order.
 
         `deadline` is on the clock of `time.monotonic`. Raises `Overloaded` when the queue has no
         room for all rows, and `DeadlineExceeded` when they are not done in time.
@@ -96,7 +104,7 @@ class Batcher:
         request = _Request([None] * len(rows), len(rows), deadline, done)
         # Shortest first, so that neighbours in a batch need little padding.
         order = sorted(range(len(rows)), key=lambda index: rows[index].cost)
-        self._queue.extend(_Row(rows[index], request, index) for index in order)
+        self._queue.extend(_Row(rows[index], request, index, adapter) for index in order)
         if self._task is None or self._task.done():
             self._task = asyncio.create_task(self._run())
         try:
@@ -173,7 +181,8 @@ class Batcher:
             return results
 
     def _rows(self, batch: list[_Row]) -> list[RowResult]:
-        features = self._encoder.encode([row.prepared for row in batch])
+        deltas = stack([row.adapter for row in batch], self._slots)
+        features = self._encoder.encode([row.prepared for row in batch], deltas)
         if len(features) != len(batch):
             raise ValueError(f"{len(features)} results for {len(batch)} rows")
         return [

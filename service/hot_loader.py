@@ -192,12 +192,14 @@ class HotLoader:
                 threads=self._threads,
                 max_pixels=self._max_pixels,
             )
-            batcher = Batcher(trunk, manifest.trunk[:12], self._max_queued_rows)
+            batcher = Batcher(
+                trunk, manifest.trunk[:12], self._max_queued_rows, trunk.manifest.slots
+            )
             self._trunks[manifest.trunk] = LiveTrunk(trunk, batcher)
         live = self._trunks[manifest.trunk]
         if (manifest.dim, manifest.modality) != (live.trunk.dim, live.trunk.modality):
             raise Conflict(f"{manifest.reference} does not fit its trunk")
-        head = await asyncio.to_thread(Head.load, self._registry, manifest)
+        head = await asyncio.to_thread(Head.load, self._registry, manifest, live.trunk)
         return LiveModel(head, live)
 
     async def _follow(self) -> None:

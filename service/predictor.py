@@ -89,7 +89,8 @@ class Predictor:
             raise DeadlineExceeded("the inputs were not decoded before the deadline") from None
         good = [row for row in prepared if not isinstance(row, GraftError)]
         ready = time.monotonic()
-        encoded = iter(await model.trunk.batcher.encode(good, started + timeout_seconds))
+        deadline = started + timeout_seconds
+        encoded = iter(await model.trunk.batcher.encode(good, deadline, model.head.adapter))
         results = [row if isinstance(row, GraftError) else next(encoded) for row in prepared]
         computed = time.monotonic()
         rows = _classify(model, results, top_k)

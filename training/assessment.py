@@ -22,10 +22,22 @@ from training.calibration import (
     rescale,
 )
 from training.evaluation import Metrics, evaluate
-from training.fit import FOLDS, Fit, Head, IntArray, deal
+from training.fit import Fit, Head, IntArray, deal, fold_count
 
 MIN_CALIBRATION_ROWS = 100
-Source = Literal["cross_validation", "validation_file"]
+Source = Literal["cross_validation", "held_out_rows", "validation_file"]
+
+
+@dataclass(frozen=True)
+class Alternative:
+    """A head that was preferred to the fit's own, and how it did when fitted without some rows.
+
+    `probabilities` [n, classes] are of the training rows whose numbers are `rows` [n].
+    """
+
+    head: Head
+    rows: IntArray
+    probabilities: FloatArray
 
 
 @dataclass(frozen=True)
@@ -33,7 +45,8 @@ class Assessment:
     """The calibrated head, and how it did: `probabilities` [n, classes] for `targets` [n].
 
     `out_of_fold` are the training rows' calibrated probabilities; without a validation file they
-    are the `probabilities`. `cross_validated_accuracy` is of the training rows either way.
+    are the `probabilities`, unless only the training rows numbered `rows` were held out.
+    `cross_validated_accuracy` is of the training rows, by heads on frozen features.
     """
 
     head: Head
@@ -44,6 +57,7 @@ class Assessment:
     probabilities: FloatArray
     targets: IntArray
     out_of_fold: FloatArray
+    rows: IntArray | None
 
     def summary(self) -> dict[str, float]:
         """Return the figures of a manifest and of the `metrics` event."""
@@ -61,22 +75,29 @@ def assess(
     targets: IntArray,
     labels: Sequence[str],
     validation: tuple[FloatArray, IntArray] | None,
+    alternative: Alternative | None = None,
 ) -> Assessment:
-    """Calibrate and judge a fit on rows of `targets`; `validation` is features and targets."""
+    """Calibrate and judge a fit on rows of `targets`, or what was preferred to it.
+
+    `validation` is the features, as the judged head takes them, and targets of other rows.
+    """
     out_of_fold, temperature = cross_rescale(fitted.out_of_fold, targets, fitted.fold_of)
-    if validation is None:
-        source: Source = "cross_validation"
-        before, after, truth = fitted.out_of_fold, out_of_fold, targets
-    else:
-        source = "validation_file"
+    head, rows = fitted.head, None
+    source: Source = "cross_validation"
+    before, after, truth = fitted.out_of_fold, out_of_fold, targets
+    if alternative is not None:
+        head, rows, source = alternative.head, alternative.rows, "held_out_rows"
+        before, truth = alternative.probabilities, targets[alternative.rows]
+        after, temperature = _cross_calibrate(before, truth)
+    if validation is not None:
         features, truth = validation
-        before = fitted.head.predict(features)
+        source, rows, before = "validation_file", None, head.predict(features)
         if len(truth) >= MIN_CALIBRATION_ROWS:
-            after, temperature = cross_rescale(before, truth, deal(truth, FOLDS, seed=0))
+            after, temperature = _cross_calibrate(before, truth)
         else:
             after = rescale(before, temperature)
     return Assessment(
-        head=fold_into(fitted.head, temperature),
+        head=fold_into(head, temperature),
         source=source,
         cross_validated_accuracy=float((out_of_fold.argmax(axis=1) == targets).mean()),
         metrics=evaluate(after, truth, labels),
@@ -84,4 +105,9 @@ def assess(
         probabilities=after,
         targets=truth,
         out_of_fold=out_of_fold,
+        rows=rows,
     )
+
+
+def _cross_calibrate(probabilities: FloatArray, truth: IntArray) -> tuple[FloatArray, float]:
+    return cross_rescale(probabilities, truth, deal(truth, fold_count(len(truth)), seed=0))

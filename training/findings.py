@@ -73,18 +73,19 @@ def worst_errors(
 ) -> tuple[WorstError, ...]:
     """Return the wrong answers that the model was surest of; `rows` are the held-out ones."""
     probabilities = assessment.probabilities
+    numbers = np.arange(len(rows.labels)) if assessment.rows is None else assessment.rows
     predicted = probabilities.argmax(axis=1)
     confidence = probabilities.max(axis=1)
     wrong = np.flatnonzero(predicted != assessment.targets)
     worst = wrong[np.argsort(-confidence[wrong], kind="stable")][:LISTED]
     return tuple(
         WorstError(
-            row=int(row) + 1,
-            label=rows.labels[row],
+            row=int(numbers[row]) + 1,
+            label=rows.labels[numbers[row]],
             predicted=labels[int(predicted[row])],
             confidence=round(float(confidence[row]), 4),
             label_probability=round(float(probabilities[row, assessment.targets[row]]), 4),
-            text=shown(rows.items[row]),
+            text=shown(rows.items[numbers[row]]),
         )
         for row in worst
     )

@@ -105,11 +105,12 @@ def compare_with_current(
     tenant: str,
     name: str,
     held_out: HeldOut,
-    encode: Callable[[ModelManifest], FloatArray],
+    load: Callable[[ModelManifest], tuple[Head, FloatArray]],
 ) -> Comparison | None:
     """Judge the version that production names on the same rows; None if it names none.
 
-    `encode` gives the features of the held-out items on another version's trunk.
+    `load` gives another version's head, and the held-out items' features as that version sees them:
+    on another trunk, or with deltas.
     """
     try:
         current = registry.resolve(tenant, ModelReference(name))
@@ -133,8 +134,11 @@ def compare_with_current(
             basis="recorded" if is_alike else None,
             rows=len(right),
         )
-    features = held_out.features if current.trunk == held_out.trunk else encode(current)
-    answers = Head.load(registry, current).predict(features[fresh]).argmax(axis=1)
+    if current.kind == "linear" and current.trunk == held_out.trunk:
+        head, features = Head.load(registry, current), held_out.features
+    else:
+        head, features = load(current)
+    answers = head.predict(features[fresh]).argmax(axis=1)
     truth = np.asarray(held_out.labels, object)[fresh]
     old_right = np.asarray(current.labels, object)[answers] == truth
     return Comparison(

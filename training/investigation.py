@@ -63,6 +63,12 @@ def investigate(
         learned = np.arange(len(targets))
         correct = np.concatenate([np.zeros(len(targets), np.bool_), correct])
 
+    elif assessment.rows is not None:
+        learned = np.setdiff1d(np.arange(len(targets)), assessment.rows)
+        everywhere = np.zeros(len(targets), np.bool_)
+        everywhere[assessment.rows] = correct
+        correct = everywhere
+
     def baseline() -> Transfer:
         return compare(
             modality, items, truth, classes, correct,

@@ -1,6 +1,7 @@
 """A fine-tuning job from beginning to end; read this first.
 
-    data ──▶ trunk ──▶ features ──▶ inspect ──▶ fit ──▶ evaluate ──▶ report ──▶ export ──▶ publish
+    data ─▶ trunk ─▶ features ─▶ inspect ─▶ fit ─▶ (unfreeze) ─▶ evaluate ─▶ report
+         ─▶ export ─▶ publish
 
 Each stage is a module of its own and is reported as an event with its seconds. The pipeline runs in
 a child process (training.child), knows nothing of Redis, and may be run again from the start by
@@ -12,14 +13,16 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Protocol
 
 import numpy as np
 import numpy.typing as npt
 import torch
 
+from core.adapters import Adapter, stack
 from core.backbones import is_allowed
+from core.checkpoints import Checkpoints
 from core.errors import DataError, QualityGateFailed
 from core.files import FileStore
 from core.jobs import EventLevel, FineTuneRequest, Job
@@ -28,20 +31,29 @@ from core.preprocessing import FloatArray
 from core.registry import Registry
 from core.settings import Settings
 from core.store import ArtifactStore
-from core.trunk import Trunk
-from training.assessment import Assessment, assess
+from core.trunk import Head, Trunk
+from training import backbones
+from training.assessment import Alternative, Assessment, Source, assess
 from training.data import Dataset, read_dataset
 from training.data_report import DataReport, RowSet, describe, inspect_data
-from training.export import export_head
+from training.export import export_adapted, export_head
 from training.feature_cache import FeatureCache
+from training.features import extract
 from training.fit import Fit, fit
 from training.gate import Comparison, HeldOut, compare_with_current, judge
+from training.gradual import RESERVED_SHARE
 from training.investigation import Investigation, investigate
 from training.reporting import Evidence, write_report
 from training.stopping import Stoppable
+from training.strategies import Setting, Tuned, unfreeze
 from training.trunks import ensure_trunk
 
 RELEASED_BY = "fine_tune"
+SOURCES: dict[Source, str] = {
+    "cross_validation": "cross-validated",
+    "held_out_rows": "on held-out rows",
+    "validation_file": "on the validation file",
+}
 
 
 class Reporter(Stoppable, Protocol):
@@ -65,6 +77,13 @@ class Rows:
     features: FloatArray
     targets: npt.NDArray[np.int64]
 
+    def subset(self, numbers: npt.NDArray[np.int64]) -> Rows:
+        """Some of the rows; the manifest stays that of the whole file."""
+        items = [self.data.items[n] for n in numbers]
+        labels = [self.data.labels[n] for n in numbers]
+        data = replace(self.data, items=items, labels=labels)
+        return Rows(data, self.features[numbers], self.targets[numbers])
+
     @property
     def row_set(self) -> RowSet:
         """The rows as reports see them."""
@@ -84,6 +103,8 @@ class FineTune:
         self._files = FileStore(store, job.tenant)
         self._settings = settings
         self._reporter = reporter
+        self._checkpoints = Checkpoints(store, job.tenant, job.id)
+        self._began = time.monotonic()
         self._threads = torch.get_num_threads()
         self._seconds: dict[str, float] = {}
 
@@ -108,23 +129,30 @@ class FineTune:
             data = self._inspect(rows, other, trunk)
         with self._stage("fit", 0.62):
             fitted = fit(rows.features, rows.targets, len(labels), seed=self._request.seed)
+        tuned, adapted = None, other
+        if self._request.strategy == "gradual":
+            with self._stage("unfreeze", 0.7):
+                tuned = self._unfreeze(trunk, train, rows)
+                if tuned is not None and held_out is not None:
+                    adapted = self._adapted(trunk, tuned, held_out, labels)
         with self._stage("evaluate", 0.85):
-            assessment = self._evaluate(fitted, rows, other, labels)
+            assessment = self._evaluate(fitted, tuned, rows, adapted, labels)
             comparison, gate = self._gate(assessment, other or rows, labels, trunk)
         with self._stage("report", 0.87):
             found = self._investigate(rows, other, fitted, assessment, trunk)
             evidence = Evidence(
                 train, rows.row_set, targets, held_out, other.row_set if other else None, trunk,
-                data, fitted, assessment, found, gate, comparison.current if comparison else None,
+                data, fitted, tuned.steps if tuned else (), assessment, found, gate,
+                comparison.current if comparison else None,
             )  # fmt: skip
             name = model_name(self._job, self._request)
-            files = write_report(self._job.id, name, self._request, evidence, self._seconds)
+            report = write_report(self._job.id, name, self._request, evidence, self._seconds)
         with self._stage("export", 0.94):
-            files = export_head(assessment.head, rows.features) | files
+            files = self._export(trunk, assessment, tuned, rows) | report
             self._reporter.event("exported", "Head exported to ONNX and checked against torch.")
         with self._stage("publish", 0.95):
             self._reporter.authorise()
-            draft = self._draft(trunk, train, fitted, assessment, gate)
+            draft = self._draft(trunk, train, fitted, tuned, assessment, gate)
             return self._release(self._registry.publish(draft, files))
 
     # -- stages ------------------------------------------------------------------------------
@@ -188,14 +216,50 @@ class FineTune:
         self._reporter.event("data_report", describe(found), level=level, **summary)
         return found
 
+    def _unfreeze(self, trunk: Trunk, train: Dataset, rows: Rows) -> Tuned | None:
+        if not trunk.manifest.slots:
+            self._reporter.event(
+                "frozen_head_kept",
+                "This backbone has no layers that take deltas; the frozen head ships.",
+            )
+            return None
+        setting = Setting(
+            request=self._request,
+            attempt=self._job.attempt,
+            checkpoints=self._checkpoints,
+            reporter=self._reporter,
+            threads=self._threads,
+            deadline=self._began + (1 - RESERVED_SHARE) * self._request.max_seconds,
+            draft=lambda step, adapter: self._manifest(
+                trunk, train, step.strength, {"accuracy": step.accuracy, "nll": step.nll},
+                adapter, step.blocks,
+            ),
+        )  # fmt: skip
+        backbone = backbones.load(self._request.model, self._settings.hf_models)
+        return unfreeze(setting, trunk, backbone, train, rows.targets, rows.features)
+
+    def _adapted(self, trunk: Trunk, tuned: Tuned, data: Dataset, labels: list[str]) -> Rows:
+        """The validation file's rows as the tuned model sees them."""
+        features = extract(
+            trunk,
+            data.items,
+            threads=self._threads,
+            on_progress=lambda *_: self._reporter.check(),
+            deltas=tuned.deltas(trunk),
+        )
+        return Rows(data, features, data.targets(labels, param="validation_file"))
+
     def _evaluate(
-        self, fitted: Fit, rows: Rows, other: Rows | None, labels: list[str]
+        self, fitted: Fit, tuned: Tuned | None, rows: Rows, other: Rows | None, labels: list[str]
     ) -> Assessment:
-        """On the validation file if there is one, or else out of fold on the training rows."""
+        """On the validation file if there is one, or else on rows that the model has not seen."""
         held_out = None if other is None else (other.features, other.targets)
-        assessment = assess(fitted, rows.targets, labels, held_out)
+        alternative = None
+        if tuned is not None:
+            alternative = Alternative(tuned.head, tuned.held_out, tuned.probabilities)
+        assessment = assess(fitted, rows.targets, labels, held_out, alternative)
         metrics = assessment.metrics
-        source = "cross-validated" if other is None else "on the validation file"
+        source = SOURCES[assessment.source]
         self._reporter.event(
             "metrics",
             f"Accuracy {metrics.accuracy:.3f} ± {metrics.accuracy_error:.3f} {source}; "
@@ -214,6 +278,8 @@ class FineTune:
             return None, None
         answers = [labels[n] for n in assessment.probabilities.argmax(axis=1)]
         manifest = judged.data.manifest
+        if assessment.rows is not None:
+            judged = judged.subset(assessment.rows)
         held_out = HeldOut(
             items=judged.data.items,
             features=judged.features,
@@ -223,17 +289,25 @@ class FineTune:
             dataset=manifest.sha256 if self._request.validation_file is None else None,
         )
 
-        def encode(current: ModelManifest) -> FloatArray:
-            other_trunk = Trunk.load(
+        def load(current: ModelManifest) -> tuple[Head, FloatArray]:
+            its_trunk = Trunk.load(
                 self._registry, current.trunk, threads=1, max_pixels=self._settings.max_pixels
             )
-            return self._extract(other_trunk, judged.data, 0.85, 0.87)
+            head = Head.load(self._registry, current, its_trunk)
+            features = extract(
+                its_trunk,
+                judged.data.items,
+                threads=self._threads,
+                on_progress=lambda *_: self._reporter.check(),
+                deltas=stack([head.adapter], its_trunk.manifest.slots),
+            )
+            return head, features
 
         comparison = None
         if gate.min_improvement_over_current is not None:
             comparison = compare_with_current(
                 self._registry, self._files, self._job.tenant,
-                model_name(self._job, self._request), held_out, encode,
+                model_name(self._job, self._request), held_out, load,
             )  # fmt: skip
         return comparison, judge(gate, assessment.metrics.accuracy, comparison)
 
@@ -251,11 +325,20 @@ class FineTune:
             )
         return found
 
+    def _export(
+        self, trunk: Trunk, assessment: Assessment, tuned: Tuned | None, rows: Rows
+    ) -> dict[str, bytes]:
+        if tuned is None:
+            return export_head(assessment.head, rows.features)
+        backbone = backbones.load(self._request.model, self._settings.hf_models)
+        return export_adapted(assessment.head, tuned.adapter, trunk, backbone)
+
     def _release(self, manifest: ModelManifest) -> ModelManifest:
         """Promote what was published, if it is asked for and the quality gate lets it pass.
 
         Raises `QualityGateFailed` if it does not; the version stays.
         """
+        self._checkpoints.drop_states()
         self._reporter.event(
             "published", f"Published as {manifest.reference}.", model=manifest.reference
         )
@@ -281,13 +364,31 @@ class FineTune:
         trunk: Trunk,
         train: Dataset,
         fitted: Fit,
+        tuned: Tuned | None,
         assessment: Assessment,
         gate: GateOutcome | None,
     ) -> ModelManifest:
+        if tuned is None:
+            draft = self._manifest(trunk, train, fitted.strength, assessment.summary())
+        else:
+            draft = self._manifest(
+                trunk, train, tuned.strength, assessment.summary(), tuned.adapter, tuned.blocks
+            )
+        remedy = fitted.remedy if tuned is None else "none"
+        training = draft.training | {"imbalance_remedy": remedy}
+        return draft.model_copy(update={"gate": gate, "training": training})
+
+    def _manifest(
+        self, trunk: Trunk, train: Dataset, strength: float, metrics: dict[str, float],
+        adapter: Adapter | None = None, blocks: int = 0,
+    ) -> ModelManifest:  # fmt: skip
         return ModelManifest(
             tenant=self._job.tenant,
             name=model_name(self._job, self._request),
             version=0,
+            kind="linear" if adapter is None else "low_rank",
+            rank=0 if adapter is None else adapter.rank,
+            blocks=blocks,
             job=self._job.id,
             attempt=self._job.attempt,
             created_at=time.time(),
@@ -300,10 +401,8 @@ class FineTune:
             dataset=DatasetReference(
                 file=train.file, sha256=train.manifest.sha256, rows=train.manifest.rows
             ),
-            training=self._request.model_dump(mode="json")
-            | {"l2_strength": fitted.strength, "imbalance_remedy": fitted.remedy},
-            metrics=assessment.summary(),
-            gate=gate,
+            training=self._request.model_dump(mode="json") | {"l2_strength": strength},
+            metrics=metrics,
         )
 
     @contextmanager

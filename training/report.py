@@ -22,6 +22,7 @@ from training.calibration import Calibration
 from training.data_report import DataReport
 from training.evaluation import Metrics
 from training.fit import Candidate
+from training.gradual import Step
 from training.imbalance import Remedy, RemedyCandidate
 from training.learning_curve import LearningCurve
 
@@ -118,6 +119,7 @@ class Report(BaseModel, frozen=True):
     strength: float
     folds: int
     candidates: tuple[Candidate, ...]
+    steps: tuple[Step, ...]
     remedy: Remedy
     remedies: tuple[RemedyCandidate, ...]
     decisions: tuple[Decision, ...]

@@ -26,6 +26,7 @@ from training.assessment import Assessment
 from training.data import Dataset
 from training.data_report import DataReport, RowSet
 from training.fit import Fit, IntArray
+from training.gradual import Step
 from training.imbalance import IMBALANCED
 from training.investigation import Investigation
 from training.report import Decision, Lineage, Report
@@ -44,6 +45,7 @@ class Evidence:
     trunk: Trunk
     data: DataReport
     fitted: Fit
+    steps: tuple[Step, ...]
     assessment: Assessment
     investigation: Investigation
     gate: GateOutcome | None
@@ -98,6 +100,7 @@ def build_report(
         strength=fitted.strength,
         folds=fitted.folds,
         candidates=fitted.candidates,
+        steps=evidence.steps,
         remedy=fitted.remedy,
         remedies=fitted.remedies,
         decisions=_decisions(fitted, assessment),

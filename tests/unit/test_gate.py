@@ -112,10 +112,10 @@ class TestComparison:
     def compare(
         self, registry: Registry, files: FileStore, held_out: HeldOut, name: str = "pets"
     ) -> Comparison | None:
-        def encode(model: ModelManifest) -> np.ndarray:
-            return held_out.features
+        def load(model: ModelManifest) -> tuple[Head, np.ndarray]:
+            raise AssertionError("the trunk is shared")
 
-        return compare_with_current(registry, files, TENANT, name, held_out, encode)
+        return compare_with_current(registry, files, TENANT, name, held_out, load)
 
     def test_a_first_version_has_nothing_to_beat(
         self, registry: Registry, files: FileStore, current: ModelManifest
@@ -141,8 +141,9 @@ class TestComparison:
             kept.items, np.zeros((30, 9), np.float32), "another", kept.labels, kept.answers, None
         )
         found = compare_with_current(
-            registry, files, TENANT, "pets", other, lambda model: kept.features
-        )
+            registry, files, TENANT, "pets", other,
+            lambda model: (Head.load(registry, model), kept.features),
+        )  # fmt: skip
         assert found is not None
         assert found.current_accuracy == 1.0
 
