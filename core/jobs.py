@@ -194,7 +194,7 @@ class EarlyStopping(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    patience: int = Field(default=3, ge=1, le=100)
+    patience: int = Field(default=10, ge=1, le=100)
 
 
 class Supervised(BaseModel):

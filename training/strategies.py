@@ -29,6 +29,7 @@ from training.features import extract
 from training.fit import Head, IntArray, fit_at
 from training.gradual import Gradual, Outcome, Plan, Source, Step
 from training.trainer import Epoch
+from training.tuning import Rows
 
 if TYPE_CHECKING:
     from training.pipeline import Reporter
@@ -84,7 +85,7 @@ def unfreeze(
     request, reporter = setting.request, setting.reporter
     classes = len(data.manifest.classes)
 
-    def activations(cut: int) -> views.Rows | None:
+    def activations(cut: int) -> Rows | None:
         return views.cache(
             backbone, trunk.preprocessor, data.items, targets, cut,
             seed=request.seed, check=reporter.check,

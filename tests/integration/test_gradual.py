@@ -143,7 +143,8 @@ def test_deltas_ship_when_they_win_by_more_than_the_error(
     steps = listener.of("unfrozen")
     kept = [step for step in steps if step["kept"]]
     assert kept
-    assert all(step["kept"] == (step["gain"] > step["gain_error"]) for step in steps)
+    assert all(step["gain"] > step["gain_error"] for step in kept)
+    assert all(step in kept for step in steps if step["gain"] > step["gain_error"] + 0.005)
     assert (manifest.kind, manifest.rank, manifest.blocks) == ("low_rank", 8, kept[-1]["blocks"])
     assert manifest.metrics["accuracy"] == pytest.approx(kept[-1]["accuracy"])
     assert manifest.metrics["accuracy"] > 0.9
@@ -241,7 +242,7 @@ def test_a_step_without_gain_leaves_the_frozen_head(stand: Stand) -> None:
     listener = Listener()
     few = {"n_epochs": 1, "learning_rate_multiplier": 0.001}
     manifest = stand.run(stand.job("ftjob-frozen", hyperparameters=few), listener)
-    assert [step["kept"] for step in listener.of("unfrozen")] == [False]
+    assert [step["kept"] for step in listener.of("unfrozen")] == [False, False]
     assert listener.of("frozen_head_kept")
     assert (manifest.kind, manifest.rank) == ("linear", 0)
     plain = stand.run(stand.job("ftjob-linear", strategy="feature_extraction"), Listener())
@@ -261,8 +262,8 @@ def test_a_low_rank_head_is_not_loaded_without_its_trunk_or_with_other_deltas(
     files = stand.files(manifest)
     slots = trunk.manifest.slots
     adapter = read_adapter(files["adapter_config.json"], files[WEIGHTS_FILE], slots)
-    delta = next(iter(adapter.deltas.values()))
-    delta.b[:] += 1.0
+    for delta in adapter.deltas.values():
+        delta.b[:] += 1.0
     files[WEIGHTS_FILE] = write_adapter(adapter, slots, "x")[WEIGHTS_FILE]
     registry = Registry(ArtifactStore(str(tmp_path)))
     changed = registry.publish(manifest.model_copy(update={"files": {}}), files)
