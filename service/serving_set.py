@@ -13,7 +13,8 @@ from types import MappingProxyType
 from core.errors import NotFound, Unavailable
 from core.identifiers import ModelReference
 from core.manifests import ModelManifest
-from core.trunk import Head, Trunk
+from core.head import Head
+from core.trunk import Trunk
 from service.batcher import Batcher
 
 

@@ -22,13 +22,13 @@ import psutil
 from core.datasets import UploadedFile
 from core.errors import GraftError, Unavailable
 from core.files import FileStore
+from core.head import Head
 from core.jobs import Job, JobEvent, JobKind, JobStatus, NewJob
 from core.queue.connection import connect
 from core.queue.redis import RedisJobQueue
 from core.registry import Registry
 from core.settings import Settings
 from core.store import ArtifactStore
-from core.trunk import Head
 from tests.faults.faults import FOLDER, WITHOUT
 from tests.waiting import eventually
 from training.ingest import Limits, ingest
