@@ -36,6 +36,10 @@ BATCH_ROWS = Histogram(
 LIVE_VERSIONS = Gauge(
     "graft_live_versions", "Versions that a process serves.", multiprocess_mode="livemin"
 )
+LIVE_BYTES = Gauge(
+    "graft_live_bytes", "Memory of a process's loaded heads.", multiprocess_mode="livemax"
+)
+EVICTIONS = Counter("graft_evictions", "Versions unloaded because memory was needed.")
 LOADS = Counter("graft_loads", "Versions loaded or refused.", ["outcome"])
 
 

@@ -232,7 +232,7 @@ class Rig:
                 decided = self.registry.publication(TENANT, manifest.job)
                 require(decided == manifest, f"{manifest.reference} is not its job's decision")
                 found[name, number] = manifest.model_dump_json().encode()
-            release = self.registry.current_release(TENANT, name)
+            release = self.registry.releases.current(TENANT, name)
             for alias, version in (release.aliases if release else {}).items():
                 require(version in listing.versions, f"{name}:{alias} is {version}, not listed")
         for key, manifest_bytes in self._served.items():
