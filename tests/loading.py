@@ -10,7 +10,8 @@ from core.changes import Change, ChangeFeed, MemoryChangeFeed
 from core.identifiers import ModelReference
 from core.registry import Registry
 from service.hot_loader import HotLoader
-from service.predictor import Input, Predictor
+from service.inputs import Input
+from service.predictor import Predictor
 from tests.builders import TENANT
 from tests.fakes import DeafFeed, FlakyStore
 from tests.waiting import until

@@ -211,7 +211,7 @@ async def test_an_older_listing_never_replaces_a_newer_one(tmp_path: Path):
 
 
 async def test_text_and_image_models_side_by_side(tmp_path: Path):
-    from service.predictor import ImageInput
+    from service.inputs import ImageInput
 
     async with loading(tmp_path, start=False) as it:
         publish(it.registry, add_text_trunk(it.registry))
