@@ -24,7 +24,8 @@ import numpy as np
 from core.errors import DeadlineExceeded, GraftError, Overloaded, PayloadTooLarge
 from core.preprocessing import FloatArray, Prepared, PreparedText
 from core.trunk import Encoder
-from service.metrics import BATCH_ROWS
+from service.metrics import BATCH_ROWS, QUEUED_ROWS, REFUSED_ROWS
+from service.observation import Timing
 
 MAX_BATCH_ROWS = 64
 MAX_BATCH_TOKENS = 1024
@@ -44,6 +45,8 @@ class _Request:
     missing: int
     deadline: float
     done: asyncio.Future[None] = field(repr=False)
+    taken: float | None = None
+    """When the first of its rows left the queue."""
 
     def finish(self, index: int, result: RowResult) -> None:
         if self.results[index] is None:
@@ -77,10 +80,12 @@ class Batcher:
         self._task: asyncio.Task[None] | None = None
         self._is_closed = False
 
-    async def encode(self, rows: Sequence[Prepared], deadline: float) -> list[RowResult]:
+    async def encode(
+        self, rows: Sequence[Prepared], deadline: float, timing: Timing | None = None
+    ) -> list[RowResult]:
         """Return each row's features [dim] or its error, in order.
 
-        `deadline` is on the clock of `time.monotonic`. Raises `Overloaded` when the queue has no
+        `timing` is told how long the rows waited, and how long their batches took. `deadline` is on the clock of `time.monotonic`. Raises `Overloaded` when the queue has no
         room for all rows, and `DeadlineExceeded` when they are not done in time.
         """
         if not rows:
@@ -91,7 +96,9 @@ class Batcher:
             raise PayloadTooLarge(f"send at most {self._max_queued_rows} inputs in a request")
         if len(self._queue) + len(rows) > self._max_queued_rows:
             wait = len(self._queue) * self._seconds_per_row
+            REFUSED_ROWS.labels(trunk=self._name).inc(len(rows))
             raise Overloaded("too many predictions are waiting", retry_after_seconds=wait)
+        queued = time.monotonic()
         done = asyncio.get_running_loop().create_future()
         request = _Request([None] * len(rows), len(rows), deadline, done)
         # Shortest first, so that neighbours in a batch need little padding.
@@ -107,6 +114,10 @@ class Batcher:
         finally:
             # A caller that is cancelled or late marks its rows as not worth computing.
             done.cancel()
+            if timing is not None:
+                now = time.monotonic()
+                taken = request.taken or now
+                timing.queue, timing.trunk = taken - queued, now - taken
         return [result for result in request.results if result is not None]
 
     @property
@@ -156,7 +167,10 @@ class Batcher:
             budget = MAX_BATCH_TOKENS if is_text else MAX_BATCH_PIXELS
             if batch and width * (len(batch) + 1) > budget:
                 break
+            if row.request.taken is None:
+                row.request.taken = now
             batch.append(self._queue.popleft())
+        QUEUED_ROWS.labels(trunk=self._name).set(len(self._queue))
         return batch
 
     def _encode(self, batch: list[_Row]) -> list[RowResult]:

@@ -1,10 +1,11 @@
 """The hot loader: keeps one process's serving set equal to the registry, off the request path.
 
-Of each model that differs, what is new and what its release names is loaded first (service.live_models), then the reference is swapped: the next request sees the new
-release whole, those under way end on the old one, and only then is memory given back. A version
-that does not pass its checks is refused, with its reason kept in the set; the versions before it go
-on serving, and other models do not notice. Versions that no release names are loaded when asked
-for, and so is everything that the memory budget has no room for.
+Of each model that differs, what is new and what its release names is loaded first
+(service.live_models), then the reference is swapped: the next request sees the new release whole,
+those under way end on the old one, and only then is memory given back. A version that does not pass
+its checks is refused, with its reason kept in the set; the versions before it go on serving, and
+other models do not notice. Versions that no release names are loaded when asked for, and so is
+everything that the memory budget has no room for.
 
 Not here: when to look (service.watch), what a version must fulfil (core.head, core.trunk), how a
 split is decided (service.routing).
@@ -178,12 +179,13 @@ class HotLoader:
     async def _next(
         self, key: ModelKey, listing: Listing, before: ModelState, retry: bool
     ) -> ModelState:
-        refused = {} if retry else {n: why for n, why in before.refused.items()}
+        refused = {} if retry else dict(before.refused)
         fresh = {*listing.versions} - {*before.listing.versions}
         tried = fresh | ({*before.refused} & {*listing.versions} if retry else set())
         for number in sorted(tried):
             await self._try(key, number, refused)
-        state = ModelState(listing, refused={n: w for n, w in refused.items() if n in listing})
+        refused = {number: why for number, why in refused.items() if number in listing.versions}
+        state = ModelState(listing, refused=refused)
         return await self._settled(key, state)
 
     async def _settle(self, key: ModelKey) -> ModelState:

@@ -40,6 +40,7 @@ LOADING_THREADS = 4
 TRIM_BYTES = 32 << 20
 """Heads freed before the allocator is asked to give their memory back."""
 
+
 @dataclass(frozen=True)
 class LiveTrunk:
     """A trunk with its batcher; shared by every head that was fitted on it."""

@@ -89,7 +89,7 @@ class ServingSet:
         return Unavailable("the service is starting and has not loaded every model yet")
 
     def index(self, live: Container[Slot]) -> list[IndexEntry]:
-        """Return every listed version, in order of tenant, name and number; `live` are in memory."""
+        """Return every listed version, by tenant, name and number; `live` are in memory."""
         return [
             IndexEntry(tenant, name, number, "UNAVAILABLE", state.refused[number])
             if number in state.refused

@@ -10,7 +10,9 @@ from core.changes import Change, ChangeFeed, MemoryChangeFeed
 from core.identifiers import ModelReference
 from core.registry import Registry
 from service.hot_loader import HotLoader
-from service.predictor import Input, Predictor
+from service.inputs import Input
+from service.live_models import LiveModel
+from service.predictor import Predictor
 from service.watch import RegistryWatch
 from tests.builders import TENANT
 from tests.fakes import DeafFeed, FlakyStore
@@ -49,6 +51,9 @@ class Loading:
             top_k=3,
             timeout_seconds=timeout,
         )
+
+    async def live(self, model: str, routing_key: str = "") -> LiveModel:
+        return await self.loader.resolve(TENANT, ModelReference.parse(model), routing_key)
 
     async def serving(self, model: str) -> str:
         """The version that answers for a reference."""

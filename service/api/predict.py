@@ -15,7 +15,8 @@ from core.errors import GraftError, InvalidRequest, PayloadTooLarge
 from core.identifiers import ModelReference
 from service.api.errors import error_body
 from service.api.responses import json_response, media_type, query_int, read_body, while_connected
-from service.predictor import ImageInput, Input, Predictions
+from service.inputs import ImageInput, Input
+from service.predictor import Predictions
 from service.runtime import Runtime, runtime, tenant
 
 MAX_TOP_K = 1_000

@@ -39,7 +39,7 @@ async def test_texts(http: httpx.AsyncClient):
         assert {each["label"] for each in row["scores"]} == {"cat", "dog", "cow"}
         assert (row["label"], row["score"]) == tuple(row["scores"][0].values())
         assert sum(each["score"] for each in row["scores"]) == pytest.approx(1, abs=1e-4)
-    assert answer["timing_ms"].keys() == {"prepare", "trunk", "head", "total"}
+    assert answer["timing_ms"].keys() == {"prepare", "queue", "trunk", "head", "total"}
 
 
 @pytest.mark.parametrize("reference", ["pets", "pets@1", "pets:production"])

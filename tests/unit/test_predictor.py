@@ -14,8 +14,8 @@ import pytest
 
 from core.errors import DeadlineExceeded, InvalidRequest, PayloadTooLarge
 from core.preprocessing import ImagePreprocessor
-from service import predictor
-from service.predictor import ImageInput
+from service import inputs
+from service.inputs import ImageInput
 from tests.builders import (
     add_image_trunk,
     add_text_trunk,
@@ -51,7 +51,7 @@ async def test_the_answer_is_that_of_the_trunk_and_the_head(served: Loading):
     scores = [score for _, score in answer.rows[0].scores]
     assert scores == sorted(scores, reverse=True)
     assert answer.model == "pets@1"
-    assert set(answer.timing_ms) == {"prepare", "trunk", "head", "total"}
+    assert set(answer.timing_ms) == {"prepare", "queue", "trunk", "head", "total"}
 
 
 BAD_TEXTS = {
@@ -109,13 +109,13 @@ async def test_long_texts_do_not_hold_up_the_event_loop(
 ):
     """Where a text is tokenised is told by the thread, not by a stopwatch."""
     threads: dict[int, str] = {}
-    original = predictor.TextPreprocessor.prepare
+    original = inputs.TextPreprocessor.prepare
 
     def remember(self, item: str):  # type: ignore[no-untyped-def]
         threads[len(item)] = threading.current_thread().name
         return original(self, item)
 
-    monkeypatch.setattr(predictor.TextPreprocessor, "prepare", remember)
+    monkeypatch.setattr(inputs.TextPreprocessor, "prepare", remember)
     short, long = "good cat", "good cat " * 600
     alone = await served.predict("pets", short)
     together = await served.predict("pets", short + " ", long)
