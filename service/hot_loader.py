@@ -86,19 +86,23 @@ class HotLoader:
         if parse_checkpoint(reference) is not None:
             return await self._checkpoint(tenant, reference)
         state = self.current.state(tenant, reference)
-        if reference.version is not None:
-            return await self._version(tenant, reference, reference.version, state)
-        if not state.is_settled:
-            state = await self._settle((tenant, reference.name))
-        version = (
-            choose_version(state.release, reference.name, reference.alias, routing_key)
-            if state.release
-            else None
-        )
+        version, release = reference.version, None
         if version is None:
+            if not state.is_settled:
+                state = await self._settle((tenant, reference.name))
+            if (release := state.release) is not None:
+                version = choose_version(release, reference.name, reference.alias, routing_key)
+        if version in state.refused:
+            raise Unavailable(f"{reference} cannot be served: {state.refused[version]}")
+        if version not in state.listing.versions:
             raise self.current.unknown(reference)
-        model = await self._version(tenant, reference, version, state)
-        return replace(model, release=state.release)
+        try:
+            model = await self.live.get((tenant, reference.name, version))
+        except Refused as error:
+            # It came out of memory and does not come back: from now on the release is without it.
+            await self._refuse((tenant, reference.name), version, error.reason)
+            return await self.resolve(tenant, reference, routing_key)
+        return replace(model, release=release)
 
     # -- for operators -----------------------------------------------------------------------
 
@@ -220,19 +224,6 @@ class HotLoader:
             refused[number] = error.reason
         except NotFound:
             pass  # deleted since it was listed; the next listing will tell
-
-    async def _version(
-        self, tenant: str, reference: ModelReference, number: int, state: ModelState
-    ) -> LiveModel:
-        if number in state.refused:
-            raise Unavailable(f"{reference} cannot be served: {state.refused[number]}")
-        if number not in state.listing.versions:
-            raise self.current.unknown(reference)
-        try:
-            return await self.live.get((tenant, reference.name, number))
-        except Refused as error:
-            await self._refuse((tenant, reference.name), number, error.reason)
-            raise Unavailable(f"{reference} cannot be served: {error.reason}") from None
 
     async def _refuse(self, key: ModelKey, number: int, reason: str) -> None:
         """Remember a refusal that a request met, and fall back from it if the release names it."""

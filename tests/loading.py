@@ -65,6 +65,12 @@ class Loading:
         await self.feed.publish(Change(tenant=TENANT, model=name, type="published"))
 
 
+    async def aclose(self) -> None:
+        await self.watch.close()
+        await self.loader.close()
+        self.predictor.close()
+
+
 @asynccontextmanager
 async def loading(
     folder: Path, *, poll: float = NEVER, deaf: bool = False, start: bool = True,
@@ -82,6 +88,4 @@ async def loading(
             await it.loader.reconcile()
         yield it
     finally:
-        await it.watch.close()
-        await it.loader.close()
-        it.predictor.close()
+        await it.aclose()
