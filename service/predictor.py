@@ -132,7 +132,9 @@ class Predictor:
         """
         meters = self._labels.meters(model.manifest.name)
         with observed(model.manifest.reference, len(inputs), meters) as inference:
-            features, _ = await self._encode(model.trunk, inputs, timeout_seconds, inference.timing)
+            features, _ = await self._encode(
+                model.trunk, model.manifest.name, inputs, timeout_seconds, inference.timing
+            )
             rows = _classify(model, features, inference.timing)
             inference.failed_rows = sum(isinstance(row, GraftError) for row in rows)
         return Classification(model, rows, inference.timing)
@@ -160,7 +162,9 @@ class Predictor:
         """Return the features of every input; `name` is the model to count it under."""
         meters = self._labels.meters(name)
         with observed(name, len(inputs), meters) as inference:
-            features, tokens = await self._encode(trunk, inputs, timeout_seconds, inference.timing)
+            features, tokens = await self._encode(
+                trunk, name, inputs, timeout_seconds, inference.timing
+            )
             rows: list[Embedding | GraftError] = [
                 row if isinstance(row, GraftError) else Embedding(row, count)
                 for row, count in zip(features, tokens, strict=True)
@@ -173,14 +177,22 @@ class Predictor:
         self._inputs.close()
 
     async def _encode(
-        self, trunk: LiveTrunk, inputs: Sequence[Input], timeout_seconds: float, timing: Timing
+        self,
+        trunk: LiveTrunk,
+        name: str,
+        inputs: Sequence[Input],
+        timeout_seconds: float,
+        timing: Timing,
     ) -> tuple[list[FloatArray | GraftError], list[int]]:
         """Return each input's features, and how many tokens it was read as."""
         began = time.monotonic()
         prepared = await self._inputs.prepare(trunk.trunk.preprocessor, inputs, timeout_seconds)
         timing.prepare = time.monotonic() - began
         good = [row for row in prepared if not isinstance(row, GraftError)]
-        encoded = iter(await trunk.batcher.encode(good, began + timeout_seconds, timing))
+        deadline = began + timeout_seconds
+        encoded = iter(
+            await trunk.batcher.encode(good, deadline, timing, model=name, lane=CALLER.get().lane)
+        )
         tokens = [len(row.ids) if isinstance(row, PreparedText) else 0 for row in prepared]
         return [row if isinstance(row, GraftError) else next(encoded) for row in prepared], tokens
 
