@@ -16,6 +16,7 @@ from core.registry import Registry
 from core.runs import RunStore
 from core.settings import Settings
 from core.store import ArtifactStore
+from service.auto_rollback import AutoRollback
 from service.hot_loader import HotLoader
 from service.job_history import JobHistory
 from service.predictor import Predictor
@@ -34,6 +35,7 @@ class Runtime:
     registry: Registry
     loader: HotLoader
     watch: RegistryWatch
+    rollback: AutoRollback
     predictor: Predictor
 
     @classmethod
@@ -53,17 +55,21 @@ class Runtime:
         )
         watch = RegistryWatch(loader, feed, poll_seconds=settings.poll_seconds)
         watch.start()
+        rollback = AutoRollback(registry.releases, feed, loader.reconcile_model)
         predictor = Predictor(
-            loader.resolve, threads=threads, max_text_chars=settings.max_text_chars
+            loader, rollback, threads=threads, max_text_chars=settings.max_text_chars
         )
         history = JobHistory(queue, RunStore(store))
-        return cls(settings, store, queue, history, feed, registry, loader, watch, predictor)
+        return cls(
+            settings, store, queue, history, feed, registry, loader, watch, rollback, predictor
+        )
 
     async def close(self) -> None:
         """Stop loading, batching and talking to Redis."""
         await self.watch.close()
         await self.loader.close()
-        self.predictor.close()
+        await self.predictor.close()
+        await self.rollback.close()
         await self.queue.close()
 
     def files(self, tenant: str) -> FileStore:
