@@ -6,9 +6,9 @@
 Every figure is of a fresh `bentoml serve`, measured from another process; in each round everything
 that is compared runs once, one after the other, so that a drift of the machine meets all alike.
 Ratios are taken within a round; shown are their median and range. Figures of a machine that does
-something else beside are worth nothing. `bench/peers` has what the peers run; FastAPI and LitServe
-want an environment with `fastapi uvicorn uvloop httptools litserve onnxruntime tokenizers`, MLServer
-one with `mlserver onnxruntime tokenizers`.
+something else beside are worth nothing. `bench/peers` has what the peers run. FastAPI and LitServe
+want an environment with `fastapi uvicorn uvloop httptools litserve onnxruntime tokenizers`,
+MLServer one with `mlserver onnxruntime tokenizers`.
 """
 
 from __future__ import annotations
@@ -80,7 +80,8 @@ class Bench:
 def text(bench: Bench) -> None:
     """17 tokens, fp32, one worker: against the limit, and against the peers."""
     manifest = bench.models.publish(bench.models.trunk("minilm"), "one")
-    peers = bench.peers.prepare(bench.models, manifest)
+    peers = bench.peers
+    servers = peers.prepare(bench.models, manifest)
     for _ in range(bench.rounds):
         limit = bench.limit("one", bench.text_file())
         bench.note("in process: p50 ms", limit["p50_ms"])
@@ -92,16 +93,15 @@ def text(bench: Bench) -> None:
         bench.note("p50 at 1 / in process (≤ 1.15)", ours[1]["p50_ms"] / limit["p50_ms"])
         for number in CONCURRENCY:
             bench.note(f"rate at {number} / in process", ours[number]["rate"] / limit["rate"])
-        for name, peer in peers.items():
-            with peer() as server:
+        for name, start in servers.items():
+            with start() as server:
                 for number in CONCURRENCY:
-                    found = _load(bench, server, number, [bench.peers.body(name)])
-                    bench.note(
-                        f"rate at {number}: graft / {name}", ours[number]["rate"] / found["rate"]
-                    )
-                    bench.note(
-                        f"p50 at {number}: {name} / graft", found["p50_ms"] / ours[number]["p50_ms"]
-                    )
+                    mine, found = ours[number], _load(bench, server, number, [peers.body(name)])
+                    if found["statuses"].keys() != {"200"}:
+                        raise SystemExit(f"{name} at {number}: {found}")
+                    bench.note(f"rate at {number}: graft / {name}", mine["rate"] / found["rate"])
+                    times = found["p50_ms"] / mine["p50_ms"]
+                    bench.note(f"p50 at {number}: {name} / graft", times)
 
 
 def workers(bench: Bench) -> None:

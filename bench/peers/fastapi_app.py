@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Annotated
+
 from fastapi import Body, FastAPI
 from plain import PlainModel
 
@@ -10,6 +12,6 @@ model = PlainModel()
 
 
 @app.post("/predict")
-def predict(texts: list[str] = Body(embed=True)) -> list[int]:
+def predict(texts: Annotated[list[str], Body(embed=True)]) -> list[int]:
     """Class numbers."""
     return model.predict(texts)
