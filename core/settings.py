@@ -57,6 +57,14 @@ class Settings(BaseSettings):
     max_queued_rows: int = Field(
         default=2048, ge=1, description="Prediction rows that may wait for one trunk."
     )
+    model_memory_bytes: int = Field(
+        default=1024 * MIB, ge=1,
+        description="Memory of one service process for loaded heads; trunks come on top.",
+    )  # fmt: skip
+    pinned_models: tuple[str, ...] = Field(
+        default=(),
+        description="JSON list of models whose released versions stay loaded whatever the memory.",
+    )
     max_upload_bytes: int = Field(default=512 * MIB, ge=1, description="Largest uploaded file.")
     max_rows: int = Field(default=200_000, ge=2, description="Most rows of a data set.")
     max_classes: int = Field(default=1_000, ge=2, description="Most classes of a data set.")

@@ -31,10 +31,11 @@ _REMOTE_OPTIONS: Any = {"timeout": timedelta(seconds=60), "connect_timeout": tim
 
 @dataclass(frozen=True)
 class StoredObject:
-    """An object's key and its size in bytes."""
+    """An object's key, its size in bytes, and when it was written, in seconds since the epoch."""
 
     key: str
     bytes: int
+    modified_at: float = 0.0
 
 
 @contextmanager
@@ -146,7 +147,8 @@ class ArtifactStore:
         with _translated(prefix):
             for page in obstore.list(self._store, prefix, chunk_size=1000):
                 for entry in page:
-                    yield StoredObject(entry["path"], entry["size"])
+                    modified_at = entry["last_modified"].timestamp()
+                    yield StoredObject(entry["path"], entry["size"], modified_at)
 
     def children(self, prefix: str) -> list[str]:
         """Return the names of the folders right below the folder `prefix`, sorted."""

@@ -1,11 +1,11 @@
-"""Running trunks and heads with ONNX Runtime: the one code path of feature extraction and serving.
+"""Running trunks with ONNX Runtime: the one code path of feature extraction and serving.
 
 The worker fits heads on features that this module computed, and the service predicts with them
 through this module, so there is no difference between training and serving to go wrong.
 
 A trunk is safe to call from several threads; ONNX Runtime releases the GIL while it runs. Not here:
-how rows of several requests become one batch (service.batcher), where graphs come from
-(core.registry, training.export).
+how rows of several requests become one batch (service.batcher), heads (core.head), where
+graphs come from (core.registry, training.export).
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ import onnxruntime as ort
 
 from core.datasets import Modality
 from core.errors import Conflict
-from core.manifests import ModelManifest, TrunkManifest
+from core.manifests import TrunkManifest
 from core.preprocessing import (
     FloatArray,
     ImagePreprocess,
@@ -153,36 +153,6 @@ class Trunk:
     @staticmethod
     def _image_feed(rows: Sequence[Prepared]) -> dict[str, np.ndarray]:
         return {"pixels": np.stack([row.pixels for row in rows if isinstance(row, PreparedImage)])}
-
-
-class Head:
-    """One fine-tuned model's own part: features to class probabilities."""
-
-    def __init__(self, manifest: ModelManifest, graph: bytes) -> None:
-        self.manifest = manifest
-        self._session = create_session(graph, threads=1)
-
-    @classmethod
-    def load(cls, registry: Registry, manifest: ModelManifest) -> Head:
-        """Load a listed version and replay its golden rows.
-
-        Raises `Conflict` when a file, the signature or an output is not what was published.
-        """
-        head = cls(manifest, registry.file(manifest, "head.onnx"))
-        with np.load(
-            io.BytesIO(registry.file(manifest, "golden.npz")), allow_pickle=False
-        ) as arrays:
-            features, expected = arrays["features"], arrays["probabilities"]
-        shape = (len(features), manifest.dim), (len(features), len(manifest.labels))
-        if (features.shape, expected.shape) != shape:
-            raise Conflict(f"{manifest.reference} does not have the signature of its manifest")
-        require_equal(head.predict(features), expected, manifest.reference)
-        return head
-
-    def predict(self, features: FloatArray) -> FloatArray:
-        """Return probabilities, float32 [n, classes], of features, float32 [n, dim]."""
-        probabilities: FloatArray = self._session.run(["probabilities"], {"features": features})[0]
-        return probabilities
 
 
 def build_preprocessor(

@@ -52,14 +52,15 @@ BATCH_ROWS = Histogram(
 LIVE_VERSIONS = Gauge(
     "graft_live_versions", "Versions that a process serves.", multiprocess_mode="livemin"
 )
+LIVE_BYTES = Gauge(
+    "graft_live_bytes", "Memory of a process's loaded heads.", multiprocess_mode="livemax"
+)
 LOADS = Counter("graft_loads", "Versions loaded or refused.", ["outcome"])
 EVICTIONS = Counter("graft_evictions", "Heads taken out of memory to stay within the budget.")
 QUEUED_ROWS = Gauge(
     "graft_queued_rows", "Rows that wait for a trunk.", ["trunk"], multiprocess_mode="livesum"
 )
-REFUSED_ROWS = Counter(
-    "graft_refused_rows", "Rows that a full queue refused.", ["trunk"]
-)
+REFUSED_ROWS = Counter("graft_refused_rows", "Rows that a full queue refused.", ["trunk"])
 OTHER_MODELS = "other"
 
 

@@ -6,25 +6,30 @@
 Endpoints translate; what is answered, refused and measured is decided here. An input that cannot be
 prepared or computed becomes an error in its own place, and the others are answered.
 
-Not here: preparing (service.inputs), batching (service.batcher), what is live
-(service.serving_set), what becomes of the measurements (service.observation).
+Not here: preparing (service.inputs), batching (service.batcher), which version answers
+(service.hot_loader), what becomes of the measurements (service.observation).
 """
 
 from __future__ import annotations
 
+import asyncio
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
-from core.errors import GraftError, InvalidRequest
+from core.errors import DeadlineExceeded, GraftError, InvalidRequest
 from core.identifiers import ModelReference
 from core.preprocessing import FloatArray, PreparedText
+from service.caller import CALLER
 from service.inputs import Input, InputPreparer
+from service.live_models import LiveModel, LiveTrunk
 from service.metrics import ModelLabels
 from service.observation import Timing, observed
-from service.serving_set import LiveModel, LiveTrunk, ServingSet
+
+Models = Callable[[str, ModelReference, str], Awaitable[LiveModel]]
+"""From tenant, reference and routing key to the version that answers; may take a load."""
 
 
 @dataclass(frozen=True)
@@ -70,23 +75,32 @@ class Embeddings:
 
 
 class Predictor:
-    """Answers predictions from the current serving set of this process."""
+    """Answers predictions from what this process serves."""
 
     def __init__(
         self,
-        serving_set: Callable[[], ServingSet],
+        models: Models,
         *,
         threads: int,
         max_text_chars: int,
         labelled_models: int = 100,
     ) -> None:
-        self._serving_set = serving_set
+        self._models = models
         self._inputs = InputPreparer(threads=threads, max_text_chars=max_text_chars)
         self._labels = ModelLabels(labelled_models)
 
-    def resolve(self, tenant: str, reference: ModelReference) -> LiveModel:
-        """Return the live model that a reference means; raises `NotFound` or `Unavailable`."""
-        return self._serving_set().resolve(tenant, reference)
+    async def resolve(
+        self, tenant: str, reference: ModelReference, *, timeout_seconds: float
+    ) -> LiveModel:
+        """Return the live model that a reference means, loaded if it was not.
+
+        Raises `NotFound`, `Unavailable`, or `DeadlineExceeded`; the loading goes on then.
+        """
+        try:
+            async with asyncio.timeout(timeout_seconds):
+                return await self._models(tenant, reference, CALLER.get().routing_key)
+        except TimeoutError:
+            raise DeadlineExceeded("the model was not loaded before the deadline") from None
 
     async def predict(
         self,
@@ -98,8 +112,10 @@ class Predictor:
         timeout_seconds: float,
     ) -> Predictions:
         """Return the `top_k` likeliest labels of every input; raises as `classify` does."""
-        model = self.resolve(tenant, reference)
-        found = await self.classify(model, inputs, timeout_seconds=timeout_seconds)
+        began = time.monotonic()
+        model = await self.resolve(tenant, reference, timeout_seconds=timeout_seconds)
+        left = timeout_seconds - (time.monotonic() - began)
+        found = await self.classify(model, inputs, timeout_seconds=left)
         rows: list[Prediction | GraftError] = [
             row if isinstance(row, GraftError) else _likeliest(row, model.manifest.labels, top_k)
             for row in found.rows

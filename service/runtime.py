@@ -19,6 +19,7 @@ from core.store import ArtifactStore
 from service.hot_loader import HotLoader
 from service.job_history import JobHistory
 from service.predictor import Predictor
+from service.watch import RegistryWatch
 
 
 @dataclass(frozen=True)
@@ -32,6 +33,7 @@ class Runtime:
     feed: ChangeFeed
     registry: Registry
     loader: HotLoader
+    watch: RegistryWatch
     predictor: Predictor
 
     @classmethod
@@ -43,21 +45,23 @@ class Runtime:
         threads = inference_threads(settings)
         loader = HotLoader(
             registry,
-            feed,
-            poll_seconds=settings.poll_seconds,
             threads=threads,
             max_pixels=settings.max_pixels,
             max_queued_rows=settings.max_queued_rows,
+            memory_bytes=settings.model_memory_bytes,
+            pinned_models=settings.pinned_models,
         )
-        loader.start()
+        watch = RegistryWatch(loader, feed, poll_seconds=settings.poll_seconds)
+        watch.start()
         predictor = Predictor(
-            lambda: loader.current, threads=threads, max_text_chars=settings.max_text_chars
+            loader.resolve, threads=threads, max_text_chars=settings.max_text_chars
         )
         history = JobHistory(queue, RunStore(store))
-        return cls(settings, store, queue, history, feed, registry, loader, predictor)
+        return cls(settings, store, queue, history, feed, registry, loader, watch, predictor)
 
     async def close(self) -> None:
         """Stop loading, batching and talking to Redis."""
+        await self.watch.close()
         await self.loader.close()
         self.predictor.close()
         await self.queue.close()

@@ -183,7 +183,7 @@ def publish(
 
 
 def promote(registry: Registry, manifest: ModelManifest, alias: str = PRODUCTION) -> Release:
-    return registry.release(
+    return registry.releases.alias(
         TENANT, manifest.name, {alias: manifest.version}, created_by="test", reason="test"
     )
 

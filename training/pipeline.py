@@ -172,7 +172,9 @@ class FineTune:
 
     def _release(self, manifest: ModelManifest) -> ModelManifest:
         if self._request.promote:
-            self._registry.promote(manifest, created_by=RELEASED_BY, reason=f"job {manifest.job}")
+            self._registry.releases.promote(
+                manifest, created_by=RELEASED_BY, reason=f"job {manifest.job}"
+            )
         self._reporter.event(
             "published", f"Published as {manifest.reference}.", model=manifest.reference
         )

@@ -1,0 +1,67 @@
+"""A head: one fine-tuned model's own part, from a trunk's features to class probabilities.
+
+It is held as two arrays, so that a thousand of them cost what their numbers cost, and it is safe to
+call from several threads. Not here: the features (core.trunk), the fit (training.fit).
+"""
+
+from __future__ import annotations
+
+import io
+
+import numpy as np
+
+from core.errors import Conflict
+from core.linear_graph import read_linear_graph
+from core.manifests import ModelManifest
+from core.preprocessing import FloatArray
+from core.registry import Registry
+from core.trunk import require_equal
+
+FIXED_BYTES = 8_192
+BYTES_PER_LABEL = 64
+"""What a manifest takes beside the arrays; measured, see docs/decisions/0017-heads-as-arrays.md."""
+
+
+class Head:
+    """Probabilities of a version's classes, in the order of its manifest's labels."""
+
+    def __init__(self, manifest: ModelManifest, weight: FloatArray, bias: FloatArray) -> None:
+        self.manifest = manifest
+        self._weight = weight
+        self._bias = bias
+
+    @classmethod
+    def load(cls, registry: Registry, manifest: ModelManifest) -> Head:
+        """Load a listed version or a checkpoint and replay its golden rows.
+
+        Raises `NotFound`, or `Conflict` when a file, the signature or an output is not what was
+        published.
+        """
+        weight, bias = read_linear_graph(registry.file(manifest, "head.onnx"))
+        golden = io.BytesIO(registry.file(manifest, "golden.npz"))
+        with np.load(golden, allow_pickle=False) as arrays:
+            features, expected = arrays["features"], arrays["probabilities"]
+        classes = len(manifest.labels)
+        shapes = weight.shape, features.shape, expected.shape
+        rows = len(features) if features.ndim else 0
+        if rows == 0 or shapes != ((manifest.dim, classes), (rows, manifest.dim), (rows, classes)):
+            raise Conflict(f"{manifest.reference} does not have the signature of its manifest")
+        head = cls(manifest, weight, bias)
+        require_equal(head.predict(features), expected, manifest.reference)
+        return head
+
+    @property
+    def bytes(self) -> int:
+        """About what the head keeps in memory, its manifest included."""
+        arrays = self._weight.nbytes + self._bias.nbytes
+        return arrays + FIXED_BYTES + BYTES_PER_LABEL * len(self.manifest.labels)
+
+    def predict(self, features: FloatArray) -> FloatArray:
+        """Return probabilities, float32 [n, classes], of features, float32 [n, dim]."""
+        logits = features @ self._weight
+        logits += self._bias
+        logits -= logits.max(axis=1, keepdims=True)
+        np.exp(logits, out=logits)
+        logits /= logits.sum(axis=1, keepdims=True)
+        probabilities: FloatArray = logits
+        return probabilities
