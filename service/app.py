@@ -10,6 +10,7 @@ nothing is opened before `on_startup`, so that `bentoml build` may import it too
 from __future__ import annotations
 
 import logging
+from collections.abc import Awaitable, Callable
 from http import HTTPStatus
 from typing import Any
 
@@ -17,24 +18,39 @@ import bentoml
 import click
 from bentoml.exceptions import BentoMLException
 from starlette.applications import Starlette
+from starlette.requests import Request
+from starlette.responses import Response
 from starlette.routing import Route
 
-from core.errors import GraftError
+from core.errors import GraftError, InvalidRequest
 from core.identifiers import DEFAULT_TENANT
 from core.settings import Settings
-from service.api import files, health, jobs, models, predict
+from service.api import embeddings, files, health, jobs, models, predict
 from service.api.errors import HANDLERS, no_endpoint, status_of
+from service.api.inference import endpoints, repository
 from service.guard import Guard, is_loopback
 from service.metrics import forget_dead_processes
 from service.runtime import Runtime
 
 SETTINGS = Settings()
 START_SECONDS = 15.0
+Endpoint = Callable[[Request], Awaitable[Response]]
 ALL_METHODS = ["GET", "POST", "PUT", "PATCH", "DELETE"]
+
+
+def model_routes(suffix: str, endpoint: Endpoint, method: str) -> list[Route]:
+    """Routes of the Open Inference Protocol, whose version in the path is optional."""
+    model = "/v2/models/{model}"
+    return [
+        Route(model + suffix, endpoint, methods=[method]),
+        Route(model + "/versions/{version}" + suffix, endpoint, methods=[method]),
+    ]
+
 
 api = Starlette(
     routes=[
         Route("/v1/predict", predict.create_prediction, methods=["POST"]),
+        Route("/v1/embeddings", embeddings.create_embeddings, methods=["POST"]),
         Route("/v1/files", files.create_file, methods=["POST"]),
         Route("/v1/files", files.list_files, methods=["GET"]),
         Route("/v1/files/{file_id}", files.get_file, methods=["GET"]),
@@ -49,6 +65,16 @@ api = Starlette(
         Route("/v1/models/{ref:path}", models.get_model, methods=["GET"]),
         Route("/v1/models/{ref:path}", models.delete_model, methods=["DELETE"]),
         Route("/v1/{path:path}", no_endpoint, methods=ALL_METHODS),
+        Route("/v2", endpoints.server_metadata, methods=["GET"]),
+        Route("/v2/health/live", endpoints.server_live, methods=["GET"]),
+        Route("/v2/health/ready", endpoints.server_ready, methods=["GET"]),
+        *model_routes("", endpoints.model_metadata, "GET"),
+        *model_routes("/ready", endpoints.model_ready, "GET"),
+        *model_routes("/infer", endpoints.infer, "POST"),
+        Route("/v2/repository/index", repository.index, methods=["POST"]),
+        Route("/v2/repository/models/{model}/load", repository.load, methods=["POST"]),
+        Route("/v2/repository/models/{model}/unload", repository.unload, methods=["POST"]),
+        Route("/v2/{path:path}", no_endpoint, methods=ALL_METHODS),
         Route("/metrics", health.metrics, methods=["GET"]),
     ],
     exception_handlers=HANDLERS,
@@ -120,6 +146,21 @@ class Graft:
                 model,
                 [predict.parse_input(item) for item in inputs],
                 max(1, min(top_k, predict.MAX_TOP_K)),
+                SETTINGS.predict_timeout_seconds,
+            )
+        except GraftError as error:
+            raise Refused(error) from None
+
+    @bentoml.api  # type: ignore[untyped-decorator]
+    async def embed(self, model: str, input: list[Any]) -> dict[str, Any]:
+        """Return the features of texts, or images as data URLs; as `POST /v1/embeddings`."""
+        try:
+            if not 0 < len(model) <= embeddings.MAX_MODEL_CHARS:
+                raise InvalidRequest("name a model", param="model")
+            return await embeddings.embed(
+                self.runtime,
+                DEFAULT_TENANT,
+                embeddings.EmbeddingsRequest(model=model, input=input),
                 SETTINGS.predict_timeout_seconds,
             )
         except GraftError as error:

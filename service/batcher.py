@@ -85,8 +85,9 @@ class Batcher:
     ) -> list[RowResult]:
         """Return each row's features [dim] or its error, in order.
 
-        `timing` is told how long the rows waited, and how long their batches took. `deadline` is on the clock of `time.monotonic`. Raises `Overloaded` when the queue has no
-        room for all rows, and `DeadlineExceeded` when they are not done in time.
+        `deadline` is on the clock of `time.monotonic`. `timing` is told how long the rows waited,
+        and how long their batches took. Raises `Overloaded` when the queue has no room for all
+        rows, and `DeadlineExceeded` when they are not done in time.
         """
         if not rows:
             return []

@@ -31,7 +31,7 @@ from service.metrics import REQUEST_SECONDS, REQUESTS
 
 OPEN_PATHS = frozenset({"/livez", "/readyz"})
 UPLOAD_PATHS = frozenset({"/v1/files"})
-BENTOML_PATHS = frozenset({"/predict"})
+BENTOML_PATHS = frozenset({"/predict", "/embed"})
 """API methods of BentoML's, which answers 500 to a damaged form; their clients send JSON."""
 STALL_SECONDS = 60.0
 """How long a request body may pause."""
@@ -114,7 +114,7 @@ class Guard:
         if not isinstance(error, GraftError):
             log_bug(scope, error)
             error = unexpected()
-        await error_response(error)(scope, receive, send)
+        await error_response(error, scope["path"])(scope, receive, send)
 
     def _authorise(self, scope: Scope, headers: Headers) -> None:
         if self._key is None:

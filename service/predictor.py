@@ -140,7 +140,7 @@ class Predictor:
     async def classify_features(self, model: LiveModel, features: FloatArray) -> Classification:
         """Return the probabilities of features, float32 [n, dim], that the caller has kept.
 
-        Raises `InvalidRequest` for another width. A row that is not finite is an error in its place.
+        Raises `InvalidRequest` for another width; a row that is not finite is an error in place.
         """
         if features.ndim != 2 or features.shape[1] != model.manifest.dim:
             raise InvalidRequest(

@@ -16,6 +16,7 @@ from core.registry import Registry
 from core.runs import RunStore
 from core.settings import Settings
 from core.store import ArtifactStore
+from service.backbones import BackboneTrunks
 from service.hot_loader import HotLoader
 from service.job_history import JobHistory
 from service.predictor import Predictor
@@ -34,6 +35,7 @@ class Runtime:
     registry: Registry
     loader: HotLoader
     watch: RegistryWatch
+    backbones: BackboneTrunks
     predictor: Predictor
 
     @classmethod
@@ -57,7 +59,10 @@ class Runtime:
             loader.resolve, threads=threads, max_text_chars=settings.max_text_chars
         )
         history = JobHistory(queue, RunStore(store))
-        return cls(settings, store, queue, history, feed, registry, loader, watch, predictor)
+        return cls(
+            settings, store, queue, history, feed, registry, loader, watch,
+            BackboneTrunks(registry, loader.live), predictor,
+        )  # fmt: skip
 
     async def close(self) -> None:
         """Stop loading, batching and talking to Redis."""

@@ -64,7 +64,6 @@ class Loading:
     async def tell(self, name: str = "pets") -> None:
         await self.feed.publish(Change(tenant=TENANT, model=name, type="published"))
 
-
     async def aclose(self) -> None:
         await self.watch.close()
         await self.loader.close()

@@ -8,8 +8,8 @@ be used refuses the request, and is named.
 
 from __future__ import annotations
 
+import time
 from collections.abc import Sequence
-from importlib.metadata import version
 from typing import Any, cast
 
 import numpy as np
@@ -18,6 +18,7 @@ from pydantic import ValidationError
 from starlette.requests import Request
 from starlette.responses import Response
 
+from core import __version__
 from core.datasets import Modality
 from core.errors import GraftError, InvalidRequest, UnsupportedMedia
 from core.identifiers import ModelReference
@@ -28,9 +29,9 @@ from service.api.inference.tensors import BytesTensor, FloatTensor, Tensor
 from service.api.predict import timeout_seconds
 from service.api.responses import invalid_body, json_response, media_type, while_connected
 from service.inputs import ImageInput, Input
+from service.live_models import LiveModel
 from service.predictor import Classification
 from service.runtime import Runtime, runtime, tenant
-from service.serving_set import LiveModel
 
 HEADER_LENGTH = "Inference-Header-Content-Length"
 EXTENSIONS = ["binary_tensor_data", "classification", "model_repository"]
@@ -42,7 +43,7 @@ _MEDIA_TYPES = ("", "application/json", "application/octet-stream")
 
 async def server_metadata(_: Request) -> Response:
     """GET /v2"""
-    return json_response({"name": "graft", "version": version("graft"), "extensions": EXTENSIONS})
+    return json_response({"name": "graft", "version": __version__, "extensions": EXTENSIONS})
 
 
 async def server_live(_: Request) -> Response:
@@ -59,14 +60,14 @@ async def server_ready(request: Request) -> Response:
 async def model_metadata(request: Request) -> Response:
     """GET /v2/models/{model} and /v2/models/{model}/versions/{version}"""
     run, owner = runtime(request), tenant(request)
-    model = _resolve(request)
+    model = await _resolve(request, timeout_seconds(request, run))
     manifest = model.manifest
     state = run.loader.current.models.get((owner, manifest.name))
     classes = len(manifest.labels)
     return json_response(
         {
             "name": manifest.name,
-            "versions": [str(number) for number in sorted(state.versions)] if state else [],
+            "versions": [str(number) for number in state.versions] if state else [],
             "platform": PLATFORM,
             "inputs": [
                 {"name": _input_name(model), "datatype": "BYTES", "shape": [-1]},
@@ -83,14 +84,15 @@ async def model_metadata(request: Request) -> Response:
 
 async def model_ready(request: Request) -> Response:
     """GET /v2/models/{model}/ready and /v2/models/{model}/versions/{version}/ready"""
-    return json_response({"name": _resolve(request).manifest.name, "ready": True})
+    model = await _resolve(request, timeout_seconds(request, runtime(request)))
+    return json_response({"name": model.manifest.name, "ready": True})
 
 
 async def infer(request: Request) -> Response:
     """POST /v2/models/{model}/infer and /v2/models/{model}/versions/{version}/infer"""
     run = runtime(request)
+    began = time.monotonic()
     message, binary = await _read(request)
-    model = _resolve(request)
     wanted = message.outputs or [RequestOutput(name=PROBABILITIES), RequestOutput(name=LABEL)]
     _check_outputs(wanted)
     sent = tensors.read_tensors(message, binary, max_rows=run.settings.max_inputs)
@@ -98,7 +100,9 @@ async def infer(request: Request) -> Response:
     if message.parameters.timeout is not None:
         timeout = min(timeout, message.parameters.timeout / 1e6)
     async with while_connected(request):
-        found = await _classify(run, model, sent, timeout)
+        model = await _resolve(request, timeout)
+        left = timeout - (time.monotonic() - began)
+        found = await _classify(run, model, sent, left)
     return _answer(message, wanted, model, _probabilities(found))
 
 
@@ -114,8 +118,9 @@ def reference(request: Request) -> ModelReference:
     return ModelReference.parse(f"{named}@{pinned}")
 
 
-def _resolve(request: Request) -> LiveModel:
-    return runtime(request).predictor.resolve(tenant(request), reference(request))
+async def _resolve(request: Request, timeout: float) -> LiveModel:
+    run = runtime(request)
+    return await run.predictor.resolve(tenant(request), reference(request), timeout_seconds=timeout)
 
 
 def _input_name(model: LiveModel) -> str:

@@ -1,7 +1,8 @@
 """`/v2/repository`: what this process serves, and why it does not serve the rest.
 
-The index is read from the serving set, so it says what is true of the process that answers. A load
-is a look into the registry now rather than at the next change; nothing can be uploaded with it.
+The index says what is true of the process that answers, and a load or an unload is its own affair
+too. A load looks into the registry now rather than at the next change, and tries again what was
+refused; nothing can be uploaded with it. An unload frees memory and takes nothing out of service.
 """
 
 from __future__ import annotations
@@ -12,23 +13,30 @@ from pydantic import ValidationError
 from starlette.requests import Request
 from starlette.responses import Response
 
-from core.errors import InvalidRequest, NotFound, Unavailable
+from core.errors import InvalidRequest, Unavailable
 from core.identifiers import ModelReference
 from service.api.inference.endpoints import reference
 from service.api.inference.messages import RepositoryIndexRequest, RepositoryRequest
 from service.api.responses import invalid_body, json_response, read_json
-from service.runtime import Runtime, runtime, tenant
+from service.runtime import runtime, tenant
+from service.serving_set import IndexEntry
+
+UNLOADED = "not in memory; the first request loads it"
 
 
 async def index(request: Request) -> Response:
     """POST /v2/repository/index"""
-    run, owner = runtime(request), tenant(request)
+    owner = tenant(request)
     try:
         asked = RepositoryIndexRequest.model_validate(await _body(request))
     except ValidationError as error:
         raise invalid_body(error) from None
     return json_response(
-        [entry for entry in _entries(run, owner) if entry["state"] == "READY" or not asked.ready]
+        [
+            _entry(entry)
+            for entry in runtime(request).loader.index()
+            if entry.tenant == owner and (entry.state == "READY" or not asked.ready)
+        ]
     )
 
 
@@ -36,9 +44,8 @@ async def load(request: Request) -> Response:
     """POST /v2/repository/models/{model}/load"""
     run, owner = runtime(request), tenant(request)
     named = await _named(request)
-    await run.loader.reconcile_model(owner, named.name)
     try:
-        run.predictor.resolve(owner, named)
+        await run.loader.load(owner, named.name, named.version)
     except Unavailable as error:
         raise InvalidRequest(error.message, param="model", code=error.error_code) from None
     return json_response({})
@@ -46,11 +53,8 @@ async def load(request: Request) -> Response:
 
 async def unload(request: Request) -> Response:
     """POST /v2/repository/models/{model}/unload"""
-    run, owner = runtime(request), tenant(request)
     named = await _named(request)
-    if (owner, named.name) not in run.loader.current.models:
-        raise NotFound(f"no model {named}", param="model")
-    await run.loader.unload(owner, named.name)
+    await runtime(request).loader.unload(tenant(request), named.name, named.version)
     return json_response({})
 
 
@@ -60,6 +64,8 @@ async def _named(request: Request) -> ModelReference:
         asked = RepositoryRequest.model_validate(await _body(request))
     except ValidationError as error:
         raise invalid_body(error) from None
+    if ":" in request.path_params["model"]:
+        raise InvalidRequest("name a model, or 'name@version', not an alias", param="model")
     refused = [name for name in asked.parameters if name == "config" or name.startswith("file:")]
     if refused:
         raise InvalidRequest("a model cannot be uploaded here; create a job", param="parameters")
@@ -71,19 +77,12 @@ async def _body(request: Request) -> Any:
     return await read_json(request) if await request.body() else {}
 
 
-def _entries(run: Runtime, owner: str) -> list[dict[str, str]]:
-    entries = []
-    for (of, name), state in sorted(run.loader.current.models.items()):
-        if of != owner:
-            continue
-        reasons = {**dict.fromkeys(state.versions, ""), **state.refused}
-        for number, reason in sorted(reasons.items()):
-            entries.append(
-                {
-                    "name": name,
-                    "version": str(number),
-                    "state": "UNAVAILABLE" if reason else "READY",
-                    "reason": reason,
-                }
-            )
-    return entries
+def _entry(entry: IndexEntry) -> dict[str, str]:
+    """Return an entry in the protocol's words, which has no third state."""
+    is_ready = entry.state == "READY"
+    return {
+        "name": entry.name,
+        "version": str(entry.version),
+        "state": "READY" if is_ready else "UNAVAILABLE",
+        "reason": entry.reason or ("" if is_ready else UNLOADED),
+    }
