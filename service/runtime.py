@@ -56,7 +56,10 @@ class Runtime:
         watch = RegistryWatch(loader, feed, poll_seconds=settings.poll_seconds)
         watch.start()
         predictor = Predictor(
-            loader.resolve, threads=threads, max_text_chars=settings.max_text_chars
+            loader.resolve,
+            threads=threads,
+            max_text_chars=settings.max_text_chars,
+            labelled_models=settings.labelled_models,
         )
         history = JobHistory(queue, RunStore(store))
         return cls(
