@@ -79,6 +79,8 @@ class Batcher:
         self._seconds_per_row = 0.01
         self._task: asyncio.Task[None] | None = None
         self._is_closed = False
+        # Nothing is something: a rate over a series that begins with its first event misses it.
+        REFUSED_ROWS.labels(trunk=name)
 
     async def encode(
         self, rows: Sequence[Prepared], deadline: float, timing: Timing | None = None
