@@ -122,3 +122,11 @@ class Settings(BaseSettings):
         default=30 * 86_400, ge=60,
         description="How long Redis keeps a finished job that the artifact store has.",
     )  # fmt: skip
+    feature_cache_bytes: int = Field(
+        default=1024 * MIB, ge=0,
+        description="Features that the store keeps for a tenant's later jobs, for each trunk; "
+        "0 keeps none.",
+    )  # fmt: skip
+    feature_cache_days: int = Field(
+        default=30, ge=1, description="How long features are kept for later jobs."
+    )

@@ -25,7 +25,7 @@ from starlette.routing import Route
 from core.errors import GraftError, InvalidRequest
 from core.identifiers import DEFAULT_TENANT
 from core.settings import Settings
-from service.api import embeddings, files, health, jobs, models, predict
+from service.api import embeddings, files, health, jobs, models, predict, releases
 from service.api.errors import HANDLERS, no_endpoint, status_of
 from service.api.inference import endpoints, repository
 from service.guard import Guard, is_loopback
@@ -62,6 +62,8 @@ api = Starlette(
         Route("/v1/fine_tuning/jobs/{job_id}/cancel", jobs.cancel_job, methods=["POST"]),
         Route("/v1/fine_tuning/jobs/{job_id}/events", jobs.list_events, methods=["GET"]),
         Route("/v1/models", models.list_models, methods=["GET"]),
+        Route("/v1/models/{name}/releases", releases.create_release, methods=["POST"]),
+        Route("/v1/models/{name}/releases", releases.list_releases, methods=["GET"]),
         Route("/v1/models/{ref:path}", models.get_model, methods=["GET"]),
         Route("/v1/models/{ref:path}", models.delete_model, methods=["DELETE"]),
         Route("/v1/{path:path}", no_endpoint, methods=ALL_METHODS),

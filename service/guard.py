@@ -27,6 +27,7 @@ from core.errors import DeadlineExceeded, GraftError, NotFound, PayloadTooLarge,
 from core.settings import Settings
 from service.api.errors import error_response, log_bug, unexpected
 from service.api.responses import require_json
+from service.caller import CALLER, read_caller
 from service.metrics import REQUEST_SECONDS, REQUESTS
 from service.observation import RECORD, RequestRecord
 from service.request_log import RequestLog
@@ -99,6 +100,7 @@ class Guard:
                 await self._health(scope, receive, answer.send)
             else:
                 self._authorise(scope, headers)
+                CALLER.set(read_caller(headers, request_id))
                 body.check_declared(headers)
                 if scope["path"] in BENTOML_PATHS:
                     require_json(headers)

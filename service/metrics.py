@@ -55,6 +55,10 @@ LIVE_VERSIONS = Gauge(
 LIVE_BYTES = Gauge(
     "graft_live_bytes", "Memory of a process's loaded heads.", multiprocess_mode="livemax"
 )
+SHADOW_ROWS = Counter(
+    "graft_shadow_rows", "Rows of shadows: agreed, disagreed, failed or dropped.", ["outcome"]
+)
+ROLLBACKS = Counter("graft_rollbacks", "Releases that the service took back by itself.")
 LOADS = Counter("graft_loads", "Versions loaded or refused.", ["outcome"])
 EVICTIONS = Counter("graft_evictions", "Heads taken out of memory to stay within the budget.")
 QUEUED_ROWS = Gauge(

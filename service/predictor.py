@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -22,14 +22,14 @@ import numpy as np
 from core.errors import DeadlineExceeded, GraftError, InvalidRequest
 from core.identifiers import ModelReference
 from core.preprocessing import FloatArray, PreparedText
+from service.auto_rollback import AutoRollback
 from service.caller import CALLER
+from service.hot_loader import HotLoader
 from service.inputs import Input, InputPreparer
 from service.live_models import LiveModel, LiveTrunk
 from service.metrics import ModelLabels
 from service.observation import Timing, observed
-
-Models = Callable[[str, ModelReference, str], Awaitable[LiveModel]]
-"""From tenant, reference and routing key to the version that answers; may take a load."""
+from service.shadow import Shadows
 
 
 @dataclass(frozen=True)
@@ -79,14 +79,17 @@ class Predictor:
 
     def __init__(
         self,
-        models: Models,
+        loader: HotLoader,
+        rollback: AutoRollback,
         *,
         threads: int,
         max_text_chars: int,
         labelled_models: int = 100,
     ) -> None:
-        self._models = models
+        self._loader = loader
+        self._rollback = rollback
         self._inputs = InputPreparer(threads=threads, max_text_chars=max_text_chars)
+        self._shadows = Shadows(loader.live.get, self._inputs, rollback.compared)
         self._labels = ModelLabels(labelled_models)
 
     async def resolve(
@@ -98,7 +101,7 @@ class Predictor:
         """
         try:
             async with asyncio.timeout(timeout_seconds):
-                return await self._models(tenant, reference, CALLER.get().routing_key)
+                return await self._loader.resolve(tenant, reference, CALLER.get().routing_key)
         except TimeoutError:
             raise DeadlineExceeded("the model was not loaded before the deadline") from None
 
@@ -132,9 +135,13 @@ class Predictor:
         """
         meters = self._labels.meters(model.manifest.name)
         with observed(model.manifest.reference, len(inputs), meters) as inference:
-            features, _ = await self._encode(model.trunk, inputs, timeout_seconds, inference.timing)
+            features, _ = await self._encode(
+                model.trunk, model.manifest.name, inputs, timeout_seconds, inference.timing
+            )
             rows = _classify(model, features, inference.timing)
             inference.failed_rows = sum(isinstance(row, GraftError) for row in rows)
+        self._rollback.answered(model, len(rows), sum(map(_is_failure, rows)))
+        self._shadows.offer(model, inputs, features, rows)
         return Classification(model, rows, inference.timing)
 
     async def classify_features(self, model: LiveModel, features: FloatArray) -> Classification:
@@ -160,7 +167,9 @@ class Predictor:
         """Return the features of every input; `name` is the model to count it under."""
         meters = self._labels.meters(name)
         with observed(name, len(inputs), meters) as inference:
-            features, tokens = await self._encode(trunk, inputs, timeout_seconds, inference.timing)
+            features, tokens = await self._encode(
+                trunk, name, inputs, timeout_seconds, inference.timing
+            )
             rows: list[Embedding | GraftError] = [
                 row if isinstance(row, GraftError) else Embedding(row, count)
                 for row, count in zip(features, tokens, strict=True)
@@ -168,19 +177,28 @@ class Predictor:
             inference.failed_rows = sum(isinstance(row, GraftError) for row in rows)
         return Embeddings(name, rows, inference.timing)
 
-    def close(self) -> None:
-        """End the decoding threads."""
+    async def close(self) -> None:
+        """End the decoding threads, and the shadows."""
+        await self._shadows.close()
         self._inputs.close()
 
     async def _encode(
-        self, trunk: LiveTrunk, inputs: Sequence[Input], timeout_seconds: float, timing: Timing
+        self,
+        trunk: LiveTrunk,
+        name: str,
+        inputs: Sequence[Input],
+        timeout_seconds: float,
+        timing: Timing,
     ) -> tuple[list[FloatArray | GraftError], list[int]]:
         """Return each input's features, and how many tokens it was read as."""
         began = time.monotonic()
         prepared = await self._inputs.prepare(trunk.trunk.preprocessor, inputs, timeout_seconds)
         timing.prepare = time.monotonic() - began
         good = [row for row in prepared if not isinstance(row, GraftError)]
-        encoded = iter(await trunk.batcher.encode(good, began + timeout_seconds, timing))
+        deadline = began + timeout_seconds
+        encoded = iter(
+            await trunk.batcher.encode(good, deadline, timing, model=name, lane=CALLER.get().lane)
+        )
         tokens = [len(row.ids) if isinstance(row, PreparedText) else 0 for row in prepared]
         return [row if isinstance(row, GraftError) else next(encoded) for row in prepared], tokens
 
@@ -192,7 +210,20 @@ def _classify(
     features = [row for row in results if not isinstance(row, GraftError)]
     probabilities = iter(model.head.predict(np.stack(features)) if features else ())
     timing.head = time.monotonic() - began
-    return [row if isinstance(row, GraftError) else next(probabilities) for row in results]
+    rows = [row if isinstance(row, GraftError) else next(probabilities) for row in results]
+    return [
+        row if isinstance(row, GraftError) or np.isfinite(row).all() else _not_finite()
+        for row in rows
+    ]
+
+
+def _not_finite() -> GraftError:
+    return GraftError("this model gives no finite probabilities for the input")
+
+
+def _is_failure(row: FloatArray | GraftError) -> bool:
+    """Tell whether a row failed through no fault of its caller's."""
+    return isinstance(row, GraftError) and not isinstance(row, InvalidRequest)
 
 
 def _likeliest(probabilities: FloatArray, labels: Sequence[str], top_k: int) -> Prediction:

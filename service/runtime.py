@@ -16,6 +16,7 @@ from core.registry import Registry
 from core.runs import RunStore
 from core.settings import Settings
 from core.store import ArtifactStore
+from service.auto_rollback import AutoRollback
 from service.backbones import BackboneTrunks
 from service.hot_loader import HotLoader
 from service.job_history import JobHistory
@@ -35,6 +36,7 @@ class Runtime:
     registry: Registry
     loader: HotLoader
     watch: RegistryWatch
+    rollback: AutoRollback
     backbones: BackboneTrunks
     predictor: Predictor
 
@@ -55,15 +57,17 @@ class Runtime:
         )
         watch = RegistryWatch(loader, feed, poll_seconds=settings.poll_seconds)
         watch.start()
+        rollback = AutoRollback(registry.releases, feed, loader.reconcile_model)
         predictor = Predictor(
-            loader.resolve,
+            loader,
+            rollback,
             threads=threads,
             max_text_chars=settings.max_text_chars,
             labelled_models=settings.labelled_models,
         )
         history = JobHistory(queue, RunStore(store))
         return cls(
-            settings, store, queue, history, feed, registry, loader, watch,
+            settings, store, queue, history, feed, registry, loader, watch, rollback,
             BackboneTrunks(registry, loader.live), predictor,
         )  # fmt: skip
 
@@ -71,7 +75,8 @@ class Runtime:
         """Stop loading, batching and talking to Redis."""
         await self.watch.close()
         await self.loader.close()
-        self.predictor.close()
+        await self.predictor.close()
+        await self.rollback.close()
         await self.queue.close()
 
     def files(self, tenant: str) -> FileStore:

@@ -9,6 +9,7 @@ from pathlib import Path
 from core.changes import Change, ChangeFeed, MemoryChangeFeed
 from core.identifiers import ModelReference
 from core.registry import Registry
+from service.auto_rollback import AutoRollback
 from service.hot_loader import HotLoader
 from service.inputs import Input
 from service.live_models import LiveModel
@@ -41,7 +42,8 @@ class Loading:
             pinned_models=pinned,
         )
         self.watch = RegistryWatch(self.loader, self.feed, poll_seconds=poll)
-        self.predictor = Predictor(self.loader.resolve, threads=1, max_text_chars=10_000)
+        self.rollback = AutoRollback(self.registry.releases, self.feed, self.loader.reconcile_model)
+        self.predictor = Predictor(self.loader, self.rollback, threads=1, max_text_chars=10_000)
 
     async def predict(self, model: str, *inputs: Input, timeout: float = 20):  # type: ignore[no-untyped-def]
         return await self.predictor.predict(
@@ -67,7 +69,8 @@ class Loading:
     async def aclose(self) -> None:
         await self.watch.close()
         await self.loader.close()
-        self.predictor.close()
+        await self.predictor.close()
+        await self.rollback.close()
 
 
 @asynccontextmanager

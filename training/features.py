@@ -5,7 +5,8 @@ on one batch (docs/decisions): give it a trunk that was loaded with `threads=1`.
 length within a chunk, so that a batch holds little padding. Images are decoded by the thread that
 encodes them, so one thread decodes while another computes, and only a few are ever decoded.
 
-Not here: the trunk itself (core.trunk), keeping features for the next job.
+Not here: the trunk itself (core.trunk), keeping features for the next job
+(training.feature_cache).
 """
 
 from __future__ import annotations
@@ -50,18 +51,20 @@ def extract(
     *,
     threads: int,
     on_progress: Callable[[int, int], None],
+    row_of: Callable[[int], int] = int,
 ) -> FloatArray:
     """Return the features of texts or encoded images, float32 [len(items), dim], in their order.
 
     `on_progress(done, total)` is called in this thread at least every half second, and whatever it
-    raises ends the work. Raises `DataError`, naming the row, for an image that cannot be read.
+    raises ends the work. Raises `DataError` for an image that cannot be read, naming the row of the
+    data set that `row_of` its index is.
     """
     features = np.empty((len(items), trunk.dim), np.float32)
     done = 0
     on_progress(done, len(items))
     pool = ThreadPoolExecutor(threads, thread_name_prefix="features")
     try:
-        batches = _batches(trunk, items)
+        batches = _batches(trunk, items, row_of)
         running: dict[Future[FloatArray], _Batch] = {}
         while True:
             # One batch more than threads, so that none of them waits for this one.
@@ -79,10 +82,12 @@ def extract(
         pool.shutdown(cancel_futures=True)
 
 
-def _batches(trunk: Trunk, items: Sequence[str] | Sequence[bytes]) -> Iterator[_Batch]:
+def _batches(
+    trunk: Trunk, items: Sequence[str] | Sequence[bytes], row_of: Callable[[int], int]
+) -> Iterator[_Batch]:
     if isinstance(trunk.preprocessor, TextPreprocessor):
         return _text_batches(trunk, trunk.preprocessor, cast("Sequence[str]", items))
-    return _image_batches(trunk, trunk.preprocessor, cast("Sequence[bytes]", items))
+    return _image_batches(trunk, trunk.preprocessor, cast("Sequence[bytes]", items), row_of)
 
 
 def _text_batches(
@@ -110,20 +115,22 @@ def _under_budget(order: Sequence[int], prepared: Sequence[PreparedText]) -> Ite
 
 
 def _image_batches(
-    trunk: Trunk, preprocessor: ImagePreprocessor, images: Sequence[bytes]
-) -> Iterator[_Batch]:
+    trunk: Trunk, preprocessor: ImagePreprocessor, images: Sequence[bytes],
+    row_of: Callable[[int], int],
+) -> Iterator[_Batch]:  # fmt: skip
     for start in range(0, len(images), IMAGES_PER_BATCH):
         indices = range(start, min(start + IMAGES_PER_BATCH, len(images)))
-        yield _Batch(indices, partial(_encode_images, trunk, preprocessor, images, indices))
+        yield _Batch(indices, partial(_encode_images, trunk, preprocessor, images, indices, row_of))
 
 
 def _encode_images(
-    trunk: Trunk, preprocessor: ImagePreprocessor, images: Sequence[bytes], indices: Sequence[int]
-) -> FloatArray:
+    trunk: Trunk, preprocessor: ImagePreprocessor, images: Sequence[bytes],
+    indices: Sequence[int], row_of: Callable[[int], int],
+) -> FloatArray:  # fmt: skip
     rows = []
     for index in indices:
         try:
             rows.append(preprocessor.prepare(images[index]))
         except InvalidRequest as error:
-            raise DataError(f"row {index + 1}: {error.message}") from error
+            raise DataError(f"row {row_of(index) + 1}: {error.message}") from error
     return trunk.encode(rows)

@@ -36,7 +36,7 @@ from core.trunk import Trunk
 from training.data import Dataset, read_dataset
 from training.evaluation import Metrics, evaluate
 from training.export import export_head
-from training.features import extract
+from training.feature_cache import FeatureCache
 from training.fit import Fit, fit
 from training.trunks import ensure_trunk
 
@@ -72,6 +72,7 @@ class FineTune:
     ) -> None:
         self._job = job
         self._request = FineTuneRequest.model_validate(job.spec)
+        self._store = store
         self._registry = Registry(store)
         self._files = FileStore(store, job.tenant)
         self._settings = settings
@@ -148,7 +149,14 @@ class FineTune:
         def on_progress(done: int, total: int) -> None:
             self._reporter.progress("features", begin + (end - begin) * done / total)
 
-        return extract(trunk, data.items, threads=self._threads, on_progress=on_progress)
+        cache = FeatureCache(
+            self._store,
+            self._job.tenant,
+            trunk,
+            max_bytes=self._settings.feature_cache_bytes,
+            max_days=self._settings.feature_cache_days,
+        )
+        return cache.extract(data.items, threads=self._threads, on_progress=on_progress)
 
     def _held_out(self, trunk: Trunk, data: Dataset, labels: list[str]) -> Rows:
         targets = data.targets(labels, param="validation_file")

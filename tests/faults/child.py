@@ -52,13 +52,14 @@ def install() -> None:
     if JobKind(sys.argv[1]) is JobKind.FINE_TUNE:
         if os.environ.get("FAULTS_LIGHT"):
             lighten()
-        from training import pipeline
+        from training import feature_cache, pipeline
 
-        for name, step in {
-            "read_dataset": "data", "ensure_trunk": "trunk", "extract": "features", "fit": "fit",
-            "export_head": "export",
-        }.items():  # fmt: skip
-            around(pipeline, name, before=lambda *_, step=step, **__: reach(step))
+        for module, name, step in (
+            (pipeline, "read_dataset", "data"), (pipeline, "ensure_trunk", "trunk"),
+            (feature_cache, "extract", "features"), (pipeline, "fit", "fit"),
+            (pipeline, "export_head", "export"),
+        ):  # fmt: skip
+            around(module, name, before=lambda *_, step=step, **__: reach(step))
         around(training.child.Reporter, "authorise", before=lambda _: reach("ask"))
 
 
@@ -92,9 +93,7 @@ def list_first(registry: Registry, draft: ModelManifest, files: dict[str, bytes]
     )
     hashes = {name: sha256(data) for name, data in files.items()}
     manifest = draft.model_copy(update={"version": number, "files": hashes})
-    registry._put_same(
-        registry._folder(manifest), {"manifest.json": manifest.model_dump_json().encode()}
-    )
+    registry._put_same(manifest.folder, {"manifest.json": manifest.model_dump_json().encode()})
 
 
 def lighten() -> None:

@@ -133,6 +133,8 @@ class Rig:
             "GRAFT_HF_MODELS": json.dumps([self.model.removeprefix("hf:")]),
             "GRAFT_LEASE_SECONDS": str(lease),
             "GRAFT_MAX_ATTEMPTS": str(self.max_attempts),
+            # Jobs that share a file would otherwise pass by the step "features".
+            "GRAFT_FEATURE_CACHE_BYTES": "0",
             "OMP_NUM_THREADS": "1",
             FOLDER: str(self._faults),
             WITHOUT: ",".join(without),
