@@ -1,6 +1,6 @@
 """The BentoML service: start here to follow a request.
 
-    BentoML's server ──▶ Guard (id, key, limits) ──▶ routes below ──▶ service.api.<resource>
+    BentoML's server ──▶ Guard (id, key, limits) ──▶ service.routes ──▶ service.api.<resource>
                                                 └──▶ BentoML's own routes and the API method
 
 `bentoml serve service.app:Graft` imports this module in a parent and in every worker process;
@@ -10,81 +10,25 @@ nothing is opened before `on_startup`, so that `bentoml build` may import it too
 from __future__ import annotations
 
 import logging
-from collections.abc import Awaitable, Callable
 from http import HTTPStatus
 from typing import Any
 
 import bentoml
 import click
 from bentoml.exceptions import BentoMLException
-from starlette.applications import Starlette
-from starlette.requests import Request
-from starlette.responses import Response
-from starlette.routing import Route
 
 from core.errors import GraftError, InvalidRequest
 from core.identifiers import DEFAULT_TENANT
 from core.settings import Settings
-from service.api import embeddings, files, health, jobs, models, predict, releases
-from service.api.errors import HANDLERS, no_endpoint, status_of
-from service.api.inference import endpoints, repository
+from service.api import embeddings, predict
+from service.api.errors import status_of
 from service.guard import Guard, is_loopback
 from service.metrics import forget_dead_processes
+from service.routes import api, probes
 from service.runtime import Runtime
 
 SETTINGS = Settings()
 START_SECONDS = 15.0
-Endpoint = Callable[[Request], Awaitable[Response]]
-ALL_METHODS = ["GET", "POST", "PUT", "PATCH", "DELETE"]
-
-
-def model_routes(suffix: str, endpoint: Endpoint, method: str) -> list[Route]:
-    """Routes of the Open Inference Protocol, whose version in the path is optional."""
-    model = "/v2/models/{model}"
-    return [
-        Route(model + suffix, endpoint, methods=[method]),
-        Route(model + "/versions/{version}" + suffix, endpoint, methods=[method]),
-    ]
-
-
-api = Starlette(
-    routes=[
-        Route("/v1/predict", predict.create_prediction, methods=["POST"]),
-        Route("/v1/embeddings", embeddings.create_embeddings, methods=["POST"]),
-        Route("/v1/files", files.create_file, methods=["POST"]),
-        Route("/v1/files", files.list_files, methods=["GET"]),
-        Route("/v1/files/{file_id}", files.get_file, methods=["GET"]),
-        Route("/v1/files/{file_id}", files.delete_file, methods=["DELETE"]),
-        Route("/v1/files/{file_id}/content", files.get_content, methods=["GET"]),
-        Route("/v1/fine_tuning/jobs", jobs.create_job, methods=["POST"]),
-        Route("/v1/fine_tuning/jobs", jobs.list_jobs, methods=["GET"]),
-        Route("/v1/fine_tuning/jobs/{job_id}", jobs.get_job, methods=["GET"]),
-        Route("/v1/fine_tuning/jobs/{job_id}/cancel", jobs.cancel_job, methods=["POST"]),
-        Route("/v1/fine_tuning/jobs/{job_id}/events", jobs.list_events, methods=["GET"]),
-        Route("/v1/models", models.list_models, methods=["GET"]),
-        Route("/v1/models/{name}/releases", releases.create_release, methods=["POST"]),
-        Route("/v1/models/{name}/releases", releases.list_releases, methods=["GET"]),
-        Route("/v1/models/{ref:path}", models.get_model, methods=["GET"]),
-        Route("/v1/models/{ref:path}", models.delete_model, methods=["DELETE"]),
-        Route("/v1/{path:path}", no_endpoint, methods=ALL_METHODS),
-        Route("/v2", endpoints.server_metadata, methods=["GET"]),
-        Route("/v2/health/live", endpoints.server_live, methods=["GET"]),
-        Route("/v2/health/ready", endpoints.server_ready, methods=["GET"]),
-        *model_routes("", endpoints.model_metadata, "GET"),
-        *model_routes("/ready", endpoints.model_ready, "GET"),
-        *model_routes("/infer", endpoints.infer, "POST"),
-        Route("/v2/repository/index", repository.index, methods=["POST"]),
-        Route("/v2/repository/models/{model}/load", repository.load, methods=["POST"]),
-        Route("/v2/repository/models/{model}/unload", repository.unload, methods=["POST"]),
-        Route("/v2/{path:path}", no_endpoint, methods=ALL_METHODS),
-        Route("/metrics", health.metrics, methods=["GET"]),
-    ],
-    exception_handlers=HANDLERS,
-)
-probes = Starlette(
-    routes=[Route("/livez", health.livez), Route("/readyz", health.readyz)],
-    exception_handlers=HANDLERS,
-)
 
 
 class Refused(BentoMLException):

@@ -152,6 +152,10 @@ class RepositoryRequest(BaseModel):
     parameters: dict[str, Any] = {}
 
 
+class Nothing(BaseModel):
+    """An empty answer: it is done."""
+
+
 class InferenceError(BaseModel):
     """What went wrong."""
 
