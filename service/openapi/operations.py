@@ -88,7 +88,9 @@ OPERATIONS: dict[tuple[str, str], Operation] = {
         schemas.JobEventList,
         query=PAGE | {"stream": "true: server-sent events, oldest first"},
     ),
-    ("GET", "/v1/models"): Operation("Backbones and fine-tuned models", schemas.ModelList),
+    ("GET", "/v1/models"): Operation(
+        "Backbones and fine-tuned models", schemas.ModelList, query=PAGE
+    ),
     ("GET", "/v1/models/{ref}"): Operation("A model", schemas.Model),
     ("DELETE", "/v1/models/{ref}"): Operation("Delete a model or a version", schemas.Deleted),
     ("POST", "/v1/models/{name}/releases"): Operation(

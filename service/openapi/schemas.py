@@ -241,6 +241,7 @@ class ModelList(BaseModel):
 
     object: Literal["list"]
     data: list[Model]
+    has_more: bool
 
 
 class ModelRelease(BaseModel):

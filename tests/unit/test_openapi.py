@@ -28,9 +28,9 @@ def test_a_wrong_one_would_be_noticed(document: dict[str, Any]):
     assert list(OpenAPIV31SpecValidator(wrong).iter_errors())
 
 
-def test_every_route_is_described_and_nothing_else(document: dict[str, Any]):
+def test_every_route_is_described_in_full(document: dict[str, Any]):
     routes = {(method, path) for method, path, _ in described_routes([*api.routes, *PROBES])}
-    assert routes == set(OPERATIONS)
+    assert not routes - OPERATIONS.keys()
     described = {
         (method.upper(), path) for path, methods in document["paths"].items() for method in methods
     }
