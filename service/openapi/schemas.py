@@ -46,6 +46,7 @@ class PredictionRow(BaseModel):
     label: str | None = None
     score: float | None = None
     scores: list[Score] | None = None
+    novelty: float | None = None
     error: ErrorDetail | None = None
 
 
