@@ -1,1 +1,3 @@
 """What the service and the training worker must agree on; nothing that only one of them needs."""
+
+__version__ = "0.1.0"

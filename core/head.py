@@ -13,6 +13,7 @@ import numpy as np
 from core.errors import Conflict
 from core.linear_graph import read_linear_graph
 from core.manifests import ModelManifest
+from core.novelty import NOVELTY_FILE, Novelty
 from core.preprocessing import FloatArray
 from core.registry import Registry
 from core.trunk import require_equal
@@ -25,8 +26,15 @@ BYTES_PER_LABEL = 64
 class Head:
     """Probabilities of a version's classes, in the order of its manifest's labels."""
 
-    def __init__(self, manifest: ModelManifest, weight: FloatArray, bias: FloatArray) -> None:
+    def __init__(
+        self,
+        manifest: ModelManifest,
+        weight: FloatArray,
+        bias: FloatArray,
+        novelty: Novelty | None = None,
+    ) -> None:
         self.manifest = manifest
+        self.novelty = novelty
         self._weight = weight
         self._bias = bias
 
@@ -46,7 +54,11 @@ class Head:
         rows = len(features) if features.ndim else 0
         if rows == 0 or shapes != ((manifest.dim, classes), (rows, manifest.dim), (rows, classes)):
             raise Conflict(f"{manifest.reference} does not have the signature of its manifest")
-        head = cls(manifest, weight, bias)
+        novelty = None
+        if NOVELTY_FILE in manifest.files:
+            data = registry.file(manifest, NOVELTY_FILE)
+            novelty = Novelty.read(data, classes, manifest.dim)
+        head = cls(manifest, weight, bias, novelty)
         require_equal(head.predict(features), expected, manifest.reference)
         return head
 
@@ -54,6 +66,7 @@ class Head:
     def bytes(self) -> int:
         """About what the head keeps in memory, its manifest included."""
         arrays = self._weight.nbytes + self._bias.nbytes
+        arrays += self.novelty.bytes if self.novelty else 0
         return arrays + FIXED_BYTES + BYTES_PER_LABEL * len(self.manifest.labels)
 
     def predict(self, features: FloatArray) -> FloatArray:

@@ -72,6 +72,18 @@ class Registry:
         self._put_same("backbones", {f"{key}.json": manifest.digest.encode()})
         return self.find_trunk(key) or manifest
 
+    def newest_trunk(self, backbone: str, precision: str = "fp32") -> TrunkManifest | None:
+        """Return the trunk that was exported last from a backbone, or None."""
+        found: list[TrunkManifest] = []
+        for digest in self._store.children("trunks"):
+            with suppress(NotFound):  # its manifest is written last
+                found.append(self.trunk(digest))
+        return max(
+            (each for each in found if (each.backbone, each.precision) == (backbone, precision)),
+            key=lambda each: each.created_at,
+            default=None,
+        )
+
     def trunk(self, digest: str) -> TrunkManifest:
         """Return a trunk's manifest; raise `NotFound`."""
         return TrunkManifest.model_validate_json(self._store.get(f"trunks/{digest}/manifest.json"))

@@ -38,6 +38,24 @@ class Settings(BaseSettings):
         description="JSON list of the `hf:` models that jobs may use: "
         "directories, or `org/name@revision`.",
     )
+    request_log_fraction: float = Field(
+        default=0.01, ge=0, le=1,
+        description="Part of the requests that get a line of JSON in the log, besides all that "
+        "fail with 5xx; 0 turns it off.",
+    )  # fmt: skip
+    trace_endpoint: str | None = Field(
+        default=None, pattern=r"^https?://",
+        description="OTLP/HTTP collector of OpenTelemetry traces, such as "
+        "`http://otel:4318/v1/traces`; off without one. Needs `graft[tracing]`.",
+    )  # fmt: skip
+    trace_fraction: float = Field(
+        default=1, ge=0, le=1, description="Part of the requests that are traced."
+    )
+    labelled_models: int = Field(
+        default=100, ge=0, le=10_000,
+        description="Models of a process that have metrics of their own; "
+        "the others share the label `other`.",
+    )  # fmt: skip
     service_workers: int = Field(default=1, ge=1, le=64, description="Service processes.")
     inference_threads: int = Field(
         default=0, ge=0, le=256,

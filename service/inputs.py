@@ -1,8 +1,8 @@
 """From the inputs of a request to what a trunk eats, without holding up the event loop.
 
-Short texts are tokenised at once, for a thread would cost more than they do; long ones and images go
-to threads, no more at a time than there are cores. An input that cannot be used becomes an error in
-its own place. Not here: how it is done (core.preprocessing).
+Short texts are tokenised at once, for a thread would cost more than they do; long ones and images
+go to threads, no more at a time than there are cores. An input that cannot be used becomes an error
+in its own place. Not here: how it is done (core.preprocessing).
 """
 
 from __future__ import annotations

@@ -96,6 +96,7 @@ class LiveModels:
         self._models: OrderedDict[Slot, LiveModel] = OrderedDict()
         self._trunks: dict[str, LiveTrunk] = {}
         self._heads_on: Counter[str] = Counter()
+        self._kept: set[str] = set()
         self._bytes = 0
         self._untrimmed_bytes = 0
         self._loading = SingleFlight[Slot, LiveModel]()
@@ -131,6 +132,19 @@ class LiveModels:
             return await self._loading.run(slot, lambda: self._load(slot))
         self._models.move_to_end(slot)
         return model
+
+    async def trunk(self, digest: str) -> LiveTrunk:
+        """Return a trunk for its own sake, loaded if it is not; from then on it stays.
+
+        Raises `NotFound`, `Conflict` and `Unavailable`.
+        """
+        live = await self._trunk(digest)
+        if digest not in self._kept:
+            self._kept.add(digest)
+            self._heads_on[digest] += 1
+            # Its last head may have gone while this task waited to go on.
+            self._trunks.setdefault(digest, live)
+        return live
 
     def drop(self, slot: Slot) -> bool:
         """Let a version go from memory; tell whether it was there."""
@@ -179,11 +193,7 @@ class LiveModels:
         manifest = head.manifest
         self._heads_on[manifest.trunk] += 1  # the trunk must not go while this head is on its way
         try:
-            trunk = self._trunks.get(manifest.trunk)
-            if trunk is None:
-                trunk = await self._loading_trunks.run(
-                    manifest.trunk, lambda: self._load_trunk(manifest.trunk)
-                )
+            trunk = await self._trunk(manifest.trunk)
             if (manifest.dim, manifest.modality) != (trunk.trunk.dim, trunk.trunk.modality):
                 raise Conflict(f"{manifest.reference} does not fit its trunk")
         except BaseException:
@@ -201,6 +211,10 @@ class LiveModels:
         if isinstance(which, int):
             return self._registry.manifest(tenant, name, which)
         return self._registry.resolve(tenant, ModelReference(name, alias=which))
+
+    async def _trunk(self, digest: str) -> LiveTrunk:
+        live = self._trunks.get(digest)
+        return live or await self._loading_trunks.run(digest, lambda: self._load_trunk(digest))
 
     async def _load_trunk(self, digest: str) -> LiveTrunk:
         loop = asyncio.get_running_loop()

@@ -47,6 +47,9 @@ class RequestRecord:
     """What is known of a request when it has been answered."""
 
     request_id: str
+    method: str = "other"
+    route: str = "other"
+    status: int = 500
     model: str | None = None
     rows: int = 0
     failed_rows: int = 0

@@ -34,9 +34,13 @@ from service.shadow import Shadows
 
 @dataclass(frozen=True)
 class Prediction:
-    """Class probabilities for one input, largest first, as (label, probability)."""
+    """Class probabilities for one input, largest first, as (label, probability).
+
+    `novelty`, 0 to 1, is None for a model that was made without (core.novelty).
+    """
 
     scores: list[tuple[str, float]]
+    novelty: float | None = None
 
 
 @dataclass(frozen=True)
@@ -50,10 +54,14 @@ class Predictions:
 
 @dataclass(frozen=True)
 class Classification:
-    """Every class's probability, float32 [classes], for each input, in order."""
+    """Every class's probability, float32 [classes], for each input, in order.
+
+    `features` are what they were computed from, float32 [dim].
+    """
 
     model: LiveModel
     rows: list[FloatArray | GraftError]
+    features: list[FloatArray | GraftError]
     timing: Timing
 
 
@@ -120,8 +128,10 @@ class Predictor:
         left = timeout_seconds - (time.monotonic() - began)
         found = await self.classify(model, inputs, timeout_seconds=left)
         rows: list[Prediction | GraftError] = [
-            row if isinstance(row, GraftError) else _likeliest(row, model.manifest.labels, top_k)
-            for row in found.rows
+            row
+            if isinstance(row, GraftError)
+            else Prediction(_likeliest(row, model.manifest.labels, top_k), novelty)
+            for row, novelty in zip(found.rows, _novelty(model, found.features), strict=True)
         ]
         return Predictions(model.manifest.reference, rows, found.timing.milliseconds())
 
@@ -142,24 +152,26 @@ class Predictor:
             inference.failed_rows = sum(isinstance(row, GraftError) for row in rows)
         self._rollback.answered(model, len(rows), sum(map(_is_failure, rows)))
         self._shadows.offer(model, inputs, features, rows)
-        return Classification(model, rows, inference.timing)
+        return Classification(model, rows, features, inference.timing)
 
     async def classify_features(self, model: LiveModel, features: FloatArray) -> Classification:
         """Return the probabilities of features, float32 [n, dim], that the caller has kept.
 
-        Raises `InvalidRequest` for another width. A row that is not finite is an error in its place.
+        Raises `InvalidRequest` for another width; a row that is not finite is an error in place.
         """
         if features.ndim != 2 or features.shape[1] != model.manifest.dim:
             raise InvalidRequest(
                 f"features of this model are [n, {model.manifest.dim}]", param="features"
             )
         refusal = InvalidRequest("the features are not finite numbers", param="features")
-        results = [row if np.isfinite(row).all() else refusal for row in features]
+        results: list[FloatArray | GraftError] = [
+            row if np.isfinite(row).all() else refusal for row in features
+        ]
         meters = self._labels.meters(model.manifest.name)
         with observed(model.manifest.reference, len(features), meters) as inference:
             rows = _classify(model, results, inference.timing)
             inference.failed_rows = sum(isinstance(row, GraftError) for row in rows)
-        return Classification(model, rows, inference.timing)
+        return Classification(model, rows, results, inference.timing)
 
     async def embed(
         self, name: str, trunk: LiveTrunk, inputs: Sequence[Input], *, timeout_seconds: float
@@ -226,6 +238,16 @@ def _is_failure(row: FloatArray | GraftError) -> bool:
     return isinstance(row, GraftError) and not isinstance(row, InvalidRequest)
 
 
-def _likeliest(probabilities: FloatArray, labels: Sequence[str], top_k: int) -> Prediction:
+def _likeliest(
+    probabilities: FloatArray, labels: Sequence[str], top_k: int
+) -> list[tuple[str, float]]:
     order = np.argsort(-probabilities, kind="stable")[:top_k]
-    return Prediction([(labels[i], float(probabilities[i])) for i in order])
+    return [(labels[i], float(probabilities[i])) for i in order]
+
+
+def _novelty(model: LiveModel, results: Sequence[FloatArray | GraftError]) -> list[float | None]:
+    good = [row for row in results if not isinstance(row, GraftError)]
+    if model.head.novelty is None or not good:
+        return [None] * len(results)
+    scores = iter(model.head.novelty.score(np.stack(good)).tolist())
+    return [None if isinstance(row, GraftError) else next(scores) for row in results]

@@ -17,6 +17,7 @@ from core.runs import RunStore
 from core.settings import Settings
 from core.store import ArtifactStore
 from service.auto_rollback import AutoRollback
+from service.backbones import BackboneTrunks
 from service.hot_loader import HotLoader
 from service.job_history import JobHistory
 from service.predictor import Predictor
@@ -36,6 +37,7 @@ class Runtime:
     loader: HotLoader
     watch: RegistryWatch
     rollback: AutoRollback
+    backbones: BackboneTrunks
     predictor: Predictor
 
     @classmethod
@@ -57,12 +59,17 @@ class Runtime:
         watch.start()
         rollback = AutoRollback(registry.releases, feed, loader.reconcile_model)
         predictor = Predictor(
-            loader, rollback, threads=threads, max_text_chars=settings.max_text_chars
+            loader,
+            rollback,
+            threads=threads,
+            max_text_chars=settings.max_text_chars,
+            labelled_models=settings.labelled_models,
         )
         history = JobHistory(queue, RunStore(store))
         return cls(
-            settings, store, queue, history, feed, registry, loader, watch, rollback, predictor
-        )
+            settings, store, queue, history, feed, registry, loader, watch, rollback,
+            BackboneTrunks(registry, loader.live), predictor,
+        )  # fmt: skip
 
     async def close(self) -> None:
         """Stop loading, batching and talking to Redis."""

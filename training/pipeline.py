@@ -28,6 +28,7 @@ from core.errors import DataError
 from core.files import FileStore
 from core.jobs import FineTuneRequest, Job
 from core.manifests import DatasetReference, ModelManifest
+from core.novelty import NOVELTY_FILE
 from core.preprocessing import FloatArray
 from core.registry import Registry
 from core.settings import Settings
@@ -38,6 +39,7 @@ from training.evaluation import Metrics, evaluate
 from training.export import export_head
 from training.feature_cache import FeatureCache
 from training.fit import Fit, fit
+from training.novelty import estimate_novelty
 from training.trunks import ensure_trunk
 
 RELEASED_BY = "fine_tune"
@@ -102,6 +104,9 @@ class FineTune:
             metrics = self._evaluate(fitted, rows, other, labels)
         with self._stage("export", 0.92):
             files = export_head(fitted.head, rows.features)
+            files[NOVELTY_FILE] = estimate_novelty(
+                rows.features, rows.targets, len(labels), seed=self._request.seed
+            ).write()
             files["report.json"] = self._report(train, fitted, metrics)
             self._reporter.event("exported", "Head exported to ONNX and checked against torch.")
         with self._stage("publish", 0.95):

@@ -108,5 +108,8 @@ def _rows(found: Predictions) -> list[dict[str, Any]]:
         else:
             label, score = row.scores[0]
             scores = [{"label": label, "score": score} for label, score in row.scores]
-            rows.append({"label": label, "score": score, "scores": scores})
+            described = {"label": label, "score": score, "scores": scores}
+            if row.novelty is not None:
+                described["novelty"] = row.novelty
+            rows.append(described)
     return rows

@@ -62,8 +62,8 @@ EDITS: dict[str, Edit] = {
     "a scaled product": lambda m: m.graph.node[0].attribute.append(
         helper.make_attribute("alpha", 2.0)
     ),
-    "another axis": lambda m: m.graph.node[1].attribute[0].CopyFrom(
-        helper.make_attribute("axis", 0)
+    "another axis": lambda m: (
+        m.graph.node[1].attribute[0].CopyFrom(helper.make_attribute("axis", 0))
     ),
     "another operator": lambda m: setattr(m.graph.node[1], "op_type", "Sigmoid"),
     "another output": lambda m: m.graph.node[1].output.__setitem__(0, "logits2"),
