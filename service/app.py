@@ -113,4 +113,4 @@ class Graft:
             raise Refused(error) from None
 
 
-Graft.add_asgi_middleware(Guard, settings=SETTINGS, health=probes)  # type: ignore[attr-defined]
+Graft.add_asgi_middleware(Guard, settings=SETTINGS, health=probes, api=api)  # type: ignore[attr-defined]

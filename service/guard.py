@@ -34,6 +34,7 @@ from service.request_log import RequestLog
 from service.tracing import Tracing
 
 OPEN_PATHS = frozenset({"/livez", "/readyz"})
+OUR_PATHS = ("/v1/", "/v2/")
 UPLOAD_PATHS = frozenset({"/v1/files"})
 BENTOML_PATHS = frozenset({"/predict", "/embed"})
 """API methods of BentoML's, which answers 500 to a damaged form; their clients send JSON."""
@@ -56,9 +57,12 @@ def is_loopback(host: str) -> bool:
 class Guard:
     """ASGI middleware around the whole of BentoML's application."""
 
-    def __init__(self, app: ASGIApp, settings: Settings, health: ASGIApp) -> None:
+    def __init__(
+        self, app: ASGIApp, settings: Settings, health: ASGIApp, api: ASGIApp | None = None
+    ) -> None:
         self._app = app
         self._health = health
+        self._api = api or app
         self._log = RequestLog(settings.request_log_fraction)
         self._tracing = Tracing.open(settings)
         self._key = settings.api_key.get_secret_value().encode() if settings.api_key else None
@@ -104,7 +108,10 @@ class Guard:
                 body.check_declared(headers)
                 if scope["path"] in BENTOML_PATHS:
                     require_json(headers)
-                await self._app(scope, body.receive, respond)
+                # On the way through BentoML's own layers a request costs a fifth more.
+                is_ours = scope["path"].startswith(OUR_PATHS)
+                app = self._api if is_ours else self._app
+                await app(scope, body.receive, respond)
                 if refusal is not None:
                     raise refusal
         except Exception as error:
