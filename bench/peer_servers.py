@@ -79,8 +79,8 @@ class Peers:
             "MLSERVER_HTTP_PORT": str(port), "MLSERVER_GRPC_PORT": str(free_port()),
             "MLSERVER_METRICS_PORT": str(free_port()), "MLSERVER_PARALLEL_WORKERS": "0",
         }  # fmt: skip
-        command = ["-m", "mlserver", "start", self._scratch.name]
-        return Server([python, *command], port, "/v2/health/ready", env, FOLDER)
+        program = str(Path(python).parent / "mlserver")
+        return Server([program, "start", self._scratch.name], port, "/v2/health/ready", env, FOLDER)
 
 
 _MLSERVER_MODEL = {

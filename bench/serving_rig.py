@@ -57,6 +57,12 @@ class Models:
 
     def publish(self, trunk: TrunkManifest, name: str, seed: int = 0) -> ModelManifest:
         """Publish and release a head of random weights."""
+        return self.store(*self.make(trunk, name, seed))
+
+    def make(
+        self, trunk: TrunkManifest, name: str, seed: int
+    ) -> tuple[ModelManifest, dict[str, bytes]]:
+        """Return a head of random weights, ready to be stored."""
         random = np.random.default_rng(seed)
         weight = random.normal(size=(trunk.dim, CLASSES)).astype(np.float32)
         head = Head(weight, random.normal(size=CLASSES).astype(np.float32))
@@ -69,9 +75,14 @@ class Models:
             dataset=DatasetReference(file="file-bench", sha256="0" * 64, rows=1), training={},
             metrics={},
         )  # fmt: skip
-        manifest = self.registry.publish(draft, export_head(head, sample))
+        return draft, export_head(head, sample)
+
+    def store(self, draft: ModelManifest, files: dict[str, bytes]) -> ModelManifest:
+        """Publish and release what `make` made."""
+        manifest = self.registry.publish(draft, files)
+        aliases = {PRODUCTION: manifest.version}
         self.registry.releases.alias(
-            DEFAULT_TENANT, name, {PRODUCTION: manifest.version}, created_by="bench", reason="bench"
+            DEFAULT_TENANT, draft.name, aliases, created_by="bench", reason="bench"
         )
         return manifest
 
