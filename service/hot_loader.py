@@ -92,9 +92,9 @@ class HotLoader:
                 state = await self._settle((tenant, reference.name))
             if (release := state.release) is not None:
                 version = choose_version(release, reference.name, reference.alias, routing_key)
-        if version in state.refused:
+        if version is not None and version in state.refused:
             raise Unavailable(f"{reference} cannot be served: {state.refused[version]}")
-        if version not in state.listing.versions:
+        if version is None or version not in state.listing.versions:
             raise self.current.unknown(reference)
         try:
             model = await self.live.get((tenant, reference.name, version))

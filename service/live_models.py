@@ -104,7 +104,7 @@ class LiveModels:
         self._executor = ThreadPoolExecutor(LOADING_THREADS, thread_name_prefix="load")
         self._trimming: asyncio.Future[None] | None = None
 
-    def __contains__(self, slot: Slot) -> bool:
+    def __contains__(self, slot: object) -> bool:
         return slot in self._models
 
     def __len__(self) -> int:
