@@ -214,7 +214,7 @@ class Batcher:
         features = self._encoder.encode([row.prepared for row in batch])
         if len(features) != len(batch):
             raise ValueError(f"{len(features)} results for {len(batch)} rows")
-        is_sound: list[bool] = np.isfinite(features).all(axis=1).tolist()
+        is_sound = np.asarray(np.isfinite(features).all(axis=1))
         return [
             row if sound else GraftError("this input gives no finite features")
             for row, sound in zip(features, is_sound, strict=True)
