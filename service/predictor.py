@@ -21,9 +21,10 @@ import numpy as np
 
 from core.errors import DeadlineExceeded, GraftError, InvalidRequest
 from core.identifiers import ModelReference
-from core.preprocessing import FloatArray, PreparedText
+from core.preprocessing import FloatArray, PreparedImage, PreparedText, TextPreprocessor
 from service.auto_rollback import AutoRollback
 from service.caller import CALLER
+from service.explanation import Weight, occlude_image, occlude_text
 from service.hot_loader import HotLoader
 from service.inputs import Input, InputPreparer
 from service.live_models import LiveModel, LiveTrunk
@@ -134,6 +135,41 @@ class Predictor:
             for row, novelty in zip(found.rows, _novelty(model, found.features), strict=True)
         ]
         return Predictions(model.manifest.reference, rows, found.timing.milliseconds())
+
+    async def explain(
+        self, model: LiveModel, item: Input, label: str, *, timeout_seconds: float
+    ) -> list[Weight]:
+        """Return how much each part of an input speaks for a label; only for usable inputs.
+
+        Raises `Overloaded` and `DeadlineExceeded`. A part without which nothing can be computed
+        is left out.
+        """
+        began = time.monotonic()
+        preprocessor = model.trunk.trunk.preprocessor
+        (whole,) = await self._inputs.prepare(preprocessor, [item], timeout_seconds)
+        if isinstance(whole, GraftError):
+            raise whole
+        if isinstance(whole, PreparedImage):
+            occluded = await asyncio.to_thread(occlude_image, whole)
+        else:
+            assert isinstance(item, str)
+            assert isinstance(preprocessor, TextPreprocessor)
+            occluded = await asyncio.to_thread(occlude_text, item, preprocessor.prepare)
+        encoded = await model.trunk.batcher.encode(
+            [whole, *(prepared for _, prepared in occluded)],
+            began + timeout_seconds,
+            model=model.manifest.name,
+            lane=CALLER.get().lane,
+        )
+        first, *rows = _classify(model, encoded, Timing())
+        if isinstance(first, GraftError):
+            raise first
+        index = model.manifest.labels.index(label)
+        return [
+            Weight(part, float(first[index] - row[index]))
+            for (part, _), row in zip(occluded, rows, strict=True)
+            if not isinstance(row, GraftError)
+        ]
 
     async def classify(
         self, model: LiveModel, inputs: Sequence[Input], *, timeout_seconds: float

@@ -52,7 +52,11 @@ OPERATIONS: dict[tuple[str, str], Operation] = {
         "Classify texts or images",
         schemas.PredictResponse,
         schemas.PredictBody,
-        query={"model": "for one image as the raw body", "top_k": "likewise"},
+        query={
+            "model": "for one image as the raw body",
+            "top_k": "likewise",
+            "explain": "likewise",
+        },
         also=("image/jpeg", "image/png", "image/webp"),
     ),
     ("POST", "/v1/embeddings"): Operation(

@@ -40,6 +40,20 @@ class Score(BaseModel):
     score: float
 
 
+class Weight(BaseModel):
+    """By how much the label's probability falls without a part.
+
+    Of a text, characters `start` to `end`; of an image, a `box` (left, top, right, bottom) in
+    fractions of the crop that the model sees.
+    """
+
+    weight: float
+    text: str | None = None
+    start: int | None = None
+    end: int | None = None
+    box: list[float] | None = None
+
+
 class PredictionRow(BaseModel):
     """An input's likeliest label and its scores; or, in its own place, what is wrong with it."""
 
@@ -47,6 +61,7 @@ class PredictionRow(BaseModel):
     score: float | None = None
     scores: list[Score] | None = None
     novelty: float | None = None
+    explanation: list[Weight] | None = None
     error: ErrorDetail | None = None
 
 
@@ -80,6 +95,7 @@ class PredictBody(BaseModel):
     model: str
     inputs: list[str | ImageItem]
     top_k: int = 3
+    explain: bool = False
 
 
 class FileDataset(BaseModel):

@@ -98,7 +98,8 @@ async def test_answers_are_what_the_document_says(
     await call("GET", releases, name=name)
 
     texts = {"model": "pets", "inputs": ["good cat", ""]}
-    await call("POST", "/v1/predict", json=texts)
+    for explain in (False, True):
+        await call("POST", "/v1/predict", json=texts | {"explain": explain})
     await call("POST", "/v1/predict", 404, json=texts | {"model": "nothing"})
     for encoding in ("float", "base64"):
         asked = {"model": "pets", "input": "cat", "encoding_format": encoding}

@@ -62,6 +62,27 @@ async def test_images_as_base64_and_as_the_body(http: httpx.AsyncClient):
         assert len(row["scores"]) == 1
 
 
+async def test_an_explanation_is_what_the_answer_would_be_without_a_part(http: httpx.AsyncClient):
+    text = "good  cat dog"
+    body = {"model": "pets", "inputs": [text, "", "cat"], "explain": True}
+    whole, bad, one_word = (await post(http, body)).json()["predictions"]
+    assert bad.keys() == {"error"}
+    assert one_word["explanation"] == []
+    assert [part["text"] for part in whole["explanation"]] == ["good", "cat", "dog"]
+    for part in whole["explanation"]:
+        assert text[part["start"] : part["end"]] == part["text"]
+        rest = text[: part["start"]] + text[part["end"] :]
+        answer = (await post(http, {"model": "pets", "inputs": [rest]})).json()["predictions"][0]
+        scores = {each["label"]: each["score"] for each in answer["scores"]}
+        assert part["weight"] == pytest.approx(whole["score"] - scores[whole["label"]], abs=1e-4)
+    image = {"model": "shapes", "inputs": [{"image": IMAGE}], "explain": True}
+    (row,) = (await post(http, image)).json()["predictions"]
+    assert len(row["explanation"]) == 16
+    assert row["explanation"][0]["box"] == [0, 0, 0.25, 0.25]
+    many = body | {"inputs": ["cat"] * 9}
+    assert (await post(http, many)).status_code == 400
+
+
 ROWS: list[Any] = [
     "", " ", "a" * 20_001, 7, None, True, [], {}, {"image": 3}, {"image": IMAGE},
     {"text": "x"}, ["good cat"], {"image": IMAGE, "more": 1},
