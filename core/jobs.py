@@ -5,6 +5,9 @@ parsing of one uploaded file). Both have the same life:
 
     validating_files ──▶ queued ──▶ running ──▶ succeeded | failed | cancelled
 
+It may be `paused` from any of the first three, and goes back to `queued` (or to
+`validating_files`, if its files are not ready) when it is resumed.
+
 Statuses are those of the OpenAI fine-tuning API. Not here: how a job is kept (core.queue), what
 it does (training.pipeline), how it looks over HTTP (service.api.jobs).
 """
@@ -46,6 +49,14 @@ class JobStatus(StrEnum):
 
 
 TERMINAL = frozenset({JobStatus.SUCCEEDED, JobStatus.FAILED, JobStatus.CANCELLED})
+
+
+class StopReason(StrEnum):
+    """Why a running job is to stop: for good, until it is resumed, or for another worker."""
+
+    CANCEL = "cancel"
+    PAUSE = "pause"
+    RELEASE = "release"
 
 
 class Failure(BaseModel, frozen=True):
@@ -112,7 +123,12 @@ class NewJob(BaseModel, frozen=True):
 
 
 class Job(BaseModel, frozen=True):
-    """A job's record. Times are Unix seconds; `attempt` counts claims and is the fencing token."""
+    """A job's record. Times are Unix seconds; `attempt` counts claims and is the fencing token.
+
+    `started_at` is of the first claim, `claimed_at` of the last. `publishing` is true from the
+    moment that an attempt may publish until it is known whether one has. `keep_best` is what the
+    one who cancelled wants: that the best checkpoint stays.
+    """
 
     tenant: str
     id: str
@@ -124,11 +140,42 @@ class Job(BaseModel, frozen=True):
     created_at: float
     started_at: float | None = None
     finished_at: float | None = None
+    claimed_at: float | None = None
     cancel_requested: bool = False
+    pause_requested: bool = False
+    keep_best: bool = False
+    publishing: bool = False
     worker: str | None = None
     progress: Progress | None = None
     result: Json | None = None
     error: Failure | None = None
+
+
+class Running(BaseModel, frozen=True):
+    """A running job as a forecast needs it, whoever's it is."""
+
+    id: str
+    spec: Json
+    claimed_at: float
+
+
+class Outlook(BaseModel, frozen=True):
+    """What a forecast of one kind of job is made from; `now` is Unix time by the queue's clock.
+
+    `paces` has the average seconds of recent jobs by `pace_name`, `pending` how many jobs wait by
+    tenant, beginning with the tenant whose turn is next.
+    """
+
+    now: float
+    running: tuple[Running, ...] = ()
+    paces: dict[str, float] = Field(default_factory=dict)
+    pending: dict[str, int] = Field(default_factory=dict)
+
+
+def pace_name(spec: Json) -> str | None:
+    """What jobs have in common that take about as long: model and strategy; None without them."""
+    model = spec.get("model")
+    return f"{model} {spec.get('strategy')}" if isinstance(model, str) else None
 
 
 class Hyperparameters(BaseModel):

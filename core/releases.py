@@ -21,6 +21,9 @@ from core.identifiers import PRODUCTION
 from core.manifests import ModelManifest, Release, ReleaseContent
 from core.store import ArtifactStore
 
+MAX_SKEW_SECONDS = 2 * 3600.0
+"""Two hosts' clocks differ by less."""
+
 Change = Callable[[ReleaseContent | None], ReleaseContent]
 """From what the current release says, or None, to what the next one shall say."""
 
@@ -143,7 +146,8 @@ class Releases:
         while release is not None:
             if release.aliases.get(PRODUCTION, 0) >= manifest.version:
                 return True
-            if release.created_at < manifest.created_at or release.number == 1:
+            age = manifest.created_at - release.created_at
+            if age > MAX_SKEW_SECONDS or release.number == 1:
                 return False
             try:
                 release = self.read(manifest.tenant, manifest.name, release.number - 1)

@@ -13,7 +13,17 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 
-from service.api import embeddings, files, health, jobs, models, predict, releases
+from service.api import (
+    checkpoints,
+    embeddings,
+    files,
+    health,
+    job_control,
+    jobs,
+    models,
+    predict,
+    releases,
+)
 from service.api.errors import HANDLERS, no_endpoint
 from service.api.inference import endpoints, repository
 from service.api.reference import reference_routes
@@ -42,7 +52,12 @@ ROUTES = [
     Route("/v1/fine_tuning/jobs", jobs.create_job, methods=["POST"]),
     Route("/v1/fine_tuning/jobs", jobs.list_jobs, methods=["GET"]),
     Route("/v1/fine_tuning/jobs/{job_id}", jobs.get_job, methods=["GET"]),
-    Route("/v1/fine_tuning/jobs/{job_id}/cancel", jobs.cancel_job, methods=["POST"]),
+    Route("/v1/fine_tuning/jobs/{job_id}/cancel", job_control.cancel_job, methods=["POST"]),
+    Route("/v1/fine_tuning/jobs/{job_id}/pause", job_control.pause_job, methods=["POST"]),
+    Route("/v1/fine_tuning/jobs/{job_id}/resume", job_control.resume_job, methods=["POST"]),
+    Route(
+        "/v1/fine_tuning/jobs/{job_id}/checkpoints", checkpoints.list_checkpoints, methods=["GET"]
+    ),
     Route("/v1/fine_tuning/jobs/{job_id}/events", jobs.list_events, methods=["GET"]),
     Route("/v1/models", models.list_models, methods=["GET"]),
     Route("/v1/models/{name}/releases", releases.create_release, methods=["POST"]),

@@ -16,8 +16,10 @@ from core.registry import Registry
 from core.runs import RunStore
 from core.settings import Settings
 from core.store import ArtifactStore
+from service.attendance import Attendance
 from service.auto_rollback import AutoRollback
 from service.backbones import BackboneTrunks
+from service.forecast import Forecaster
 from service.hot_loader import HotLoader
 from service.job_history import JobHistory
 from service.predictor import Predictor
@@ -32,9 +34,12 @@ class Runtime:
     store: ArtifactStore
     queue: JobQueue
     history: JobHistory
+    runs: RunStore
+    forecaster: Forecaster
     feed: ChangeFeed
     registry: Registry
     loader: HotLoader
+    attendance: Attendance
     watch: RegistryWatch
     rollback: AutoRollback
     backbones: BackboneTrunks
@@ -44,7 +49,8 @@ class Runtime:
     def start(cls, settings: Settings) -> Runtime:
         """Connect, begin to load what the registry holds, and return; must run in an event loop."""
         store = ArtifactStore(settings.store_url)
-        queue, feed = open_queue(settings)
+        queue, feed, presence = open_queue(settings)
+        attendance = Attendance(presence)
         registry = Registry(store)
         threads = inference_threads(settings)
         loader = HotLoader(
@@ -55,8 +61,14 @@ class Runtime:
             memory_bytes=settings.model_memory_bytes,
             pinned_models=settings.pinned_models,
         )
-        watch = RegistryWatch(loader, feed, poll_seconds=settings.poll_seconds)
+        watch = RegistryWatch(
+            loader,
+            feed,
+            poll_seconds=settings.poll_seconds,
+            on_change=attendance.acknowledge,
+        )
         watch.start()
+        attendance.start()
         rollback = AutoRollback(registry.releases, feed, loader.reconcile_model)
         predictor = Predictor(
             loader,
@@ -65,15 +77,17 @@ class Runtime:
             max_text_chars=settings.max_text_chars,
             labelled_models=settings.labelled_models,
         )
-        history = JobHistory(queue, RunStore(store))
+        runs = RunStore(store)
+        history, forecast = JobHistory(queue, runs), Forecaster(queue, presence)
         return cls(
-            settings, store, queue, history, feed, registry, loader, watch, rollback,
-            BackboneTrunks(registry, loader.live), predictor,
+            settings, store, queue, history, runs, forecast, feed, registry, loader, attendance,
+            watch, rollback, BackboneTrunks(registry, loader.live), predictor,
         )  # fmt: skip
 
     async def close(self) -> None:
         """Stop loading, batching and talking to Redis."""
         await self.watch.close()
+        await self.attendance.close()
         await self.loader.close()
         await self.predictor.close()
         await self.rollback.close()

@@ -11,9 +11,10 @@ import logging
 import time
 from collections.abc import Awaitable, Callable
 
-from core.changes import ChangeFeed
+from core.changes import Change, ChangeFeed
 from core.errors import Unavailable
 from service.hot_loader import HotLoader
+from service.serving_set import ModelState
 
 logger = logging.getLogger("graft.service")
 
@@ -27,12 +28,21 @@ so it is looked into every ten."""
 class RegistryWatch:
     """Two tasks of one service process."""
 
-    def __init__(self, loader: HotLoader, feed: ChangeFeed, *, poll_seconds: float) -> None:
+    def __init__(
+        self,
+        loader: HotLoader,
+        feed: ChangeFeed,
+        *,
+        poll_seconds: float,
+        on_change: Callable[[Change, ModelState | None], Awaitable[None]] | None = None,
+    ) -> None:
+        """`on_change` is called with a change of the feed when the set is up to date with it."""
         self.hears_changes = False
         """True while the change feed answers."""
         self._loader = loader
         self._feed = feed
         self._poll_seconds = poll_seconds
+        self._on_change = on_change
         self._cursor: str | None = None
         self._tasks: list[asyncio.Task[None]] = []
 
@@ -58,6 +68,10 @@ class RegistryWatch:
         self.hears_changes = True
         for tenant, model in dict.fromkeys((c.tenant, c.model) for c in changes):
             await self._loader.reconcile_model(tenant, model, retry=True)
+        if self._on_change is not None:
+            models = self._loader.current.models
+            for change in changes:
+                await self._on_change(change, models.get((change.tenant, change.model)))
 
     async def _poll(self) -> None:
         began = time.monotonic()

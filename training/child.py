@@ -28,29 +28,46 @@ from core.errors import (
     Unavailable,
 )
 from core.files import FileStore
-from core.jobs import Failure, Job, JobKind, Json, Progress
+from core.jobs import Failure, Job, JobKind, Json, Progress, StopReason
 from core.settings import Settings
 from core.store import ArtifactStore
 from training.process import (
+    ANSWERS,
+    READY,
     AskMessage,
     EventMessage,
     FailedMessage,
+    GoMessage,
     ProgressMessage,
     RetryMessage,
+    StoppedMessage,
     SucceededMessage,
 )
+from training.stopping import Stopped
 
 _PR_SET_PDEATHSIG = 1
 
 
 class Reporter:
-    """A job's line to its supervisor: events, progress, and leave to publish."""
+    """A job's line to its supervisor: events, progress, leave to publish, and being stopped."""
 
     def __init__(self, messages: BinaryIO, answers: BinaryIO) -> None:
         self._messages = messages
         self._answers = answers
-        self._go = threading.Semaphore(0)
+        self._answered = threading.Semaphore(0)
+        self._stop_reason: StopReason | None = None
+        self._has_leave = False
         threading.Thread(target=self._listen, daemon=True).start()
+
+    @property
+    def stop_reason(self) -> StopReason | None:
+        """Why the job is to stop; None until it was asked to, and once it has leave to publish."""
+        return self._stop_reason
+
+    def check(self) -> None:
+        """Raise `Stopped` if the job was asked to stop; to be called between two steps."""
+        if self._stop_reason is not None:
+            raise Stopped(self._stop_reason)
 
     def event(self, type: str, message: str, **data: object) -> None:
         """Add a line to the job's history."""
@@ -61,9 +78,11 @@ class Reporter:
         self.send(ProgressMessage(progress=Progress(stage=stage, fraction=min(1.0, fraction))))
 
     def authorise(self) -> None:
-        """Wait until the supervisor confirms that this attempt still holds the lease."""
+        """Wait for leave to publish, or raise `Stopped`; with a lost lease it never returns."""
+        self.check()
         self.send(AskMessage())
-        self._go.acquire()
+        self._answered.acquire()
+        self.check()
 
     def send(self, message: BaseModel) -> None:
         """Write one message."""
@@ -71,8 +90,13 @@ class Reporter:
         self._messages.flush()
 
     def _listen(self) -> None:
-        for _ in iter(self._answers.readline, b""):
-            self._go.release()
+        for line in iter(self._answers.readline, b""):
+            answer = ANSWERS.validate_json(line)
+            if isinstance(answer, GoMessage):
+                self._has_leave = True
+            elif not self._has_leave:
+                self._stop_reason = answer.reason
+            self._answered.release()
         # The supervisor is gone: nobody renews the lease, so nothing of this may be published.
         os._exit(1)
 
@@ -121,9 +145,11 @@ def run(job: Job, settings: Settings, reporter: Reporter) -> SucceededMessage:
     )
 
 
-def outcome_of(error: BaseException) -> FailedMessage | RetryMessage:
-    """Sort an exception into what would fail again and what may pass."""
+def outcome_of(error: BaseException) -> FailedMessage | RetryMessage | StoppedMessage:
+    """Sort an exception into a stop, what would fail again and what may pass."""
     match error:
+        case Stopped():
+            return StoppedMessage(reason=error.reason)
         case MemoryError():
             failure = OutOfMemory("the job needed more memory than it may have")
             return FailedMessage(failure=_failure(failure))
@@ -155,6 +181,8 @@ def main() -> None:
     else:
         import training.pipeline  # noqa: F401
     settings = Settings()
+    messages.write(READY)
+    messages.flush()
     answers = sys.stdin.buffer
     line = answers.readline()
     if not line:

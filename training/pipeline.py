@@ -40,12 +40,13 @@ from training.export import export_head
 from training.feature_cache import FeatureCache
 from training.fit import Fit, fit
 from training.novelty import estimate_novelty
+from training.stopping import Stoppable
 from training.trunks import ensure_trunk
 
 RELEASED_BY = "fine_tune"
 
 
-class Reporter(Protocol):
+class Reporter(Stoppable, Protocol):
     """Where a job says how it goes; `training.child.Reporter` is the real one."""
 
     def event(self, type: str, message: str, **data: object) -> None:
@@ -55,7 +56,7 @@ class Reporter(Protocol):
         """Say how far the whole job is, 0 to 1."""
 
     def authorise(self) -> None:
-        """Return when the job may be published; never returns when the lease is lost."""
+        """Return when the job may be published, or raise `Stopped`; never with a lost lease."""
 
 
 @dataclass(frozen=True)
@@ -153,6 +154,7 @@ class FineTune:
     def _extract(self, trunk: Trunk, data: Dataset, begin: float, end: float) -> FloatArray:
         def on_progress(done: int, total: int) -> None:
             self._reporter.progress("features", begin + (end - begin) * done / total)
+            self._reporter.check()
 
         cache = FeatureCache(
             self._store,
@@ -236,6 +238,7 @@ class FineTune:
 
     @contextmanager
     def _stage(self, name: str, fraction: float) -> Iterator[None]:
+        self._reporter.check()
         self._reporter.progress(name, fraction)
         begun = time.perf_counter()
         yield

@@ -5,9 +5,10 @@ with it, and whatever kills it kills one job's attempt. It imports its heavy lib
 waits for one job on its standard input, so a child that was started early is a *warm spare*. It
 inherits neither the API key nor the Redis URL: only the supervisor talks to Redis.
 
-Messages are JSON, one a line. Supervisor to child: the job, then `{"type": "go"}` for each
-`ask`. Child to supervisor: `event`, `progress`, `ask`, and as its last `succeeded`, `failed` or
-`retry`. A child whose standard input closes has lost its supervisor and ends itself.
+Messages are JSON, one a line. Supervisor to child: the job, then `go` for each `ask`, and `stop`
+when the job is to stop between two steps. Child to supervisor: `event`, `progress`, `ask`, and as
+its last `succeeded`, `failed`, `retry` or `stopped`. A child whose standard input closes has lost
+its supervisor and ends itself.
 """
 
 from __future__ import annotations
@@ -16,11 +17,11 @@ import asyncio
 import os
 import signal
 import sys
-from typing import Annotated, Literal
+from typing import Annotated, Literal, TypeAlias
 
 from pydantic import BaseModel, Field, TypeAdapter
 
-from core.jobs import Failure, Job, JobKind, Json, Progress
+from core.jobs import Failure, Job, JobKind, Json, Progress, StopReason
 
 MESSAGE_BYTES = 4 << 20
 """Longest message; a longer one is a crash."""
@@ -72,15 +73,45 @@ class RetryMessage(BaseModel, frozen=True):
     failure: Failure
 
 
-Message = Annotated[
-    EventMessage | ProgressMessage | AskMessage | SucceededMessage | FailedMessage | RetryMessage,
-    Field(discriminator="type"),
-]
-MESSAGES: TypeAdapter[
-    EventMessage | ProgressMessage | AskMessage | SucceededMessage | FailedMessage | RetryMessage
-] = TypeAdapter(Message)
+class StoppedMessage(BaseModel, frozen=True):
+    """The job has stopped between two steps, as it was asked to, and saved what it has to save."""
+
+    type: Literal["stopped"] = "stopped"
+    reason: StopReason
+
+
+class GoMessage(BaseModel, frozen=True):
+    """The answer to an `ask`: this attempt may publish, and is not asked to stop any more."""
+
+    type: Literal["go"] = "go"
+
+
+class StopMessage(BaseModel, frozen=True):
+    """The job is to stop between two steps."""
+
+    type: Literal["stop"] = "stop"
+    reason: StopReason
+
+
+Message: TypeAlias = (
+    EventMessage
+    | ProgressMessage
+    | AskMessage
+    | SucceededMessage
+    | FailedMessage
+    | RetryMessage
+    | StoppedMessage
+)
+MESSAGES: TypeAdapter[Message] = TypeAdapter(Annotated[Message, Field(discriminator="type")])
+ANSWERS: TypeAdapter[GoMessage | StopMessage] = TypeAdapter(
+    Annotated[GoMessage | StopMessage, Field(discriminator="type")]
+)
 
 _SECRETS = ("GRAFT_API_KEY", "GRAFT_REDIS_URL")
+
+
+READY = b'{"type":"ready"}\n'
+"""A child's first line: its imports are done, and a job may be claimed for it."""
 
 
 class ChildProcess:
@@ -109,6 +140,17 @@ class ChildProcess:
             )
         )  # fmt: skip
 
+    async def wait_until_ready(self) -> bool:
+        """Return True when the child has done its imports, False if it ends or cannot do them.
+
+        Call it once, before any job is claimed for the child: a host on which no child gets ready
+        must not use up attempts.
+        """
+        try:
+            return await self._stdout.readline() == READY
+        except ValueError:  # longer than MESSAGE_BYTES
+            return False
+
     @property
     def pid(self) -> int:
         """The child's process id."""
@@ -125,7 +167,11 @@ class ChildProcess:
 
     async def send_go(self) -> None:
         """Answer an `ask`."""
-        await self._send('{"type":"go"}')
+        await self._send(GoMessage().model_dump_json())
+
+    async def send_stop(self, reason: StopReason) -> None:
+        """Ask the child to stop between two steps; it may not listen."""
+        await self._send(StopMessage(reason=reason).model_dump_json())
 
     async def receive(self) -> Message | None:
         """Return the next message, or None when the child has ended or speaks nonsense."""
@@ -141,13 +187,19 @@ class ChildProcess:
         """Wait for the exit; return its code, negative for a signal."""
         return await self._process.wait()
 
+    async def ends_within(self, seconds: float) -> bool:
+        """Wait for the exit for so long; return whether it came."""
+        try:
+            await asyncio.wait_for(self._process.wait(), seconds)
+        except TimeoutError:
+            return False
+        return True
+
     async def stop(self, grace_seconds: float) -> None:
         """SIGTERM, then SIGKILL when the grace is over; return when the child is gone."""
         if self.is_alive:
             self._signal(signal.SIGTERM)
-            try:
-                await asyncio.wait_for(self._process.wait(), grace_seconds)
-            except TimeoutError:
+            if not await self.ends_within(grace_seconds):
                 self.kill()
         await self._process.wait()
 

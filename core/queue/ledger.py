@@ -8,7 +8,6 @@ waiting (core.queue.memory).
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
 from typing import Any
 
 from core.jobs import (
@@ -20,8 +19,11 @@ from core.jobs import (
     Json,
     NewJob,
     Once,
+    StopReason,
     event_order,
+    pace_name,
 )
+from core.queue.entries import Entry, Request, wanted
 
 CANCELLED_FILE = Failure(
     code="data_error", message="The validation of the job's file was cancelled."
@@ -30,34 +32,8 @@ ENDINGS = {
     JobStatus.SUCCEEDED: "The job succeeded.",
     JobStatus.CANCELLED: "The job was cancelled.",
 }
-
-
-@dataclass
-class Entry:
-    """A job, its place in the line, and what it waits for: other jobs, a time, or its worker."""
-
-    job: Job
-    seq: int
-    events: list[JobEvent] = field(default_factory=list)
-    waits_for: set[str] = field(default_factory=set)
-    due: float | None = None
-    lease_ends: float | None = None
-    losses: int = 0
-    expires: float | None = None
-
-    def update(self, **changes: Any) -> None:
-        """Replace fields of the job."""
-        self.job = self.job.model_copy(update=changes)
-
-
-@dataclass(frozen=True)
-class Request:
-    """A request that may be repeated, and the job it made; `repeated_at` if it was a repeat."""
-
-    job_id: str
-    digest: str
-    until: float
-    repeated_at: float | None
+PUBLISHING_LOSSES = 20
+PACE_WEIGHT = 0.5
 
 
 class Ledger:
@@ -70,6 +46,7 @@ class Ledger:
         self.unarchived: list[Entry] = []
         self.wakes = dict.fromkeys(JobKind, 0)
         self.requests: dict[tuple[str, str], Request] = {}
+        self.paces: dict[JobKind, dict[str, float]] = {kind: {} for kind in JobKind}
         self._retention_seconds = retention_seconds
         self._seq = 0
 
@@ -97,6 +74,25 @@ class Ledger:
             if entry.job.status is JobStatus.QUEUED and entry.due is None
         ]
         return sorted(queued, key=lambda entry: (-entry.job.priority, entry.seq))
+
+    def running(self, kind: JobKind, tenant: str) -> int:
+        """Return how many of a tenant's jobs of a kind run."""
+        return sum(e.job.status is JobStatus.RUNNING for e in self.of(kind, tenant))
+
+    def take_next(self, kind: JobKind, max_running: int) -> Entry | None:
+        """Take the next job out of the line; a tenant at its cap passes its turn."""
+        turns, passed = self.turns[kind], set()
+        while turns and turns[0] not in passed:
+            tenant = turns.pop(0)
+            if 0 < max_running <= self.running(kind, tenant):
+                passed.add(tenant)
+                turns.append(tenant)
+                continue
+            entry, *others = self.pending(kind, tenant)
+            if others:
+                turns.append(tenant)
+            return entry
+        return None
 
     def add(self, new: NewJob) -> Entry:
         """Add a job in `validating_files`."""
@@ -143,9 +139,11 @@ class Ledger:
         return event
 
     def admit(self, entry: Entry, *, waited: bool) -> None:
-        """Let a job out of `validating_files`."""
+        """Let a job out of `validating_files`; a paused one stays paused."""
         if waited:
             self.add_event(entry, "validated", "The files of the job are ready.")
+        if entry.job.status is JobStatus.PAUSED:
+            return
         self.add_event(entry, "queued", "The job waits for a worker.")
         self.add_pending(entry)
 
@@ -167,31 +165,81 @@ class Ledger:
         error: Failure | None = None,
     ) -> None:
         """End a job, and free or fail what waits for it."""
+        if status is JobStatus.SUCCEEDED:
+            self._learn_pace(entry.job)
         entry.update(
-            status=status, finished_at=self.clock(), result=result, error=error, progress=None
-        )
+            status=status, finished_at=self.clock(), result=result or entry.job.result,
+            error=error, progress=None, publishing=False, pause_requested=False,
+        )  # fmt: skip
         entry.due = entry.lease_ends = None
         job = entry.job
         if job.kind is JobKind.FINE_TUNE:
             self.unarchived.append(entry)
         else:
             self.expire(entry)
-        turns = self.turns[job.kind]
-        if job.tenant in turns and not self.pending(job.kind, job.tenant):
-            turns.remove(job.tenant)
+        self._leave_line(entry)
         if error:
             self.add_event(entry, "failed", error.message, "error", {"code": error.code})
         else:
             self.add_event(entry, status, ENDINGS[status])
         for waiter in list(self.entries.values()):
-            waits = waiter.job.status is JobStatus.VALIDATING_FILES
-            if not waits or waiter.job.tenant != job.tenant or job.id not in waiter.waits_for:
+            is_over = waiter.job.status.is_terminal
+            if is_over or waiter.job.tenant != job.tenant or job.id not in waiter.waits_for:
                 continue
             waiter.waits_for.remove(job.id)
             if status is not JobStatus.SUCCEEDED:
                 self.finish(waiter, JobStatus.FAILED, error=error or CANCELLED_FILE)
             elif not waiter.waits_for:
                 self.admit(waiter, waited=True)
+
+    def _leave_line(self, entry: Entry) -> None:
+        job = entry.job
+        turns = self.turns[job.kind]
+        if job.tenant in turns and not self.pending(job.kind, job.tenant):
+            turns.remove(job.tenant)
+        self.wakes[job.kind] += 1  # a cap may have held back another of the tenant's
+
+    def _learn_pace(self, job: Job) -> None:
+        name = pace_name(job.spec)
+        if name is None or job.attempt != 1 or job.claimed_at is None:
+            return
+        paces, seconds = self.paces[job.kind], self.clock() - job.claimed_at
+        before = paces.get(name, seconds)
+        paces[name] = PACE_WEIGHT * seconds + (1 - PACE_WEIGHT) * before
+
+    def park(self, entry: Entry) -> None:
+        """Put a job aside until it is resumed or cancelled."""
+        entry.update(status=JobStatus.PAUSED, worker=None, progress=None, pause_requested=False)
+        entry.due = entry.lease_ends = None
+        self._leave_line(entry)
+        self.add_event(entry, "paused", "The job is paused.")
+
+    def comes_back(self, entry: Entry, failure: Failure | None, max_attempts: int) -> bool:
+        """Give a running job what it is due, now that no worker has it; True if it runs again.
+
+        `failure` is given when an attempt is used up. What was published is told first; what may
+        have been, by another attempt.
+        """
+        job = entry.job
+        entry.losses += failure is not None
+        limit = max_attempts + (PUBLISHING_LOSSES if job.publishing else 0)
+        want = wanted(job)
+        if job.result is not None:
+            self.finish(entry, JobStatus.SUCCEEDED, result=job.result)
+        elif want is StopReason.CANCEL:
+            self.finish(entry, JobStatus.CANCELLED)
+        elif failure and entry.losses >= limit:
+            self.finish(entry, JobStatus.FAILED, error=failure)
+        elif want is StopReason.PAUSE:
+            self.park(entry)
+        else:
+            if job.publishing and failure and entry.losses >= max_attempts:
+                entry.last_failure = failure
+            entry.update(status=JobStatus.QUEUED, worker=None, progress=None)
+            entry.lease_ends = None
+            self.wakes[job.kind] += 1
+            return True
+        return False
 
     def expire(self, entry: Entry) -> None:
         """Let a job that ended be forgotten after the retention."""
@@ -203,19 +251,14 @@ class Ledger:
         leased = [e for e in self.of(kind) if e.lease_ends is not None and e.lease_ends <= now]
         for entry in sorted(leased, key=lambda e: (e.lease_ends, e.job.tenant, e.job.id)):
             attempt = entry.job.attempt
-            entry.losses += 1
-            if entry.job.cancel_requested:
-                self.finish(entry, JobStatus.CANCELLED)
-            elif entry.losses < max_attempts:
+            message = f"The worker was lost in each of {entry.losses + 1} attempts."
+            failure = Failure(code="worker_lost", message=message)
+            if self.comes_back(entry, failure, max_attempts):
                 self.add_event(
                     entry, "job_restarted", "The worker was lost; the job starts again.", "warn",
-                    {"attempt": attempt, "reason": "worker_lost"},
+                    {"attempt": attempt, "from_step": entry.step, "reason": "worker_lost"},
                 )  # fmt: skip
                 self.add_pending(entry)
-            else:
-                message = f"The worker was lost in each of {entry.losses} attempts."
-                error = Failure(code="worker_lost", message=message)
-                self.finish(entry, JobStatus.FAILED, error=error)
         delayed = [e for e in self.of(kind) if e.due is not None and e.due <= now]
         for entry in sorted(delayed, key=lambda e: (e.due, e.job.tenant, e.job.id)):
             self.add_pending(entry)

@@ -6,14 +6,11 @@ retention follow the injected clock; `wait` and `wait_events` sleep in real time
 
 from __future__ import annotations
 
-import asyncio
-import builtins
 import time
 from collections.abc import Callable
-from contextlib import suppress
 from typing import TYPE_CHECKING
 
-from core.errors import Conflict, LeaseLost, NotFound, Overloaded
+from core.errors import LeaseLost, NotFound, Overloaded
 from core.jobs import (
     Failure,
     Job,
@@ -24,11 +21,13 @@ from core.jobs import (
     NewJob,
     Once,
     Progress,
-    event_order,
+    StopReason,
 )
-from core.queue.ledger import CANCELLED_FILE, Entry, Ledger
+from core.queue.entries import Entry, wanted
+from core.queue.ledger import CANCELLED_FILE, Ledger
+from core.queue.memory_views import MemoryJobViews
 from core.queue.protocol import Claim, JobQueue
-from core.queue.records import ending, job_forgotten, key_reused, require_event_id
+from core.queue.records import ending, job_forgotten, key_reused, refused
 
 if TYPE_CHECKING:
     from core.changes import Change, ChangeFeed
@@ -36,7 +35,7 @@ if TYPE_CHECKING:
 RETRY_AFTER_SECONDS = 10.0
 
 
-class MemoryJobQueue(JobQueue):
+class MemoryJobQueue(MemoryJobViews, JobQueue):
     """The in-memory twin; see `JobQueue` for what each method promises."""
 
     def __init__(
@@ -46,15 +45,16 @@ class MemoryJobQueue(JobQueue):
         max_queued: int = 10_000,
         max_attempts: int = 3,
         retention_seconds: float = 86_400,
+        max_running: int = 0,
         clock: Callable[[], float] = time.time,
     ) -> None:
         """`changes` receives what `announce` tells."""
         self._changes = changes
         self._max_queued = max_queued
         self._max_attempts = max_attempts
-        self._ledger = Ledger(clock, retention_seconds)
+        self._max_running = max_running
+        super().__init__(Ledger(clock, retention_seconds))
         self._wakes_seen = dict.fromkeys(JobKind, 0)
-        self._changed = asyncio.Event()
 
     async def enqueue(self, new: NewJob) -> Job:
         """Add a job and wake a worker; with an id that exists, return that job unchanged."""
@@ -102,17 +102,14 @@ class MemoryJobQueue(JobQueue):
         ledger = self._ledger
         ledger.take_back(kind, self._max_attempts)
         self._ring()
-        if not ledger.turns[kind]:
+        entry = ledger.take_next(kind, self._max_running)
+        if entry is None:
             self._wakes_seen[kind] = ledger.wakes[kind]
             return None
-        tenant = ledger.turns[kind].pop(0)
-        entry, *others = ledger.pending(kind, tenant)
-        if others:
-            ledger.turns[kind].append(tenant)
         now, attempt = ledger.clock(), entry.job.attempt + 1
         entry.lease_ends = now + lease_seconds
         entry.update(
-            status=JobStatus.RUNNING, attempt=attempt, worker=worker,
+            status=JobStatus.RUNNING, attempt=attempt, worker=worker, claimed_at=now,
             started_at=entry.job.started_at or now,
         )  # fmt: skip
         ledger.add_event(
@@ -136,13 +133,36 @@ class MemoryJobQueue(JobQueue):
 
     async def heartbeat(
         self, claim: Claim, lease_seconds: float, progress: Progress | None = None
-    ) -> bool:
-        """Renew the lease; return True when a cancel was requested."""
+    ) -> StopReason | None:
+        """Renew the lease; return what was requested, if anything."""
         entry = self._held(claim)
         entry.lease_ends = self._ledger.clock() + lease_seconds
         if progress:
             entry.update(progress=progress)
-        return entry.job.cancel_requested
+        return wanted(entry.job)
+
+    async def mark_publishing(self, claim: Claim, lease_seconds: float) -> StopReason | None:
+        """Renew the lease and mark the job, or return what was requested and leave it."""
+        entry = self._held(claim)
+        entry.lease_ends = self._ledger.clock() + lease_seconds
+        instead = wanted(entry.job)
+        if instead is None:
+            entry.update(publishing=True)
+        return instead
+
+    async def clear_publishing(self, claim: Claim) -> Job:
+        """Take back the mark, because the job has not published; what was put off counts now."""
+        entry = self._held(claim)
+        entry.update(publishing=False)
+        want = wanted(entry.job)
+        if want is StopReason.CANCEL:
+            self._ledger.finish(entry, JobStatus.CANCELLED)
+        elif entry.last_failure:
+            self._ledger.finish(entry, JobStatus.FAILED, error=entry.last_failure)
+        elif want is StopReason.PAUSE:
+            self._ledger.park(entry)
+        self._ring()
+        return entry.job
 
     async def append_event(
         self,
@@ -154,13 +174,16 @@ class MemoryJobQueue(JobQueue):
         data: Json | None = None,
     ) -> JobEvent:
         """Append to the job's history."""
-        event = self._ledger.add_event(self._held(claim), type, message, level, data)
+        entry = self._held(claim)
+        event = self._ledger.add_event(entry, type, message, level, data)
+        if type == "checkpoint" and isinstance(step := event.data.get("step"), int):
+            entry.step = step
         self._ring()
         return event
 
-    async def announce(self, claim: Claim, change: Change) -> None:
-        """Tell the change feed that the queue was given."""
-        self._held(claim)
+    async def announce(self, claim: Claim, change: Change, result: Json) -> None:
+        """Tell the change feed that the queue was given, and note what the job has published."""
+        self._held(claim).update(result=result)
         if self._changes:
             await self._changes.publish(change)
 
@@ -182,20 +205,14 @@ class MemoryJobQueue(JobQueue):
     async def retry(self, claim: Claim, delay_seconds: float, failure: Failure) -> Job:
         """Give the job back to run again after a delay, because of `failure`."""
         entry = self._held(claim)
-        entry.losses += 1
-        if entry.job.cancel_requested:
-            self._ledger.finish(entry, JobStatus.CANCELLED)
-        elif entry.losses >= self._max_attempts:
-            self._ledger.finish(entry, JobStatus.FAILED, error=failure)
-        else:
+        if self._ledger.comes_back(entry, failure, self._max_attempts):
             reason = failure.message
             self._ledger.add_event(
                 entry, "retrying", f"The job starts again: {reason}", "warn",
                 {"attempt": claim.attempt, "delay_seconds": delay_seconds, "reason": reason},
             )  # fmt: skip
             if delay_seconds > 0:
-                entry.update(status=JobStatus.QUEUED, worker=None, progress=None)
-                entry.lease_ends, entry.due = None, self._ledger.clock() + delay_seconds
+                entry.due = self._ledger.clock() + delay_seconds
             else:
                 self._ledger.add_pending(entry)
         self._ring()
@@ -204,20 +221,16 @@ class MemoryJobQueue(JobQueue):
     async def release(self, claim: Claim) -> Job:
         """Give the job back at once because the worker stops; this uses up no attempt."""
         entry = self._held(claim)
-        if entry.job.cancel_requested:
-            self._ledger.finish(entry, JobStatus.CANCELLED)
-        else:
+        if self._ledger.comes_back(entry, None, 0):
             self._ledger.add_event(
                 entry, "job_restarted", "The worker was stopped; the job starts again.",
-                data={"attempt": claim.attempt, "reason": "worker_stopped"},
+                data={
+                    "attempt": claim.attempt, "from_step": entry.step, "reason": "worker_stopped",
+                },
             )  # fmt: skip
             self._ledger.add_pending(entry)
         self._ring()
         return entry.job
-
-    async def unarchived(self, limit: int = 100) -> builtins.list[Job]:
-        """Return ended `fine_tune` jobs that nobody has marked as archived, oldest first."""
-        return [entry.job for entry in self._ledger.unarchived[:limit]]
 
     async def mark_archived(self, job: Job) -> None:
         """Let a job that ended be forgotten after the retention."""
@@ -226,13 +239,11 @@ class MemoryJobQueue(JobQueue):
             self._ledger.unarchived.remove(entry)
             self._ledger.expire(entry)
 
-    async def cancel(self, tenant: str, job_id: str) -> Job:
-        """Cancel a waiting job at once, or ask a running one's worker to stop."""
-        entry = self._ledger.find(tenant, job_id)
-        if entry is None:
-            raise NotFound(f"There is no job {job_id}.")
-        if entry.job.status.is_terminal:
-            raise Conflict(f"The job is already {entry.job.status}.")
+    async def cancel(self, tenant: str, job_id: str, *, keep_best: bool = False) -> Job:
+        """Cancel a waiting or paused job at once, or ask a running one's worker to stop."""
+        entry = self._unfinished(tenant, job_id)
+        if keep_best:
+            entry.update(keep_best=True)
         if entry.job.status is not JobStatus.RUNNING:
             self._ledger.finish(entry, JobStatus.CANCELLED)
         elif not entry.job.cancel_requested:
@@ -241,67 +252,45 @@ class MemoryJobQueue(JobQueue):
         self._ring()
         return entry.job
 
-    async def get(self, tenant: str, job_id: str) -> Job | None:
-        """Return the job, or None."""
+    async def pause(self, tenant: str, job_id: str) -> Job:
+        """Pause a waiting job at once, or ask a running one's worker to; it uses up no attempt."""
+        entry = self._unfinished(tenant, job_id)
+        job = entry.job
+        if job.cancel_requested:
+            raise refused(job.status, "cancelling")
+        if job.publishing or job.result is not None:
+            raise refused(job.status, "publishing")
+        if job.status is JobStatus.RUNNING:
+            if not job.pause_requested:
+                entry.update(pause_requested=True)
+                self._ledger.add_event(entry, "pause_requested", "The worker was asked to pause.")
+        elif job.status is not JobStatus.PAUSED:
+            self._ledger.park(entry)
+        self._ring()
+        return entry.job
+
+    async def resume(self, tenant: str, job_id: str) -> Job:
+        """Put a paused job back into its old place in the line."""
         entry = self._ledger.find(tenant, job_id)
-        return entry.job if entry else None
+        if entry is None:
+            raise NotFound(f"There is no job {job_id}.")
+        if entry.job.status is not JobStatus.PAUSED:
+            raise refused(entry.job.status, "pausing" if entry.job.pause_requested else "")
+        self._ledger.add_event(entry, "resumed", "The job goes on.")
+        if entry.waits_for:
+            entry.update(status=JobStatus.VALIDATING_FILES)
+        else:
+            self._ledger.add_pending(entry)
+        self._ring()
+        return entry.job
 
-    async def position(self, job: Job) -> int | None:
-        """How many jobs of the tenant and kind go before this queued one; None if not queued."""
-        ids = [entry.job.id for entry in self._ledger.pending(job.kind, job.tenant)]
-        return ids.index(job.id) if job.id in ids else None
-
-    async def events(
-        self,
-        tenant: str,
-        job_id: str,
-        *,
-        after: str | None = None,
-        limit: int = 100,
-        newest_first: bool = False,
-    ) -> list[JobEvent]:
-        """Return events strictly behind `after` in the chosen direction."""
+    def _unfinished(self, tenant: str, job_id: str) -> Entry:
         entry = self._ledger.find(tenant, job_id)
-        events = list(entry.events) if entry else []
-        if newest_first:
-            events.reverse()
-        if after:
-            cursor = event_order(require_event_id(after))
-            events = [
-                event
-                for event in events
-                if event_order(event.id) != cursor
-                and (event_order(event.id) < cursor) == newest_first
-            ]
-        return events[:limit]
-
-    async def wait_events(
-        self, tenant: str, job_id: str, after: str | None, timeout_seconds: float
-    ) -> list[JobEvent]:
-        """Return the events behind `after`, oldest first, waiting for the first if none."""
-        deadline = time.monotonic() + timeout_seconds
-        while True:
-            events = await self.events(tenant, job_id, after=after, limit=10_000)
-            remaining = deadline - time.monotonic()
-            if events or remaining <= 0:
-                return events
-            await self._change(remaining)
-
-    async def list(
-        self, tenant: str, kind: JobKind, *, after: str | None = None, limit: int = 20
-    ) -> list[Job]:
-        """Return up to `limit` jobs, newest first, beginning behind the job `after`."""
-        jobs = [entry.job for entry in reversed(self._ledger.of(kind, tenant))]
-        if after:
-            ids = [job.id for job in jobs]
-            jobs = jobs[ids.index(after) + 1 :] if after in ids else []
-        return jobs[:limit]
-
-    async def ping(self) -> None:
-        """Return: memory always answers."""
-
-    async def close(self) -> None:
-        """Return: there is nothing to release."""
+        if entry is None:
+            raise NotFound(f"There is no job {job_id}.")
+        if entry.job.status.is_terminal:
+            raise refused(entry.job.status)
+        return entry
 
     def _held(self, claim: Claim) -> Entry:
         entry = self._ledger.find(claim.job.tenant, claim.job.id)
@@ -309,13 +298,3 @@ class MemoryJobQueue(JobQueue):
         if entry is None or (entry.job.status, entry.job.attempt, entry.job.worker) != current:
             raise LeaseLost(f"Attempt {claim.attempt} of job {claim.job.id} is no longer current.")
         return entry
-
-    def _ring(self) -> None:
-        """Let every `_change` return; each looks for itself whether it was meant."""
-        self._changed.set()
-        self._changed = asyncio.Event()
-
-    async def _change(self, timeout_seconds: float) -> None:
-        with suppress(TimeoutError):
-            async with asyncio.timeout(timeout_seconds):
-                await self._changed.wait()

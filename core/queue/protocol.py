@@ -5,6 +5,10 @@ the worker dies, the next claim by anyone takes the job back. Every write carrie
 worker whose lease was taken is refused with `LeaseLost` and must stop without publishing.
 Delivery is at least once; settling is once.
 
+Before it publishes, an attempt marks its job as *publishing*. From then on nobody ends the job but
+an attempt that knows whether it has published: a cancel only leaves its wish, and lost attempts
+bring the job back even if none are left. `announce` is such knowledge, `clear_publishing` too.
+
 A job may name others that must succeed first (`NewJob.after`): until then it is
 `validating_files`, and if one of them fails, it fails with that one's error.
 
@@ -18,7 +22,19 @@ import builtins
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
-from core.jobs import Failure, Job, JobEvent, JobKind, JobStatus, Json, NewJob, Once, Progress
+from core.jobs import (
+    Failure,
+    Job,
+    JobEvent,
+    JobKind,
+    JobStatus,
+    Json,
+    NewJob,
+    Once,
+    Outlook,
+    Progress,
+    StopReason,
+)
 
 if TYPE_CHECKING:  # core.changes uses core.queue.connection
     from core.changes import Change
@@ -37,7 +53,51 @@ class Claim:
         return self.job.attempt
 
 
-class JobQueue(Protocol):
+class JobViews(Protocol):
+    """What there is to see of jobs; every method may raise `Unavailable`."""
+
+    async def get(self, tenant: str, job_id: str) -> Job | None:
+        """Return the job, or None."""
+
+    async def position(self, job: Job) -> int | None:
+        """How many jobs of the tenant and kind go before this queued one; None if not queued."""
+
+    async def outlook(self, kind: JobKind) -> Outlook:
+        """Return what a forecast is made from, of all tenants, to a bound of 100 of each."""
+
+    async def events(
+        self, tenant: str, job_id: str, *, after: str | None = None, limit: int = 100,
+        newest_first: bool = False,
+    ) -> list[JobEvent]:  # fmt: skip
+        """Return events strictly behind `after` in the chosen direction."""
+
+    async def wait_events(
+        self, tenant: str, job_id: str, after: str | None, timeout_seconds: float
+    ) -> list[JobEvent]:
+        """Return the events behind `after`, oldest first, waiting for the first if none."""
+
+    async def list(
+        self, tenant: str, kind: JobKind, *, after: str | None = None, limit: int = 20
+    ) -> list[Job]:
+        """Return up to `limit` jobs, newest first, beginning behind the job `after`.
+
+        The page behind an unknown job is empty.
+        """
+
+    async def unarchived(self, limit: int = 100) -> builtins.list[Job]:
+        """Return ended `fine_tune` jobs that nobody has marked as archived, oldest first.
+
+        However a job ended, it is among them until `mark_archived`, and is not forgotten before.
+        """
+
+    async def ping(self) -> None:
+        """Return if the server answers; raise `Unavailable` otherwise."""
+
+    async def close(self) -> None:
+        """Release connections."""
+
+
+class JobQueue(JobViews, Protocol):
     """Every method may raise `Unavailable` when the server does not answer in time."""
 
     async def enqueue(self, new: NewJob) -> Job:
@@ -60,8 +120,9 @@ class JobQueue(Protocol):
         """Lease the next job of `kind`, or return None when none is due.
 
         First takes back jobs whose lease ran out: they return to their old place in the line, or
-        fail with `worker_lost` when `max_attempts` were lost; one whose cancel was requested is
-        cancelled. Tenants take turns; within one, higher priority goes first, then older.
+        fail with `worker_lost` when `max_attempts` were lost; one whose cancel or pause was
+        requested is cancelled or paused. Tenants take turns, and pass theirs while `max_running`
+        of their jobs run; within one, higher priority goes first, then older.
         """
 
     async def wait(self, kind: JobKind, timeout_seconds: float) -> None:
@@ -72,8 +133,24 @@ class JobQueue(Protocol):
 
     async def heartbeat(
         self, claim: Claim, lease_seconds: float, progress: Progress | None = None
-    ) -> bool:
-        """Renew the lease; return True when a cancel was requested. Raises `LeaseLost`."""
+    ) -> StopReason | None:
+        """Renew the lease; return what was requested, if anything. Raises `LeaseLost`.
+
+        A cancel goes before a pause. While the job is publishing it is None.
+        """
+
+    async def mark_publishing(self, claim: Claim, lease_seconds: float) -> StopReason | None:
+        """Renew the lease and mark the job, or return what was requested and leave it.
+
+        Raises `LeaseLost`.
+        """
+
+    async def clear_publishing(self, claim: Claim) -> Job:
+        """Take back the mark, because the job has not published; what was put off counts now.
+
+        So it may return a job that has been cancelled or paused, or failed for want of attempts,
+        and is the worker's no more. Raises `LeaseLost`.
+        """
 
     async def append_event(
         self,
@@ -86,8 +163,12 @@ class JobQueue(Protocol):
     ) -> JobEvent:
         """Append to the job's history. Raises `LeaseLost`."""
 
-    async def announce(self, claim: Claim, change: Change) -> None:
-        """Tell every service process of a change, through the change feed. Raises `LeaseLost`."""
+    async def announce(self, claim: Claim, change: Change, result: Json) -> None:
+        """Tell every service process of a change, and note what the job has published.
+
+        From then on the job ends as `succeeded` with `result`, whoever ends it: `settle`, or the
+        next claim by anyone if the worker dies. Raises `LeaseLost`.
+        """
 
     async def settle(
         self,
@@ -105,59 +186,36 @@ class JobQueue(Protocol):
     async def retry(self, claim: Claim, delay_seconds: float, failure: Failure) -> Job:
         """Give the job back to run again after a delay, because of `failure`.
 
-        With no attempt left it fails with `failure`; with a cancel requested it is cancelled.
-        Raises `LeaseLost`.
+        With no attempt left it fails with `failure`; with a cancel or a pause requested it is
+        cancelled or paused. Raises `LeaseLost`.
         """
 
     async def release(self, claim: Claim) -> Job:
         """Give the job back at once because the worker stops; this uses up no attempt.
 
-        The attempt as fencing token is spent all the same. With a cancel requested the job is
-        cancelled. Raises `LeaseLost`.
-        """
-
-    async def unarchived(self, limit: int = 100) -> builtins.list[Job]:
-        """Return ended `fine_tune` jobs that nobody has marked as archived, oldest first.
-
-        However a job ended, it is among them until `mark_archived`, and is not forgotten before.
+        The attempt as fencing token is spent all the same. With a cancel or a pause requested the
+        job is cancelled or paused. Raises `LeaseLost`.
         """
 
     async def mark_archived(self, job: Job) -> None:
         """Let a job that ended be forgotten after the retention; again, it changes nothing."""
 
-    async def cancel(self, tenant: str, job_id: str) -> Job:
-        """Cancel a waiting job at once, or ask a running one's worker to stop.
+    async def cancel(self, tenant: str, job_id: str, *, keep_best: bool = False) -> Job:
+        """Cancel a waiting or paused job at once, or ask a running one's worker to stop.
 
-        Terminal jobs raise `Conflict`, unknown ones `NotFound`.
+        It comes too late for a job that is publishing, if it publishes. Terminal jobs raise
+        `Conflict`, unknown ones `NotFound`.
         """
 
-    async def get(self, tenant: str, job_id: str) -> Job | None:
-        """Return the job, or None."""
+    async def pause(self, tenant: str, job_id: str) -> Job:
+        """Pause a waiting job at once, or ask a running one's worker to; this uses up no attempt.
 
-    async def position(self, job: Job) -> int | None:
-        """How many jobs of the tenant and kind go before this queued one; None if not queued."""
-
-    async def events(
-        self, tenant: str, job_id: str, *, after: str | None = None, limit: int = 100,
-        newest_first: bool = False,
-    ) -> list[JobEvent]:  # fmt: skip
-        """Return events strictly behind `after` in the chosen direction."""
-
-    async def wait_events(
-        self, tenant: str, job_id: str, after: str | None, timeout_seconds: float
-    ) -> list[JobEvent]:
-        """Return the events behind `after`, oldest first, waiting for the first if none."""
-
-    async def list(
-        self, tenant: str, kind: JobKind, *, after: str | None = None, limit: int = 20
-    ) -> list[Job]:
-        """Return up to `limit` jobs, newest first, beginning behind the job `after`.
-
-        The page behind an unknown job is empty.
+        One that is paused stays so. Terminal jobs, and those that are being cancelled or are
+        publishing, raise `Conflict`; unknown ones `NotFound`.
         """
 
-    async def ping(self) -> None:
-        """Return if the server answers; raise `Unavailable` otherwise."""
+    async def resume(self, tenant: str, job_id: str) -> Job:
+        """Put a paused job back into its old place in the line.
 
-    async def close(self) -> None:
-        """Release connections."""
+        Raises `Conflict` for jobs that are not paused, `NotFound` for unknown ones.
+        """

@@ -13,6 +13,11 @@ from core.errors import Conflict, InvalidRequest
 from core.jobs import Failure, Job, JobEvent, JobStatus, Json
 
 _JSON_FIELDS = ("spec", "progress", "result", "error")
+_REFUSALS = {
+    "cancelling": "The job is being cancelled.",
+    "publishing": "The job is publishing its model and can no longer be paused.",
+    "pausing": "The job is still being paused; resume it when it is.",
+}
 _EVENT_ID = re.compile(r"[0-9]{1,15}-[0-9]{1,15}")
 
 
@@ -52,6 +57,14 @@ def key_reused() -> Conflict:
         "this Idempotency-Key was used for a request with another body; take a new key",
         param="Idempotency-Key", code="idempotency_key_reused",
     )  # fmt: skip
+
+
+def refused(status: str, why: str = "") -> Conflict:
+    """The refusal of what a job's status, or what is under way, does not allow."""
+    if why:
+        return Conflict(_REFUSALS[why])
+    terminal = JobStatus(status).is_terminal
+    return Conflict(f"The job is already {status}." if terminal else "The job is not paused.")
 
 
 def job_forgotten(job_id: str) -> Conflict:

@@ -21,7 +21,8 @@ from core.jobs import Job, JobKind
 from core.manifests import ModelManifest
 from core.registry import Registry
 from core.store import ArtifactStore
-from tests.faults.faults import around, strike, without
+from tests.faults.faults import around, shift_clock, strike, without
+from training.process import FailedMessage
 
 SUPERVISOR = os.getppid()
 DIM = 4
@@ -29,6 +30,8 @@ DIM = 4
 
 def install() -> None:
     """Put the faults around the child's functions."""
+    if without("imports"):
+        sys.exit("a library is missing on this host")
     current: list[Job] = []
 
     def reach(step: str) -> None:
@@ -46,7 +49,12 @@ def install() -> None:
             case [_, "runs", _, "publication.json"]:
                 reach("publication")
 
+    def storing(_: object, key: str, *__: object) -> None:
+        reach("put-release" if "/releases/" in key else f"put-{key.rpartition('/')[2]}")
+
+    shift_clock()
     remove_guards()
+    around(ArtifactStore, "put_new", before=storing)
     around(training.child, "run", before=lambda job, *_: current.append(job))
     around(ArtifactStore, "put_new", after=stored)
     if JobKind(sys.argv[1]) is JobKind.FINE_TUNE:
@@ -67,7 +75,7 @@ def remove_guards() -> None:
     """Do without the guards that the worker is to do without."""
     reporter: Any = training.child.Reporter
     if without("lifeline"):
-        reporter._listen = lambda self: [self._go.release() for _ in self._answers]
+        reporter._listen = lambda self: [self._answered.release() for _ in self._answers]
         if hasattr(training.child, "end_with_supervisor"):
             vars(training.child)["end_with_supervisor"] = lambda: None
     if without("ask"):
@@ -77,6 +85,11 @@ def remove_guards() -> None:
         registry: Any = Registry
         registry._publication_key = staticmethod(
             lambda tenant, job: f"{tenant}/runs/{job}/publication-{unique}.json"
+        )
+    if without("retry"):
+        outcome_of = training.child.outcome_of
+        vars(training.child)["outcome_of"] = lambda error: FailedMessage(
+            failure=outcome_of(error).failure
         )
     if without("order"):
         around(Registry, "_store_version", before=list_first)

@@ -16,7 +16,7 @@ import pytest
 
 from core.changes import Change, ChangeFeed, MemoryChangeFeed, RedisChangeFeed
 from core.errors import Conflict, InvalidRequest, LeaseLost, NotFound, Overloaded
-from core.jobs import Failure, Job, JobKind, JobStatus, NewJob, Once, Progress
+from core.jobs import Failure, Job, JobKind, JobStatus, NewJob, Once, Progress, StopReason
 from core.queue import Claim, JobQueue
 from core.queue.connection import connect
 from core.queue.memory import MemoryJobQueue
@@ -50,7 +50,10 @@ async def backend(request: pytest.FixtureRequest, prefix: str) -> AsyncIterator[
     client = connect(request.getfixturevalue("redis_url"))
 
     def make(
-        max_queued: int = 1_000, max_attempts: int = 3, retention_seconds: int = 600
+        max_queued: int = 1_000,
+        max_attempts: int = 3,
+        retention_seconds: int = 600,
+        max_running: int = 0,
     ) -> JobQueue:
         return RedisJobQueue(
             client,
@@ -58,6 +61,7 @@ async def backend(request: pytest.FixtureRequest, prefix: str) -> AsyncIterator[
             max_queued=max_queued,
             max_attempts=max_attempts,
             retention_seconds=retention_seconds,
+            max_running=max_running,
         )
 
     yield Backend(make, RedisChangeFeed(client, prefix=prefix))
@@ -166,8 +170,8 @@ class TestRecord:
         assert claim.job.started_at is not None
 
         progress = Progress(stage="fit", fraction=0.5, seconds_remaining=3)
-        assert await queue.heartbeat(claim, LONG, progress) is False
-        assert await queue.heartbeat(claim, LONG) is False
+        assert await queue.heartbeat(claim, LONG, progress) is None
+        assert await queue.heartbeat(claim, LONG) is None
         running = await queue.get("acme", "j")
         assert running is not None
         assert running.progress == progress
@@ -394,7 +398,7 @@ class TestLease:
         events = await queue.events("acme", "j")
         assert [event.type for event in events] == ["queued", "started", "job_restarted", "started"]
         assert events[2].level == "warn"
-        assert events[2].data == {"attempt": 1, "reason": "worker_lost"}
+        assert events[2].data == {"attempt": 1, "from_step": 0, "reason": "worker_lost"}
 
     async def test_last_attempt_lost_fails_the_job_and_its_waiters(self, backend: Backend) -> None:
         queue = backend.make(max_attempts=2)
@@ -434,8 +438,10 @@ WRITES: dict[str, Callable[[JobQueue, Claim], Awaitable[object]]] = {
     "heartbeat": lambda queue, claim: queue.heartbeat(claim, LONG),
     "append_event": lambda queue, claim: queue.append_event(claim, "step", "late"),
     "announce": lambda queue, claim: queue.announce(
-        claim, Change(tenant="acme", model="m", type="published", version=1)
+        claim, Change(tenant="acme", model="m", type="published", version=1), {}
     ),
+    "mark_publishing": lambda queue, claim: queue.mark_publishing(claim, LONG),
+    "clear_publishing": lambda queue, claim: queue.clear_publishing(claim),
     "settle": lambda queue, claim: queue.settle(claim, JobStatus.SUCCEEDED),
     "retry": lambda queue, claim: queue.retry(claim, 0, CRASH),
     "release": lambda queue, claim: queue.release(claim),
@@ -597,7 +603,7 @@ class TestRelease:
         assert (claim.job.id, claim.attempt) == ("j", 2)
         restarted = (await queue.events("acme", "j"))[2]
         assert (restarted.type, restarted.level) == ("job_restarted", "info")
-        assert restarted.data == {"attempt": 1, "reason": "worker_stopped"}
+        assert restarted.data == {"attempt": 1, "from_step": 0, "reason": "worker_stopped"}
 
     async def test_uses_up_no_attempt(self, backend: Backend) -> None:
         queue = backend.make(max_attempts=2)
@@ -662,7 +668,7 @@ class TestCancel:
         for _ in range(2):
             job = await queue.cancel("acme", "j")
             assert (job.status, job.cancel_requested) == (JobStatus.RUNNING, True)
-        assert await queue.heartbeat(claim, LONG) is True
+        assert await queue.heartbeat(claim, LONG) is StopReason.CANCEL
         await queue.settle(claim, JobStatus.CANCELLED)
         assert await types(queue, "j") == ["queued", "started", "cancel_requested", "cancelled"]
 
@@ -856,7 +862,7 @@ class TestChanges:
         await feed.follow(cursor, 0.02)
         assert not following.done()
         await queue.enqueue(new_job("j"))
-        await queue.announce(await next_claim(queue), published)
+        await queue.announce(await next_claim(queue), published, {})
         cursor, changes = await asyncio.wait_for(following, PROMPT)
         assert changes == [published]
 

@@ -20,10 +20,10 @@ from core.errors import Unavailable
 from core.jobs import Failure, JobKind, JobStatus, NewJob
 from core.queue import Claim
 from core.queue.connection import BLOCK_SECONDS, MAX_CONNECTIONS, connect, translated
-from core.queue.redis import _SCRIPTS, RedisJobQueue
+from core.queue.redis import RedisJobQueue
 
 if TYPE_CHECKING:
-    from tests.integration.conftest import RedisServer
+    from tests.integration.redis_server import RedisServer
 
 pytestmark = pytest.mark.anyio
 
@@ -70,7 +70,9 @@ async def own_client(own_server: RedisServer) -> AsyncIterator[Redis]:
 class TestScripts:
     def test_every_file_is_used_and_says_what_it_takes(self) -> None:
         folder = Path(str(files("core.queue"))) / "lua"
-        assert {path.stem for path in folder.glob("*.lua")} == {*_SCRIPTS, "job"}
+        source = "".join(path.read_text() for path in folder.parent.glob("redis*.py"))
+        used = set(re.findall(r'_(?:run|run_fenced|ask)\(\s*"(\w+)"', source))
+        assert {path.stem for path in folder.glob("*.lua")} == {*used, "job"}
         for path in folder.glob("*.lua"):
             header, code = re.match(r"((?:--.*\n)+)(.*)", path.read_text(), re.S).groups()  # type: ignore[union-attr]
             taken = {int(n) for n in re.findall(r"ARGV\[(\d+)\]", code)}
@@ -110,6 +112,7 @@ class TestKeys:
             f"{root}:t:acme:waiters:c": "set",
             f"{root}:t:acme:pending:fine_tune": "zset",
             f"{root}:t:acme:open:fine_tune": "set",
+            f"{root}:t:acme:running:fine_tune": "set",
             f"{root}:t:acme:jobs:fine_tune": "zset",
             f"{root}:t:acme:seq:fine_tune": "string",
             f"{root}:tenants:fine_tune": "zset",
@@ -132,7 +135,7 @@ class TestKeys:
         keys = {key async for key in client.scan_iter(f"{prefix}*")}
         lasting = {key.removeprefix(root) for key in keys if await client.ttl(key) == -1}
         assert lasting == {
-            ":t:acme:jobs:fine_tune", ":t:acme:seq:fine_tune", ":wake:fine_tune"
+            ":t:acme:jobs:fine_tune", ":t:acme:seq:fine_tune", ":wake:fine_tune", ":paces:fine_tune"
         }  # fmt: skip
         assert await client.ttl(f"{root}:t:acme:job:a") > 590
         assert await client.ttl(f"{root}:t:acme:events:a") > 590
@@ -270,7 +273,7 @@ class TestTrouble:
         with pytest.raises(Unavailable):
             await queue.heartbeat(claim, LONG)
         own_server.start()
-        assert await queue.heartbeat(claim, LONG) is False
+        assert await queue.heartbeat(claim, LONG) is None
         await queue.settle(claim, JobStatus.SUCCEEDED)
         assert (await claimed(queue)).job.id == "b"
         types = [event.type for event in await queue.events("acme", "a")]

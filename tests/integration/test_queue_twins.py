@@ -14,6 +14,7 @@ from typing import Any
 
 import pytest
 
+from core.changes import Change
 from core.errors import GraftError
 from core.jobs import Failure, Job, JobKind, JobStatus, NewJob, Once, Progress
 from core.queue import Claim, JobQueue
@@ -27,7 +28,12 @@ LONG, SHORT = 600.0, 0.001
 TENANTS = ("acme", "bolt")
 KINDS = (JobKind.FINE_TUNE, JobKind.FINE_TUNE, JobKind.INGEST)
 ENDINGS = (JobStatus.SUCCEEDED, JobStatus.FAILED, JobStatus.CANCELLED)
-LIMITS: dict[str, Any] = {"max_queued": 5, "max_attempts": 3, "retention_seconds": 600}
+LIMITS: dict[str, Any] = {
+    "max_queued": 5,
+    "max_attempts": 3,
+    "retention_seconds": 600,
+    "max_running": 2,
+}
 BAD_DATA = Failure(code="data_error", message="line 3: no label")
 CRASH = Failure(code="crashed", message="segmentation fault")
 
@@ -41,7 +47,8 @@ def draw(seed: int) -> Iterator[tuple[Any, ...]]:
     ids = ["j0"]
     weights = {
         "enqueue": 5, "claim": 6, "settle": 3, "retry": 2, "release": 1, "cancel": 1,
-        "heartbeat": 1, "append_event": 1,
+        "heartbeat": 1, "append_event": 1, "pause": 2, "resume": 2, "mark_publishing": 1,
+        "clear_publishing": 1, "announce": 0.3,
     }  # fmt: skip
     for name in random.choices(list(weights), list(weights.values()), k=LENGTH):
         tenant, kind, recent = random.choice(TENANTS), random.choice(KINDS), ids[-6:]
@@ -59,7 +66,7 @@ def draw(seed: int) -> Iterator[tuple[Any, ...]]:
             yield name, back, random.choice(ENDINGS)
         elif name == "retry":
             yield name, back, random.random() < 0.5
-        elif name == "cancel":
+        elif name in ("cancel", "pause", "resume"):
             yield name, tenant, random.choice(recent)
         else:
             yield name, back
@@ -92,8 +99,8 @@ class Side:
             return self._enqueue(*args)
         if name == "claim":
             return self._claim(*args)
-        if name == "cancel":
-            return self._told(self.queue.cancel(*args))
+        if name in ("cancel", "pause", "resume"):
+            return self._told(getattr(self.queue, name)(*args))
         if not self.claims:
             return asyncio.sleep(0)
         claim = self.claims[-min(args[0], len(self.claims))]
@@ -101,6 +108,13 @@ class Side:
             return self.queue.heartbeat(claim, LONG, Progress(stage="fit", fraction=0.5))
         if name == "append_event":
             return self._event(claim)
+        if name == "mark_publishing":
+            return self.queue.mark_publishing(claim, LONG)
+        if name == "clear_publishing":
+            return self._told(self.queue.clear_publishing(claim))
+        if name == "announce":
+            change = Change(tenant=claim.job.tenant, model="m", type="published")
+            return self.queue.announce(claim, change, {"n": 1})
         if name == "retry":
             return self._retry(claim, args[1])
         if name == "release":
@@ -133,7 +147,7 @@ class Side:
         return timeless(claim.job)
 
     async def _event(self, claim: Claim) -> str:
-        return (await self.queue.append_event(claim, "step", "worked", data={"n": 1})).type
+        return (await self.queue.append_event(claim, "checkpoint", "saved", data={"step": 7})).type
 
     async def _retry(self, claim: Claim, delayed: bool) -> object:
         told = await self._told(self.queue.retry(claim, SHORT if delayed else 0, CRASH))
@@ -156,7 +170,7 @@ class Side:
 
 
 def timeless(job: Job) -> dict[str, Any]:
-    times = ("created_at", "started_at", "finished_at")
+    times = ("created_at", "started_at", "finished_at", "claimed_at")
     fields = job.model_dump(exclude=set(times))
     return fields | {name: getattr(job, name) is not None for name in times}
 
@@ -181,6 +195,7 @@ async def test_the_sequences_reach_every_event() -> None:
             await side.run(*command)
         seen |= {event[0] for _, events in await side.picture() for event in events}
     assert seen >= {
-        "validated", "queued", "started", "step", "retrying", "job_restarted", "cancel_requested",
-        "succeeded", "failed", "cancelled",
+        "validated", "queued", "started", "checkpoint", "retrying", "job_restarted",
+        "cancel_requested", "pause_requested", "paused", "resumed", "succeeded", "failed",
+        "cancelled",
     }  # fmt: skip

@@ -14,4 +14,10 @@
 
 if not holds(ARGV[1], ARGV[2], ARGV[3], ARGV[4]) then return {'lost'} end
 
+if ARGV[5] == 'checkpoint' then
+  local step = cjson.decode(ARGV[8] ~= '' and ARGV[8] or '{}').step
+  if type(step) == 'number' then
+    redis.call('HSET', job_key(ARGV[1], ARGV[2]), 'step', string.format('%d', step))
+  end
+end
 return {'ok', add_event(ARGV[1], ARGV[2], ARGV[5], ARGV[6], ARGV[7], ARGV[8] ~= '' and ARGV[8])}

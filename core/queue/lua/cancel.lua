@@ -4,17 +4,17 @@
 -- ARGV[1]  tenant
 -- ARGV[2]  id
 -- ARGV[3]  retention of a finished job, seconds
+-- ARGV[4]  '1' to keep the best checkpoint, else '0'
 --
--- Answers {'ok', record}, {'missing', id} or {'terminal', status}.
+-- Answers {'ok', record}, {'missing', id} or {'refused', status}.
 
 local tenant, id = ARGV[1], ARGV[2]
 local key = job_key(tenant, id)
 local status = redis.call('HGET', key, 'status')
 
 if not status then return {'missing', id} end
-if status == 'succeeded' or status == 'failed' or status == 'cancelled' then
-  return {'terminal', status}
-end
+if TERMINAL[status] then return {'refused', status} end
+if ARGV[4] == '1' then redis.call('HSET', key, 'keep_best', 1) end
 if status ~= 'running' then
   finish(tenant, id, 'cancelled', false, false, ARGV[3])
 elseif redis.call('HGET', key, 'cancel_requested') ~= '1' then

@@ -6,11 +6,13 @@
 -- ARGV[3]  lease, milliseconds
 -- ARGV[4]  most attempts of a job that may be lost
 -- ARGV[5]  retention of a finished job, seconds
+-- ARGV[6]  most jobs of a tenant and kind that run at once, 0 for any number
 --
 -- Answers {'ok', tenant, id, record}, or {'none', id of the last entry of the wake stream}: a
 -- worker that waits behind this entry misses nothing that came after the claim.
 
 local kind, worker, lease, max_attempts, retention = ARGV[1], ARGV[2], ARGV[3], ARGV[4], ARGV[5]
+local max_running = tonumber(ARGV[6])
 local leases, delayed = shared_key('leases', kind), shared_key('delayed', kind)
 local tenants = shared_key('tenants', kind)
 local now, now_ms = clock()
@@ -20,22 +22,19 @@ local STEPS = 100
 for _, member in ipairs(redis.call('ZRANGEBYSCORE', leases, '-inf', now_ms, 'LIMIT', 0, STEPS)) do
   local tenant, id = split(member)
   local key = job_key(tenant, id)
-  local job = redis.call('HMGET', key, 'status', 'attempt', 'cancel_requested')
+  local job = redis.call('HMGET', key, 'status', 'attempt', 'losses')
   redis.call('ZREM', leases, member)
   if job[1] == 'running' then
-    local losses = redis.call('HINCRBY', key, 'losses', 1)
-    if job[3] == '1' then
-      finish(tenant, id, 'cancelled', false, false, retention)
-    elseif losses < tonumber(max_attempts) then
-      redis.call('HSET', key, 'status', 'queued')
-      redis.call('HDEL', key, 'worker', 'progress')
+    local losses = string.format('%d', tonumber(job[3] or 0) + 1)
+    local failure = cjson.encode({
+      code = 'worker_lost', message = 'The worker was lost in each of ' .. losses .. ' attempts.'
+    })
+    if comes_back(tenant, id, failure, max_attempts, retention) then
       add_event(tenant, id, 'job_restarted', 'The worker was lost; the job starts again.', 'warn',
-        cjson.encode({attempt = tonumber(job[2]), reason = 'worker_lost'}))
+        cjson.encode({
+          attempt = tonumber(job[2]), from_step = from_step(tenant, id), reason = 'worker_lost'
+        }))
       add_pending(tenant, id)
-    else
-      finish(tenant, id, 'failed', false, cjson.encode({
-        code = 'worker_lost', message = 'The worker was lost in each of ' .. losses .. ' attempts.'
-      }), retention)
     end
   end
 end
@@ -46,11 +45,20 @@ for _, member in ipairs(redis.call('ZRANGEBYSCORE', delayed, '-inf', now_ms, 'LI
   if redis.call('HGET', job_key(tenant, id), 'status') == 'queued' then add_pending(tenant, id) end
 end
 
+-- Tenants that have as many running jobs as they may pass their turn.
+local passed = {}
+
 for _ = 1, STEPS do
   local tenant = redis.call('ZRANGE', tenants, 0, 0)[1]
-  if not tenant then break end
+  if not tenant or passed[tenant] then break end
   local pending = line_key(tenant, 'pending', kind)
-  local id = redis.call('ZPOPMIN', pending)[1]
+  local running = line_key(tenant, 'running', kind)
+  local id = nil
+  if max_running > 0 and redis.call('SCARD', running) >= max_running then
+    passed[tenant] = true
+  else
+    id = redis.call('ZPOPMIN', pending)[1]
+  end
   if redis.call('EXISTS', pending) == 0 then
     redis.call('ZREM', tenants, tenant)
   else
@@ -61,7 +69,8 @@ for _ = 1, STEPS do
   if id and redis.call('HGET', job_key(tenant, id), 'status') == 'queued' then
     local key = job_key(tenant, id)
     local attempt = redis.call('HINCRBY', key, 'attempt', 1)
-    redis.call('HSET', key, 'status', 'running', 'worker', worker)
+    redis.call('HSET', key, 'status', 'running', 'worker', worker, 'claimed_at', now)
+    redis.call('SADD', running, id)
     redis.call('HSETNX', key, 'started_at', now)
     redis.call('ZADD', leases, now_ms + tonumber(lease), tenant .. '/' .. id)
     add_event(tenant, id, 'started', 'A worker started attempt ' .. attempt .. '.', 'info',

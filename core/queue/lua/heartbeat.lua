@@ -8,7 +8,7 @@
 -- ARGV[5]  lease, milliseconds
 -- ARGV[6]  progress, JSON, or '' to leave it
 --
--- Answers {'ok', '1' when a cancel was requested, else '0'} or {'lost'}.
+-- Answers {'ok', what is wanted: 'cancel', 'pause' or ''} or {'lost'}.
 
 local tenant, id = ARGV[1], ARGV[2]
 if not holds(tenant, id, ARGV[3], ARGV[4]) then return {'lost'} end
@@ -18,4 +18,4 @@ local _, now_ms = clock()
 local leases = shared_key('leases', redis.call('HGET', key, 'kind'))
 redis.call('ZADD', leases, now_ms + tonumber(ARGV[5]), tenant .. '/' .. id)
 if ARGV[6] ~= '' then redis.call('HSET', key, 'progress', ARGV[6]) end
-return {'ok', redis.call('HGET', key, 'cancel_requested') or '0'}
+return {'ok', wanted(tenant, id)}

@@ -3,7 +3,7 @@
 -- KEYS[1]  root, `<prefix>:{graft}`: the common part of every key, and what Cluster routes by.
 --          It holds nothing itself; core/queue/redis.py lists the keys below it.
 --
--- A script answers with a word first: ok, none, lost, missing, terminal, full, reused or forgotten.
+-- A script answers with a word first: ok, none, lost, missing, refused, full, reused or forgotten.
 
 local root = KEYS[1]
 local MAX_EVENTS = 10000
@@ -11,9 +11,16 @@ local MAX_COMPACTED = 200
 local CANCELLED_FILE = cjson.encode({
   code = 'data_error', message = "The validation of the job's file was cancelled."
 })
+-- How often more than others a job that may have published is tried: it must end with the truth, but
+-- one that kills whoever publishes it must not do so for ever.
+local PUBLISHING_LOSSES = 20
+-- The weight of the newest job in what is remembered of how long jobs take.
+local PACE_WEIGHT = 0.5
+local MAX_PACES = 1000
 -- The kinds of job whose records outlast Redis; what became of a file is told by the file.
 local ARCHIVED = {fine_tune = true}
 local ENDINGS = {succeeded = 'The job succeeded.', cancelled = 'The job was cancelled.'}
+local TERMINAL = {succeeded = true, failed = true, cancelled = true}
 
 local function job_key(tenant, id) return root .. ':t:' .. tenant .. ':job:' .. id end
 local function events_key(tenant, id) return root .. ':t:' .. tenant .. ':events:' .. id end
@@ -80,14 +87,41 @@ local function remove_pending(tenant, id, kind)
   end
 end
 
--- Let a job out of validating_files.
+-- Let a job out of validating_files; a paused one stays paused.
 local function admit(tenant, id, waited)
-  redis.call('HSET', job_key(tenant, id), 'status', 'queued')
-  redis.call('HDEL', job_key(tenant, id), 'waiting')
+  local key = job_key(tenant, id)
+  redis.call('HDEL', key, 'waiting')
   if waited then add_event(tenant, id, 'validated', 'The files of the job are ready.', 'info') end
+  if redis.call('HGET', key, 'status') == 'paused' then return end
+  redis.call('HSET', key, 'status', 'queued')
   add_event(tenant, id, 'queued', 'The job waits for a worker.', 'info')
   compact_events(tenant, id)
   add_pending(tenant, id)
+end
+
+-- Note that a job is no worker's any more; whoever waits may take one that a cap held back.
+local function leave_worker(tenant, id, kind)
+  redis.call('ZREM', shared_key('leases', kind), tenant .. '/' .. id)
+  if redis.call('SREM', line_key(tenant, 'running', kind), id) == 1
+    and redis.call('EXISTS', line_key(tenant, 'pending', kind)) == 1 then
+    wake(kind)
+  end
+end
+
+-- Remember how long a job took, as an exponential average for its model and strategy.
+local function learn_pace(key, kind)
+  local job = redis.call('HMGET', key, 'spec', 'claimed_at', 'attempt')
+  local spec = cjson.decode(job[1])
+  -- What an attempt took that began in the middle tells nothing.
+  if type(spec.model) ~= 'string' or job[3] ~= '1' then return end
+  local paces, name = shared_key('paces', kind), spec.model .. ' ' .. tostring(spec.strategy)
+  local seconds, before = tonumber((clock())) - tonumber(job[2]), redis.call('HGET', paces, name)
+  if before then
+    seconds = PACE_WEIGHT * seconds + (1 - PACE_WEIGHT) * tonumber(before)
+  elseif redis.call('HLEN', paces) >= MAX_PACES then
+    return
+  end
+  redis.call('HSET', paces, name, string.format('%.3f', seconds))
 end
 
 local function expire_job(tenant, id, retention)
@@ -100,13 +134,14 @@ end
 local function end_job(tenant, id, status, result, failure, retention)
   local key = job_key(tenant, id)
   local kind = redis.call('HGET', key, 'kind')
+  if status == 'succeeded' then learn_pace(key, kind) end
   redis.call('HSET', key, 'status', status, 'finished_at', (clock()))
-  redis.call('HDEL', key, 'waiting', 'progress')
+  redis.call('HDEL', key, 'waiting', 'progress', 'publishing', 'pause_requested', 'last_failure')
   if result then redis.call('HSET', key, 'result', result) end
   if failure then redis.call('HSET', key, 'error', failure) end
   remove_pending(tenant, id, kind)
   redis.call('ZREM', shared_key('delayed', kind), tenant .. '/' .. id)
-  redis.call('ZREM', shared_key('leases', kind), tenant .. '/' .. id)
+  leave_worker(tenant, id, kind)
   redis.call('SREM', line_key(tenant, 'open', kind), id)
   if status == 'failed' then
     local reason = cjson.decode(failure)
@@ -130,7 +165,8 @@ local function finish(tenant, id, status, result, failure, retention)
     end_job(tenant, job[1], job[2], job[3], job[4], retention)
     local waiters = waiters_key(tenant, job[1])
     for _, waiter in ipairs(redis.call('SMEMBERS', waiters)) do
-      if redis.call('HGET', job_key(tenant, waiter), 'status') == 'validating_files' then
+      -- A paused job may wait as well: then it learns of its files, and goes nowhere yet.
+      if redis.call('HEXISTS', job_key(tenant, waiter), 'waiting') == 1 then
         if job[2] ~= 'succeeded' then
           ending[#ending + 1] = {waiter, 'failed', false, job[4] or CANCELLED_FILE}
         elseif redis.call('HINCRBY', job_key(tenant, waiter), 'waiting', -1) == 0 then
@@ -140,6 +176,64 @@ local function finish(tenant, id, status, result, failure, retention)
     end
     redis.call('DEL', waiters)
   end
+end
+
+-- Put a job aside until it is resumed or cancelled.
+local function park(tenant, id)
+  local key = job_key(tenant, id)
+  local kind = redis.call('HGET', key, 'kind')
+  remove_pending(tenant, id, kind)
+  redis.call('ZREM', shared_key('delayed', kind), tenant .. '/' .. id)
+  leave_worker(tenant, id, kind)
+  redis.call('HSET', key, 'status', 'paused')
+  redis.call('HDEL', key, 'worker', 'progress', 'pause_requested')
+  add_event(tenant, id, 'paused', 'The job is paused.', 'info')
+  compact_events(tenant, id)
+end
+
+-- What is wanted of a running job: 'cancel', 'pause' or ''. Of one that may have published nothing
+-- is, until it is known whether it has.
+local function wanted(tenant, id)
+  local job = redis.call(
+    'HMGET', job_key(tenant, id), 'publishing', 'cancel_requested', 'pause_requested'
+  )
+  if job[1] == '1' then return '' end
+  return job[2] == '1' and 'cancel' or job[3] == '1' and 'pause' or ''
+end
+
+-- Give a running job what it is due, now that no worker has it: true when it is to run again, in
+-- which case it is neither a worker's nor in the line yet. `failure` is JSON text when an attempt
+-- is used up, or false. What was published is told first; what may have been, by another attempt.
+local function comes_back(tenant, id, failure, max_attempts, retention)
+  local key = job_key(tenant, id)
+  local job = redis.call('HMGET', key, 'kind', 'result', 'publishing')
+  local losses = failure and redis.call('HINCRBY', key, 'losses', 1) or 0
+  local is_publishing = job[3] == '1'
+  local limit = tonumber(max_attempts) + (is_publishing and PUBLISHING_LOSSES or 0)
+  local want = wanted(tenant, id)
+  if job[2] then
+    finish(tenant, id, 'succeeded', job[2], false, retention)
+  elseif want == 'cancel' then
+    finish(tenant, id, 'cancelled', false, false, retention)
+  elseif failure and losses >= limit then
+    finish(tenant, id, 'failed', false, failure, retention)
+  elseif want == 'pause' then
+    park(tenant, id)
+  else
+    if is_publishing and failure and losses >= tonumber(max_attempts) then
+      redis.call('HSET', key, 'last_failure', failure)
+    end
+    leave_worker(tenant, id, job[1])
+    redis.call('HSET', key, 'status', 'queued')
+    redis.call('HDEL', key, 'worker', 'progress')
+    return true
+  end
+  return false
+end
+
+-- The step that the next attempt goes on from: that of the newest checkpoint, or 0.
+local function from_step(tenant, id)
+  return tonumber(redis.call('HGET', job_key(tenant, id), 'step') or 0)
 end
 
 -- The fence: only the worker of the current attempt may write.

@@ -1,4 +1,5 @@
--- Give a job back at once because its worker stops; it uses up none of the job's attempts.
+-- Give a job back at once, because its worker stops or because of what was wanted of it: then it
+-- is paused or cancelled. It uses up none of the job's attempts.
 --
 -- KEYS[1]  root
 -- ARGV[1]  tenant
@@ -12,15 +13,11 @@
 local tenant, id = ARGV[1], ARGV[2]
 if not holds(tenant, id, ARGV[3], ARGV[4]) then return {'lost'} end
 
-local key = job_key(tenant, id)
-if redis.call('HGET', key, 'cancel_requested') == '1' then
-  finish(tenant, id, 'cancelled', false, false, ARGV[5])
-else
-  redis.call('HSET', key, 'status', 'queued')
-  redis.call('HDEL', key, 'worker', 'progress')
-  redis.call('ZREM', shared_key('leases', redis.call('HGET', key, 'kind')), tenant .. '/' .. id)
+if comes_back(tenant, id, false, 0, ARGV[5]) then
   add_event(tenant, id, 'job_restarted', 'The worker was stopped; the job starts again.', 'info',
-    cjson.encode({attempt = tonumber(ARGV[3]), reason = 'worker_stopped'}))
+    cjson.encode({
+      attempt = tonumber(ARGV[3]), from_step = from_step(tenant, id), reason = 'worker_stopped'
+    }))
   add_pending(tenant, id)
 end
 return {'ok', record(tenant, id)}

@@ -15,18 +15,9 @@
 local tenant, id, attempt, delay = ARGV[1], ARGV[2], tonumber(ARGV[3]), tonumber(ARGV[5])
 if not holds(tenant, id, ARGV[3], ARGV[4]) then return {'lost'} end
 
-local key = job_key(tenant, id)
-local job = redis.call('HMGET', key, 'kind', 'cancel_requested')
-local kind, cancel_requested = job[1], job[2]
-if cancel_requested == '1' then
-  finish(tenant, id, 'cancelled', false, false, ARGV[8])
-elseif redis.call('HINCRBY', key, 'losses', 1) >= tonumber(ARGV[7]) then
-  finish(tenant, id, 'failed', false, ARGV[6], ARGV[8])
-else
+local kind = redis.call('HGET', job_key(tenant, id), 'kind')
+if comes_back(tenant, id, ARGV[6], ARGV[7], ARGV[8]) then
   local reason = cjson.decode(ARGV[6]).message
-  redis.call('HSET', key, 'status', 'queued')
-  redis.call('HDEL', key, 'worker', 'progress')
-  redis.call('ZREM', shared_key('leases', kind), tenant .. '/' .. id)
   add_event(tenant, id, 'retrying', 'The job starts again: ' .. reason, 'warn',
     cjson.encode({attempt = attempt, delay_seconds = delay, reason = reason}))
   if delay > 0 then
