@@ -10,13 +10,14 @@ import io
 
 import numpy as np
 
-from core.errors import Conflict
+from core.adapters import CONFIG_FILE, WEIGHTS_FILE, Adapter, read_adapter, stack
+from core.errors import Conflict, DataError
 from core.linear_graph import read_linear_graph
 from core.manifests import ModelManifest
 from core.novelty import NOVELTY_FILE, Novelty
 from core.preprocessing import FloatArray
 from core.registry import Registry
-from core.trunk import require_equal
+from core.trunk import Trunk, require_equal
 
 FIXED_BYTES = 8_192
 BYTES_PER_LABEL = 64
@@ -24,7 +25,10 @@ BYTES_PER_LABEL = 64
 
 
 class Head:
-    """Probabilities of a version's classes, in the order of its manifest's labels."""
+    """Probabilities of a version's classes, in the order of its manifest's labels.
+
+    `adapter` is what the trunk is to be fed for this model's rows; None for plain ones.
+    """
 
     def __init__(
         self,
@@ -32,15 +36,19 @@ class Head:
         weight: FloatArray,
         bias: FloatArray,
         novelty: Novelty | None = None,
+        adapter: Adapter | None = None,
     ) -> None:
         self.manifest = manifest
+        self.adapter = adapter
         self.novelty = novelty
         self._weight = weight
         self._bias = bias
 
     @classmethod
-    def load(cls, registry: Registry, manifest: ModelManifest) -> Head:
+    def load(cls, registry: Registry, manifest: ModelManifest, trunk: Trunk | None = None) -> Head:
         """Load a listed version or a checkpoint and replay its golden rows.
+
+        A version with an adapter needs its trunk, through which the rows go.
 
         Raises `NotFound`, or `Conflict` when a file, the signature or an output is not what was
         published.
@@ -58,7 +66,15 @@ class Head:
         if NOVELTY_FILE in manifest.files:
             data = registry.file(manifest, NOVELTY_FILE)
             novelty = Novelty.read(data, classes, manifest.dim)
-        head = cls(manifest, weight, bias, novelty)
+        adapter = None
+        if manifest.kind == "low_rank":
+            if trunk is None or trunk.manifest.digest != manifest.trunk:
+                raise Conflict(f"{manifest.reference} needs its trunk to be loaded")
+            adapter = _read_adapter(registry, manifest, trunk)
+            inputs = trunk.golden_rows
+            actual = trunk.encode(inputs, stack([adapter] * len(inputs), trunk.manifest.slots))
+            require_equal(actual, features, manifest.reference)
+        head = cls(manifest, weight, bias, novelty, adapter)
         require_equal(head.predict(features), expected, manifest.reference)
         return head
 
@@ -67,6 +83,9 @@ class Head:
         """About what the head keeps in memory, its manifest included."""
         arrays = self._weight.nbytes + self._bias.nbytes
         arrays += self.novelty.bytes if self.novelty else 0
+        if self.adapter is not None:
+            deltas = self.adapter.deltas.values()
+            arrays += sum(delta.a.nbytes + delta.b.nbytes for delta in deltas)
         return arrays + FIXED_BYTES + BYTES_PER_LABEL * len(self.manifest.labels)
 
     def predict(self, features: FloatArray) -> FloatArray:
@@ -78,3 +97,11 @@ class Head:
         logits /= logits.sum(axis=1, keepdims=True)
         probabilities: FloatArray = logits
         return probabilities
+
+
+def _read_adapter(registry: Registry, manifest: ModelManifest, trunk: Trunk) -> Adapter:
+    config, weights = (registry.file(manifest, name) for name in (CONFIG_FILE, WEIGHTS_FILE))
+    try:
+        return read_adapter(config, weights, trunk.manifest.slots)
+    except DataError as error:
+        raise Conflict(f"{manifest.reference}: {error.message}") from error

@@ -179,13 +179,21 @@ def pace_name(spec: Json) -> str | None:
 
 
 class Hyperparameters(BaseModel):
-    """OpenAI's hyperparameters; the convex fit of `feature_extraction` needs none of them."""
+    """OpenAI's hyperparameters, for `gradual`; the fit of `feature_extraction` needs none."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     n_epochs: Literal["auto"] | Annotated[int, Field(ge=1, le=100)] = "auto"
     batch_size: Literal["auto"] | Annotated[int, Field(ge=1, le=1024)] = "auto"
     learning_rate_multiplier: Literal["auto"] | Annotated[float, Field(gt=0, le=100)] = "auto"
+
+
+class EarlyStopping(BaseModel):
+    """`gradual` ends a step after so many epochs without a lower loss on held-out rows."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    patience: int = Field(default=3, ge=1, le=100)
 
 
 class Supervised(BaseModel):
@@ -224,10 +232,16 @@ class FineTuneRequest(BaseModel):
     seed: int = Field(default=0, ge=0, le=2**31 - 1)
     metadata: dict[MetadataKey, MetadataValue] = Field(default_factory=dict, max_length=16)
     method: Method = Method()
-    strategy: Literal["feature_extraction"] = "feature_extraction"
+    strategy: Literal["feature_extraction", "gradual"] = "feature_extraction"
+    early_stopping: EarlyStopping = EarlyStopping()
     precision: Literal["fp32"] = "fp32"
     max_seconds: int = Field(default=3600, ge=1, le=86_400)
     promote: bool = True
     priority: int = Field(default=0, ge=-100, le=100)
     hyperparameters: Hyperparameters | None = None
     integrations: list[Any] | None = Field(default=None, max_length=0)
+
+    @property
+    def chosen_hyperparameters(self) -> Hyperparameters:
+        """Where OpenAI's clients put them: in the method, or, as older ones do, beside it."""
+        return self.hyperparameters or self.method.supervised.hyperparameters

@@ -16,11 +16,26 @@ JOB_PREFIX = "ftjob-"
 """What the ids of fine-tune jobs begin with, and checkpoint references leave out."""
 
 
+class Slot(BaseModel, frozen=True):
+    """A layer of a trunk that takes a low-rank delta; `block` counts from the bottom, from 0.
+
+    `name` is the layer's path in the encoder that `transformers` or our own loader makes.
+    """
+
+    name: str
+    block: int
+    kind: Literal["linear", "convolution"]
+    in_dim: int
+    out_dim: int
+
+
 class TrunkManifest(BaseModel, frozen=True):
     """An exported backbone. `files` maps names to SHA-256; `digest` is taken over all of them.
 
     Graph: the token or pixel inputs that `preprocess.json` names, to `features` [n, dim] float32.
-    `max_difference` is the largest absolute difference from torch that was found at export.
+    For each of `slots` it has two more inputs (core.adapters), which are empty unless they are fed.
+    `blocks` is how many blocks the slots are spread over. `max_difference` is the largest absolute
+    difference from torch that was found at export, with and without deltas.
     """
 
     format: Literal["graft-trunk-1"] = "graft-trunk-1"
@@ -31,6 +46,8 @@ class TrunkManifest(BaseModel, frozen=True):
     dim: int
     precision: Literal["fp32"]
     files: dict[str, str]
+    slots: tuple[Slot, ...] = ()
+    blocks: int = 0
     max_difference: float
     created_at: float
     versions: dict[str, str] = Field(default_factory=dict)
@@ -50,6 +67,9 @@ class ModelManifest(BaseModel, frozen=True):
     `head.onnx`: `features` [n, dim] float32 to `probabilities` [n, classes] float32, in the order
     of `labels`. `golden.npz` holds features and the probabilities that torch gave for them.
 
+    A `low_rank` head has an adapter besides (core.adapters) of rank `rank` on the top `blocks`
+    blocks; its golden features are those of the trunk's golden rows, with the adapter.
+
     With a `step` it is a checkpoint of its job (core.checkpoints), and `version` is 0.
     """
 
@@ -57,7 +77,9 @@ class ModelManifest(BaseModel, frozen=True):
     tenant: str
     name: str
     version: int
-    kind: Literal["linear"] = "linear"
+    kind: Literal["linear", "low_rank"] = "linear"
+    rank: int = 0
+    blocks: int = 0
     job: str
     attempt: int
     created_at: float

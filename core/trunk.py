@@ -22,6 +22,7 @@ import numpy as np
 os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
 import onnxruntime as ort
 
+from core.adapters import Deltas
 from core.datasets import Modality
 from core.errors import Conflict
 from core.manifests import TrunkManifest
@@ -53,8 +54,8 @@ class Encoder(Protocol):
     def dim(self) -> int:
         """Width of the features."""
 
-    def encode(self, rows: Sequence[Prepared]) -> FloatArray:
-        """Return features, float32 [len(rows), dim], row by row in order."""
+    def encode(self, rows: Sequence[Prepared], deltas: Deltas | None = None) -> FloatArray:
+        """Return features, float32 [len(rows), dim], row by row in order, with `deltas` if any."""
 
 
 def create_session(graph: bytes, threads: int) -> ort.InferenceSession:
@@ -77,6 +78,8 @@ class Trunk:
     ) -> None:
         self.manifest = manifest
         self.preprocessor = preprocessor
+        self.golden_rows: Sequence[Prepared] = ()
+        """The inputs that every head with an adapter is replayed on; none unless it was loaded."""
         self._session = create_session(graph, threads)
 
     @classmethod
@@ -98,6 +101,7 @@ class Trunk:
         trunk = cls(manifest, graph, preprocessor, threads)
         rows, expected = trunk.golden(registry.trunk_file(manifest, "golden.npz"))
         require_equal(trunk.encode(rows), expected, f"trunk {digest[:12]}")
+        trunk.golden_rows = rows
         return trunk
 
     @property
@@ -110,12 +114,16 @@ class Trunk:
         """What the trunk reads."""
         return self.manifest.modality
 
-    def encode(self, rows: Sequence[Prepared]) -> FloatArray:
-        """Return features, float32 [len(rows), dim]; texts are padded to the longest among them."""
+    def encode(self, rows: Sequence[Prepared], deltas: Deltas | None = None) -> FloatArray:
+        """Return features, float32 [len(rows), dim]; texts are padded to the longest among them.
+
+        `deltas` are those of the whole batch, as `core.adapters.stack` makes them; without any, the
+        rows are plain.
+        """
         if not rows:
             return np.zeros((0, self.dim), np.float32)
         feed = self._text_feed(rows) if self.modality is Modality.TEXT else self._image_feed(rows)
-        features: FloatArray = self._session.run(["features"], feed)[0]
+        features: FloatArray = self._session.run(["features"], {**feed, **(deltas or {})})[0]
         return features
 
     def golden(self, data: bytes) -> tuple[list[Prepared], FloatArray]:

@@ -21,7 +21,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from core.adapters import Adapter, stack
 from core.errors import DeadlineExceeded, GraftError, Overloaded, PayloadTooLarge
+from core.manifests import Slot
 from core.preprocessing import FloatArray, Prepared, PreparedText
 from core.trunk import Encoder
 from service.caller import Lane
@@ -77,8 +79,11 @@ class Batcher:
     any more is gone: whoever holds it may go on encoding.
     """
 
-    def __init__(self, encoder: Encoder, name: str, max_queued_rows: int) -> None:
+    def __init__(
+        self, encoder: Encoder, name: str, max_queued_rows: int, slots: Sequence[Slot] = ()
+    ) -> None:
         self._encoder = encoder
+        self._slots = slots
         self._queue = RowQueue(max_queued_rows)
         self._callers: dict[QueuedRequest, _Request] = {}
         self._executor = ThreadPoolExecutor(1, thread_name_prefix=f"trunk-{name}")
@@ -98,8 +103,9 @@ class Batcher:
         *,
         model: Model = None,
         lane: Lane = Lane.NORMAL,
+        adapter: Adapter | None = None,
     ) -> list[RowResult]:
-        """Return each row's features [dim] or its error, in order.
+        """Return each row's features [dim] with the adapter, or its error, in order.
 
         `deadline` is on the clock of `time.monotonic`; `timing` is told how long the rows waited
         and how long their batches took; `model` is whose turn they take. Raises `Overloaded` when
@@ -109,7 +115,7 @@ class Batcher:
         if not rows:
             return []
         began = time.monotonic()
-        queued = self._admit(rows, deadline, model, lane)
+        queued = self._admit(rows, deadline, model, lane, adapter)
         request = self._callers[queued]
         if self._task is None or self._task.done():
             self._task = asyncio.create_task(self._run())
@@ -145,7 +151,12 @@ class Batcher:
         self._executor.shutdown(wait=False)
 
     def _admit(
-        self, rows: Sequence[Prepared], deadline: float, model: Model, lane: Lane
+        self,
+        rows: Sequence[Prepared],
+        deadline: float,
+        model: Model,
+        lane: Lane,
+        adapter: Adapter | None,
     ) -> QueuedRequest:
         if self._is_closed:
             raise _shutting_down()
@@ -169,7 +180,7 @@ class Batcher:
             self._callers[other].refuse(_too_many(wait))
         done = asyncio.get_running_loop().create_future()
         request = _Request([None] * len(rows), len(rows), deadline, done)
-        queued = QueuedRequest(model, lane, request.is_dead)
+        queued = QueuedRequest(model, lane, request.is_dead, adapter)
         self._callers[queued] = request
         # Shortest first, so that neighbours in a batch need little padding.
         self._queue.add(queued, sorted(enumerate(rows), key=lambda row: row[1].cost))
@@ -211,7 +222,8 @@ class Batcher:
             return results
 
     def _rows(self, batch: list[Row]) -> list[RowResult]:
-        features = self._encoder.encode([row.prepared for row in batch])
+        deltas = stack([row.request.adapter for row in batch], self._slots)
+        features = self._encoder.encode([row.prepared for row in batch], deltas)
         if len(features) != len(batch):
             raise ValueError(f"{len(features)} results for {len(batch)} rows")
         return [

@@ -189,22 +189,20 @@ class LiveModels:
 
     async def _checked(self, slot: Slot) -> LiveModel:
         loop = asyncio.get_running_loop()
-        head = await loop.run_in_executor(self._executor, self._read_head, slot)
-        manifest = head.manifest
+        manifest = await loop.run_in_executor(self._executor, self._manifest, slot)
         self._heads_on[manifest.trunk] += 1  # the trunk must not go while this head is on its way
         try:
             trunk = await self._trunk(manifest.trunk)
             if (manifest.dim, manifest.modality) != (trunk.trunk.dim, trunk.trunk.modality):
                 raise Conflict(f"{manifest.reference} does not fit its trunk")
+            head = await loop.run_in_executor(
+                self._executor, Head.load, self._registry, manifest, trunk.trunk
+            )
         except BaseException:
             self._heads_on[manifest.trunk] -= 1
             self._free()
             raise
         return LiveModel(head, trunk)
-
-    def _read_head(self, slot: Slot) -> Head:
-        """Run on a loading thread."""
-        return Head.load(self._registry, self._manifest(slot))
 
     def _manifest(self, slot: Slot) -> ModelManifest:
         tenant, name, which = slot
@@ -225,7 +223,9 @@ class LiveModels:
             ),
         )
         weakref.finalize(trunk, self._request_trim, loop).atexit = False
-        live = LiveTrunk(trunk, Batcher(trunk, digest[:12], self._max_queued_rows))
+        live = LiveTrunk(
+            trunk, Batcher(trunk, digest[:12], self._max_queued_rows, trunk.manifest.slots)
+        )
         self._trunks[digest] = live
         return live
 

@@ -19,6 +19,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from core.adapters import Adapter
 from core.errors import DeadlineExceeded, GraftError, InvalidRequest
 from core.identifiers import ModelReference
 from core.preprocessing import FloatArray, PreparedImage, PreparedText, TextPreprocessor
@@ -160,6 +161,7 @@ class Predictor:
             began + timeout_seconds,
             model=model.manifest.name,
             lane=CALLER.get().lane,
+            adapter=model.head.adapter,
         )
         first, *rows = _classify(model, encoded, Timing())
         if isinstance(first, GraftError):
@@ -182,7 +184,12 @@ class Predictor:
         meters = self._labels.meters(model.manifest.name)
         with observed(model.manifest.reference, len(inputs), meters) as inference:
             features, _ = await self._encode(
-                model.trunk, model.manifest.name, inputs, timeout_seconds, inference.timing
+                model.trunk,
+                model.manifest.name,
+                inputs,
+                timeout_seconds,
+                inference.timing,
+                model.head.adapter,
             )
             rows = _classify(model, features, inference.timing)
             inference.failed_rows = sum(isinstance(row, GraftError) for row in rows)
@@ -237,6 +244,7 @@ class Predictor:
         inputs: Sequence[Input],
         timeout_seconds: float,
         timing: Timing,
+        adapter: Adapter | None = None,
     ) -> tuple[list[FloatArray | GraftError], list[int]]:
         """Return each input's features, and how many tokens it was read as."""
         began = time.monotonic()
@@ -245,7 +253,9 @@ class Predictor:
         good = [row for row in prepared if not isinstance(row, GraftError)]
         deadline = began + timeout_seconds
         encoded = iter(
-            await trunk.batcher.encode(good, deadline, timing, model=name, lane=CALLER.get().lane)
+            await trunk.batcher.encode(
+                good, deadline, timing, model=name, lane=CALLER.get().lane, adapter=adapter
+            )
         )
         tokens = [len(row.ids) if isinstance(row, PreparedText) else 0 for row in prepared]
         return [row if isinstance(row, GraftError) else next(encoded) for row in prepared], tokens

@@ -19,6 +19,7 @@ import heapq
 from collections.abc import Callable, Hashable, Iterator
 from dataclasses import dataclass, field
 
+from core.adapters import Adapter
 from core.preprocessing import Prepared
 from service.caller import Lane
 
@@ -38,6 +39,7 @@ class QueuedRequest:
     model: Model
     lane: Lane
     is_dead: Callable[[], bool]
+    adapter: Adapter | None = None
     waiting: int = 0
     cost: int = 0
 

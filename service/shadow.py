@@ -1,7 +1,8 @@
 """Shadows: a release's second version computes the same inputs, and nobody waits for it.
 
-It runs after the answer, on a thread of its own. On the trunk that has answered already it costs
-its head alone, because the features are there; on another trunk its rows go in the lowest lane.
+It runs after the answer, on a thread of its own. If it is plain and so is what answered,
+on the same trunk, it costs its head alone, because the features are there; else its rows go
+through the trunk in the lowest lane.
 What cannot be kept up with is dropped, and what fails is counted; no request ever notices. Not
 here: what follows from disagreement (service.auto_rollback).
 """
@@ -118,7 +119,8 @@ class Shadows:
         manifest = answered.model.manifest
         shadow = await self._load((manifest.tenant, manifest.name, answered.shadow))
         features: FloatArray | None = answered.features
-        if shadow.manifest.trunk != manifest.trunk:
+        adapters = answered.model.head.adapter, shadow.head.adapter
+        if shadow.manifest.trunk != manifest.trunk or adapters != (None, None):
             features = await self._features(shadow, answered.inputs)
         if features is None:
             _count("dropped", len(answered.inputs))
@@ -137,7 +139,7 @@ class Shadows:
         self._on_compared(answered.model, agreed, disagreed)
 
     async def _features(self, shadow: LiveModel, inputs: Sequence[Input]) -> FloatArray | None:
-        """Return the features on the shadow's own trunk, or None when that is busy."""
+        """Return what the shadow's own trunk and adapter give, or None if that is busy."""
         batcher = shadow.trunk.batcher
         if batcher.queued_rows > BUSY_ROWS:
             return None
@@ -147,7 +149,9 @@ class Shadows:
         rows = [row for row in prepared if not isinstance(row, GraftError)]
         deadline = time.monotonic() + DEADLINE_SECONDS
         name = shadow.manifest.name
-        found = await batcher.encode(rows, deadline, model=(name, "shadow"), lane=Lane.LOW)
+        found = await batcher.encode(
+            rows, deadline, model=(name, "shadow"), lane=Lane.LOW, adapter=shadow.head.adapter
+        )
         sound = [row for row in found if not isinstance(row, GraftError)]
         if len(sound) != len(inputs):
             raise GraftError("the shadow could not compute every row")

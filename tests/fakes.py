@@ -7,6 +7,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from core.adapters import Deltas
 from core.changes import Change, ChangeFeed, MemoryChangeFeed
 from core.errors import Unavailable
 from core.preprocessing import FloatArray, Prepared, PreparedText
@@ -36,7 +37,7 @@ class FakeEncoder:
         self.gate.set()
         self.entered = threading.Event()
 
-    def encode(self, rows: Sequence[Prepared]) -> FloatArray:
+    def encode(self, rows: Sequence[Prepared], deltas: Deltas | None = None) -> FloatArray:
         ids = [prepared.ids for prepared in rows if isinstance(prepared, PreparedText)]
         numbers = [each[0] for each in ids]
         self.batches.append(numbers)

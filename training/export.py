@@ -14,9 +14,12 @@ import numpy as np
 import onnx
 from onnx import TensorProto, helper, numpy_helper
 
+from core.adapters import Adapter, stack, write_adapter
 from core.errors import ExportMismatch
 from core.preprocessing import FloatArray
-from core.trunk import TOLERANCE, create_session
+from core.trunk import TOLERANCE, Trunk, create_session, tolerance
+from training import parity
+from training.backbones import TorchBackbone
 from training.fit import Head
 
 GOLDEN_ROWS = 8
@@ -66,6 +69,24 @@ def export_head(head: Head, features_sample: FloatArray) -> dict[str, bytes]:
     buffer = io.BytesIO()
     save(buffer, features=golden, probabilities=head.predict(golden))
     return {"head.onnx": graph, "golden.npz": buffer.getvalue()}
+
+
+def export_adapted(
+    head: Head, adapter: Adapter, trunk: Trunk, backbone: TorchBackbone
+) -> dict[str, bytes]:
+    """Return a `low_rank` head's files, checked through the trunk against torch with `peft`.
+
+    The golden rows are the trunk's own, so nothing of the data is kept. Raises `ExportMismatch`.
+    """
+    slots = trunk.manifest.slots
+    rows = trunk.golden_rows
+    expected = parity.adapted_features(backbone, slots, adapter, rows)
+    actual = trunk.encode(rows, stack([adapter] * len(rows), slots))
+    difference = float(np.abs(actual - expected).max())
+    if not difference <= tolerance(expected):
+        raise ExportMismatch(f"the trunk with the adapter differs from torch by {difference:.1e}")
+    # Features first: they are compared with what the trunk gives, then the head with torch's.
+    return export_head(head, expected) | write_adapter(adapter, slots, trunk.manifest.backbone)
 
 
 def require_parity(head: Head, graph: bytes, features: FloatArray) -> None:

@@ -20,11 +20,14 @@ from typing import cast
 
 import numpy as np
 
+from core.adapters import Deltas
 from core.errors import DataError, InvalidRequest
 from core.preprocessing import (
     FloatArray,
     ImagePreprocessor,
+    Prepared,
     PreparedText,
+    Preprocessor,
     TextPreprocessor,
 )
 from core.trunk import Trunk
@@ -35,6 +38,8 @@ TOKENS_PER_BATCH = 512
 IMAGES_PER_BATCH = 4
 TEXTS_PER_CHUNK = 1024
 PROGRESS_SECONDS = 0.5
+
+Encode = Callable[[Sequence[Prepared]], FloatArray]
 
 
 @dataclass(frozen=True)
@@ -52,19 +57,21 @@ def extract(
     threads: int,
     on_progress: Callable[[int, int], None],
     row_of: Callable[[int], int] = int,
+    deltas: Deltas | None = None,
 ) -> FloatArray:
     """Return the features of texts or encoded images, float32 [len(items), dim], in their order.
 
     `on_progress(done, total)` is called in this thread at least every half second, and whatever it
-    raises ends the work. Raises `DataError` for an image that cannot be read, naming the row of the
-    data set that `row_of` its index is.
+    raises ends the work. `deltas` are for every row. Raises `DataError` for an image that cannot
+    be read, naming the row of the data set that `row_of` its index is.
     """
     features = np.empty((len(items), trunk.dim), np.float32)
     done = 0
     on_progress(done, len(items))
     pool = ThreadPoolExecutor(threads, thread_name_prefix="features")
     try:
-        batches = _batches(trunk, items, row_of)
+        encode: Encode = trunk.encode if not deltas else partial(trunk.encode, deltas=deltas)
+        batches = _batches(trunk.preprocessor, encode, items, row_of)
         running: dict[Future[FloatArray], _Batch] = {}
         while True:
             # One batch more than threads, so that none of them waits for this one.
@@ -83,15 +90,16 @@ def extract(
 
 
 def _batches(
-    trunk: Trunk, items: Sequence[str] | Sequence[bytes], row_of: Callable[[int], int]
-) -> Iterator[_Batch]:
-    if isinstance(trunk.preprocessor, TextPreprocessor):
-        return _text_batches(trunk, trunk.preprocessor, cast("Sequence[str]", items))
-    return _image_batches(trunk, trunk.preprocessor, cast("Sequence[bytes]", items), row_of)
+    preprocessor: Preprocessor, encode: Encode, items: Sequence[str] | Sequence[bytes],
+    row_of: Callable[[int], int],
+) -> Iterator[_Batch]:  # fmt: skip
+    if isinstance(preprocessor, TextPreprocessor):
+        return _text_batches(preprocessor, encode, cast("Sequence[str]", items))
+    return _image_batches(preprocessor, encode, cast("Sequence[bytes]", items), row_of)
 
 
 def _text_batches(
-    trunk: Trunk, preprocessor: TextPreprocessor, texts: Sequence[str]
+    preprocessor: TextPreprocessor, encode: Encode, texts: Sequence[str]
 ) -> Iterator[_Batch]:
     for start in range(0, len(texts), TEXTS_PER_CHUNK):
         prepared = preprocessor.prepare_many(list(texts[start : start + TEXTS_PER_CHUNK]))
@@ -99,7 +107,7 @@ def _text_batches(
         for group in _under_budget(order, prepared):
             rows = [prepared[index] for index in group]
             indices = [start + index for index in group]
-            yield _Batch(indices, partial(trunk.encode, rows))
+            yield _Batch(indices, partial(encode, rows))
 
 
 def _under_budget(order: Sequence[int], prepared: Sequence[PreparedText]) -> Iterator[list[int]]:
@@ -115,16 +123,18 @@ def _under_budget(order: Sequence[int], prepared: Sequence[PreparedText]) -> Ite
 
 
 def _image_batches(
-    trunk: Trunk, preprocessor: ImagePreprocessor, images: Sequence[bytes],
+    preprocessor: ImagePreprocessor, encode: Encode, images: Sequence[bytes],
     row_of: Callable[[int], int],
 ) -> Iterator[_Batch]:  # fmt: skip
     for start in range(0, len(images), IMAGES_PER_BATCH):
         indices = range(start, min(start + IMAGES_PER_BATCH, len(images)))
-        yield _Batch(indices, partial(_encode_images, trunk, preprocessor, images, indices, row_of))
+        yield _Batch(
+            indices, partial(_encode_images, preprocessor, encode, images, indices, row_of)
+        )
 
 
 def _encode_images(
-    trunk: Trunk, preprocessor: ImagePreprocessor, images: Sequence[bytes],
+    preprocessor: ImagePreprocessor, encode: Encode, images: Sequence[bytes],
     indices: Sequence[int], row_of: Callable[[int], int],
 ) -> FloatArray:  # fmt: skip
     rows = []
@@ -133,4 +143,4 @@ def _encode_images(
             rows.append(preprocessor.prepare(images[index]))
         except InvalidRequest as error:
             raise DataError(f"row {row_of(index) + 1}: {error.message}") from error
-    return trunk.encode(rows)
+    return encode(rows)

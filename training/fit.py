@@ -142,6 +142,51 @@ def fit(features: FloatArray, targets: IntArray, classes: int, *, seed: int) -> 
     )
 
 
+@dataclass(frozen=True)
+class Judged:
+    """A head fitted on some rows, with the strength that other rows chose.
+
+    `probabilities` [n, classes] are of those others.
+    """
+
+    head: Head
+    strength: float
+    probabilities: FloatArray
+
+
+def fit_apart(
+    features: FloatArray, targets: IntArray, held_out: FloatArray, truth: IntArray, classes: int
+) -> Judged:
+    """Fit on features [n, dim] the head whose strength suits `held_out` rows [m, dim] best.
+
+    For features that were trained on the fitted rows: these then look better than they are, and a
+    cross-validation among them would choose too weak a strength.
+    """
+    scaling = _Scaling.of(features)
+    path = _Path(scaling.apply(features), torch.from_numpy(targets), classes)
+    heads: list[Head] = []
+    losses = np.empty((0, len(truth)))
+    with _single_threaded():
+        for strength in STRENGTHS:
+            heads.append(scaling.head(path.step(strength)))
+            chosen = heads[-1].predict(held_out)[np.arange(len(truth)), truth].astype(np.float64)
+            losses = np.vstack([losses, -np.log(np.maximum(chosen, _SMALLEST))])
+            index = choose(losses)
+            if len(losses) - 1 - index >= _PATIENCE:
+                break
+    return Judged(heads[index], STRENGTHS[index], heads[index].predict(held_out))
+
+
+def fit_at(features: FloatArray, targets: IntArray, classes: int, strength: float) -> Head:
+    """Fit a head of one of `STRENGTHS`, by the path from the strongest that all heads come by."""
+    scaling = _Scaling.of(features)
+    path = _Path(scaling.apply(features), torch.from_numpy(targets), classes)
+    with _single_threaded():
+        for stronger in STRENGTHS[: STRENGTHS.index(strength) + 1]:
+            solution = path.step(stronger)
+    return scaling.head(solution)
+
+
 def choose(losses: npt.NDArray[np.float64]) -> int:
     """Return which of the strengths, strong to weak, to take; `losses` is [strengths, rows].
 

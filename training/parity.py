@@ -8,6 +8,8 @@ asks the same again. Not here: the export (training.trunks).
 
 from __future__ import annotations
 
+import copy
+import dataclasses
 import io
 from collections.abc import Iterator, Sequence
 from typing import Any
@@ -16,8 +18,9 @@ import numpy as np
 import torch
 from tokenizers import Tokenizer
 
+from core.adapters import Adapter, Delta, stack
 from core.errors import ExportMismatch
-from core.manifests import TrunkManifest
+from core.manifests import Slot, TrunkManifest
 from core.preprocessing import (
     FloatArray,
     ImagePreprocess,
@@ -27,6 +30,7 @@ from core.preprocessing import (
     TextPreprocess,
 )
 from core.trunk import Trunk, build_preprocessor, tolerance
+from training import deltas
 from training.backbones import TorchBackbone
 
 
@@ -54,12 +58,78 @@ def max_difference(
             if not difference <= tolerance(expected):
                 raise ExportMismatch(f"the exported graph differs from torch by {difference:.1e}")
             largest = max(largest, difference)
+        if manifest.slots:
+            largest = max(largest, _adapted_difference(backbone, trunk, batches))
     except ExportMismatch:
         raise
     except Exception as error:
         # ONNX Runtime's errors share no public base class.
         raise ExportMismatch("ONNX Runtime cannot run the exported graph") from error
     return largest
+
+
+def _adapted_difference(
+    backbone: TorchBackbone, trunk: Trunk, batches: Sequence[Sequence[Prepared]]
+) -> float:
+    """Compare adapted rows with `peft`'s: batches of one adapter, and of a different one each row.
+
+    The deltas are random and far larger than any that are trained, so that they show.
+    """
+    slots = trunk.manifest.slots
+    adapters = [random_adapter(slots, rank, seed=rank) for rank in (4, 16)]
+    modules = [_with_adapter(backbone, slots, adapter) for adapter in adapters]
+    largest = 0.0
+    for batch in (batches[0], batches[-1]):
+        plain = _torch_features(backbone, batch)
+        adapted = [_torch_features(module, batch) for module in modules]
+        cases: list[tuple[list[Adapter | None], FloatArray]] = [
+            ([adapters[0]] * len(batch), adapted[0])
+        ]
+        mixed = [[None, *adapters][row % 3] for row in range(len(batch))]
+        cases.append((mixed, np.stack([[plain, *adapted][r % 3][r] for r in range(len(batch))])))
+        for chosen, expected in cases:
+            actual = trunk.encode(batch, stack(chosen, slots))
+            difference = float(np.abs(actual - expected).max())
+            if not difference <= tolerance(expected):
+                raise ExportMismatch(f"the adapted graph differs from torch by {difference:.1e}")
+            largest = max(largest, difference)
+    return largest
+
+
+def adapted_features(
+    backbone: TorchBackbone, slots: Sequence[Slot], adapter: Adapter, rows: Sequence[Prepared]
+) -> FloatArray:
+    """Return torch's features of rows with an adapter whose deltas are of one rank."""
+    named = [slot for slot in slots if slot.name in adapter.deltas]
+    return _torch_features(_with_adapter(backbone, named, adapter), rows)
+
+
+def random_adapter(slots: Sequence[Slot], rank: int, seed: int) -> Adapter:
+    """Return deltas on these slots, each about a tenth as large as its input."""
+    numbers = np.random.default_rng(seed)
+
+    def matrix(rows: int, columns: int, size: float) -> FloatArray:
+        values: FloatArray = (size * numbers.standard_normal((rows, columns))).astype(np.float32)
+        return values
+
+    return Adapter(
+        {
+            slot.name: Delta(
+                matrix(slot.in_dim, rank, slot.in_dim**-0.5),
+                matrix(rank, slot.out_dim, 0.1 * rank**-0.5),
+            )
+            for slot in slots
+        }
+    )
+
+
+def _with_adapter(
+    backbone: TorchBackbone, slots: Sequence[Slot], adapter: Adapter
+) -> TorchBackbone:
+    adapted = dataclasses.replace(backbone, module=copy.deepcopy(backbone.module))
+    deltas.inject(adapted.encoder, slots, adapter.rank)
+    deltas.write(adapted.encoder, slots, adapter)
+    return adapted
 
 
 def input_names(backbone: TorchBackbone) -> list[str]:

@@ -1,6 +1,6 @@
 """A fine-tuning job from beginning to end; read this first.
 
-    data ──▶ trunk ──▶ features ──▶ fit ──▶ evaluate ──▶ export ──▶ publish
+    data ──▶ trunk ──▶ features ──▶ fit ──▶ (unfreeze) ──▶ evaluate ──▶ export ──▶ publish
 
 Each stage is a module of its own and is reported as an event with its seconds. The pipeline runs in
 a child process (training.child), knows nothing of Redis, and may be run again from the start by
@@ -23,7 +23,9 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
+from core.adapters import Adapter
 from core.backbones import is_allowed
+from core.checkpoints import Checkpoints
 from core.errors import DataError
 from core.files import FileStore
 from core.jobs import FineTuneRequest, Job
@@ -34,13 +36,17 @@ from core.registry import Registry
 from core.settings import Settings
 from core.store import ArtifactStore
 from core.trunk import Trunk
+from training import backbones
 from training.data import Dataset, read_dataset
 from training.evaluation import Metrics, evaluate
-from training.export import export_head
+from training.export import export_adapted, export_head
 from training.feature_cache import FeatureCache
+from training.features import extract
 from training.fit import Fit, fit
+from training.gradual import RESERVED_SHARE
 from training.novelty import estimate_novelty
 from training.stopping import Stoppable
+from training.strategies import Setting, Tuned, unfreeze
 from training.trunks import ensure_trunk
 
 RELEASED_BY = "fine_tune"
@@ -80,6 +86,8 @@ class FineTune:
         self._files = FileStore(store, job.tenant)
         self._settings = settings
         self._reporter = reporter
+        self._checkpoints = Checkpoints(store, job.tenant, job.id)
+        self._began = time.monotonic()
         self._threads = torch.get_num_threads()
         self._seconds: dict[str, float] = {}
 
@@ -101,18 +109,26 @@ class FineTune:
             other = None if held_out is None else self._held_out(trunk, held_out, labels)
         with self._stage("fit", 0.65):
             fitted = fit(rows.features, rows.targets, len(labels), seed=self._request.seed)
+        tuned = None
+        if self._request.strategy == "gradual":
+            with self._stage("unfreeze", 0.7):
+                tuned = self._unfreeze(trunk, train, rows)
+                if tuned is not None and held_out is not None:
+                    other = self._adapted(trunk, tuned, held_out, labels)
         with self._stage("evaluate", 0.9):
-            metrics = self._evaluate(fitted, rows, other, labels)
+            metrics = self._evaluate(fitted, tuned, rows, other, labels)
         with self._stage("export", 0.92):
-            files = export_head(fitted.head, rows.features)
-            files[NOVELTY_FILE] = estimate_novelty(
-                rows.features, rows.targets, len(labels), seed=self._request.seed
-            ).write()
-            files["report.json"] = self._report(train, fitted, metrics)
+            files = self._export(trunk, fitted, tuned, rows)
+            if tuned is None:  # an adapter moves the features of the rows that it was fitted on
+                novelty = estimate_novelty(
+                    rows.features, rows.targets, len(labels), seed=self._request.seed
+                )
+                files[NOVELTY_FILE] = novelty.write()
+            files["report.json"] = self._report(train, fitted, tuned, metrics)
             self._reporter.event("exported", "Head exported to ONNX and checked against torch.")
         with self._stage("publish", 0.95):
             self._reporter.authorise()
-            draft = self._draft(trunk, train, fitted, metrics)
+            draft = self._draft(trunk, train, fitted, tuned, metrics)
             return self._release(self._registry.publish(draft, files))
 
     # -- stages ------------------------------------------------------------------------------
@@ -169,14 +185,53 @@ class FineTune:
         targets = data.targets(labels, param="validation_file")
         return Rows(self._extract(trunk, data, 0.6, 0.65), targets)
 
-    def _evaluate(self, fitted: Fit, rows: Rows, other: Rows | None, labels: list[str]) -> Metrics:
-        """On the validation file if there is one, or else out of fold on the training rows."""
-        if other is None:
+    def _unfreeze(self, trunk: Trunk, train: Dataset, rows: Rows) -> Tuned | None:
+        if not trunk.manifest.slots:
+            self._reporter.event(
+                "frozen_head_kept",
+                "This backbone has no layers that take deltas; the frozen head ships.",
+            )
+            return None
+        setting = Setting(
+            request=self._request,
+            attempt=self._job.attempt,
+            checkpoints=self._checkpoints,
+            reporter=self._reporter,
+            threads=self._threads,
+            deadline=self._began + (1 - RESERVED_SHARE) * self._request.max_seconds,
+            draft=lambda step, adapter: self._manifest(
+                trunk, train, step.strength, {"accuracy": step.accuracy, "nll": step.nll},
+                adapter, step.blocks,
+            ),
+        )  # fmt: skip
+        backbone = backbones.load(self._request.model, self._settings.hf_models)
+        return unfreeze(setting, trunk, backbone, train, rows.targets, rows.features)
+
+    def _adapted(self, trunk: Trunk, tuned: Tuned, data: Dataset, labels: list[str]) -> Rows:
+        """The validation file's rows as the tuned model sees them."""
+        features = extract(
+            trunk,
+            data.items,
+            threads=self._threads,
+            on_progress=lambda *_: self._reporter.check(),
+            deltas=tuned.deltas(trunk),
+        )
+        return Rows(features, data.targets(labels, param="validation_file"))
+
+    def _evaluate(
+        self, fitted: Fit, tuned: Tuned | None, rows: Rows, other: Rows | None, labels: list[str]
+    ) -> Metrics:
+        """On the validation file if there is one, or else on rows that the model has not seen."""
+        if other is not None:
+            head = fitted.head if tuned is None else tuned.head
+            metrics = evaluate(head.predict(other.features), other.targets, labels)
+            source = "on the validation file"
+        elif tuned is not None:
+            metrics = evaluate(tuned.probabilities, tuned.targets, labels)
+            source = "on held-out rows"
+        else:
             metrics = evaluate(fitted.out_of_fold, rows.targets, labels)
             source = "cross-validated"
-        else:
-            metrics = evaluate(fitted.head.predict(other.features), other.targets, labels)
-            source = "on the validation file"
         self._reporter.event(
             "metrics",
             f"Accuracy {metrics.accuracy:.3f} ± {metrics.accuracy_error:.3f} {source}; "
@@ -185,11 +240,20 @@ class FineTune:
         )
         return metrics
 
+    def _export(
+        self, trunk: Trunk, fitted: Fit, tuned: Tuned | None, rows: Rows
+    ) -> dict[str, bytes]:
+        if tuned is None:
+            return export_head(fitted.head, rows.features)
+        backbone = backbones.load(self._request.model, self._settings.hf_models)
+        return export_adapted(tuned.head, tuned.adapter, trunk, backbone)
+
     def _release(self, manifest: ModelManifest) -> ModelManifest:
         if self._request.promote:
             self._registry.releases.promote(
                 manifest, created_by=RELEASED_BY, reason=f"job {manifest.job}"
             )
+        self._checkpoints.drop_states()
         self._reporter.event(
             "published", f"Published as {manifest.reference}.", model=manifest.reference
         )
@@ -197,11 +261,26 @@ class FineTune:
 
     # -- what is written ---------------------------------------------------------------------
 
-    def _draft(self, trunk: Trunk, train: Dataset, fitted: Fit, metrics: Metrics) -> ModelManifest:
+    def _draft(
+        self, trunk: Trunk, train: Dataset, fitted: Fit, tuned: Tuned | None, metrics: Metrics
+    ) -> ModelManifest:
+        if tuned is None:
+            return self._manifest(trunk, train, fitted.strength, metrics.summary())
+        return self._manifest(
+            trunk, train, tuned.strength, metrics.summary(), tuned.adapter, tuned.blocks
+        )
+
+    def _manifest(
+        self, trunk: Trunk, train: Dataset, strength: float, metrics: dict[str, float],
+        adapter: Adapter | None = None, blocks: int = 0,
+    ) -> ModelManifest:  # fmt: skip
         return ModelManifest(
             tenant=self._job.tenant,
             name=model_name(self._job, self._request),
             version=0,
+            kind="linear" if adapter is None else "low_rank",
+            rank=0 if adapter is None else adapter.rank,
+            blocks=blocks,
             job=self._job.id,
             attempt=self._job.attempt,
             created_at=time.time(),
@@ -214,17 +293,20 @@ class FineTune:
             dataset=DatasetReference(
                 file=train.file, sha256=train.manifest.sha256, rows=train.manifest.rows
             ),
-            training=self._request.model_dump(mode="json") | {"l2_strength": fitted.strength},
-            metrics=metrics.summary(),
+            training=self._request.model_dump(mode="json") | {"l2_strength": strength},
+            metrics=metrics,
         )
 
-    def _report(self, train: Dataset, fitted: Fit, metrics: Metrics) -> bytes:
+    def _report(self, train: Dataset, fitted: Fit, tuned: Tuned | None, metrics: Metrics) -> bytes:
         report = {
             "job": self._job.id,
             "request": self._request.model_dump(mode="json"),
             "dataset": train.manifest.model_dump(mode="json"),
             "metrics": metrics.model_dump(mode="json"),
             "candidates": [candidate.model_dump(mode="json") for candidate in fitted.candidates],
+            "steps": []
+            if tuned is None
+            else [step.model_dump(mode="json") for step in tuned.steps],
             "seconds": self._seconds,
             "environment": {
                 "python": platform.python_version(),

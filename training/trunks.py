@@ -4,7 +4,8 @@ A trunk is found under a key made of the backbone's files, the precision and the
 second job, or a second worker, only loads it: no torch model is built. Whoever exports at the same
 time stores the same content, or finds that another was first.
 
-Not here: loading weights (training.backbones), comparing the graph with torch (training.parity).
+Not here: loading weights (training.backbones), which layers take deltas (training.adaptable), how
+two graphs become one (training.branches), comparing the graph with torch (training.parity).
 """
 
 from __future__ import annotations
@@ -12,20 +13,22 @@ from __future__ import annotations
 import io
 import time
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from importlib.metadata import version
 from typing import Any, Literal
 
 import onnx
 import torch
+from torch import Tensor
 
+from core.adapters import input_names
 from core.errors import DataError, ExportMismatch
 from core.files import sha256
-from core.manifests import TrunkManifest
+from core.manifests import Slot, TrunkManifest
 from core.preprocessing import ImagePreprocess
 from core.registry import Registry
 from core.trunk import Trunk
-from training import backbones, parity
+from training import adaptable, backbones, branches, parity
 from training.backbones import TorchBackbone
 
 EXPORT_RECIPE = 2
@@ -64,7 +67,8 @@ def export(backbone: TorchBackbone) -> tuple[TrunkManifest, dict[str, bytes]]:
 
     Raises `DataError` if torch cannot export it, `ExportMismatch` if the graph is not the same.
     """
-    graph = to_onnx(backbone)
+    slots = slots_of(backbone)
+    graph = to_onnx(backbone, slots)
     batches = list(parity.probes(backbone))
     files = {
         "trunk.onnx": graph,
@@ -82,6 +86,8 @@ def export(backbone: TorchBackbone) -> tuple[TrunkManifest, dict[str, bytes]]:
         dim=backbone.dim,
         precision=PRECISION,
         files=hashes,
+        slots=slots,
+        blocks=1 + max((slot.block for slot in slots), default=-1),
         max_difference=0.0,
         created_at=time.time(),
         versions={name: version(name) for name in _VERSIONS_OF},
@@ -90,18 +96,54 @@ def export(backbone: TorchBackbone) -> tuple[TrunkManifest, dict[str, bytes]]:
     return manifest.model_copy(update={"max_difference": difference}), files
 
 
-def to_onnx(backbone: TorchBackbone) -> bytes:
+def slots_of(backbone: TorchBackbone) -> tuple[Slot, ...]:
+    """Return the layers that can take deltas, block by block from the bottom; it may have none."""
+    inputs = _example(backbone)
+    return adaptable.find_slots(backbone.encoder, lambda: backbone.module(*inputs), len(inputs[0]))
+
+
+def to_onnx(backbone: TorchBackbone, slots: Sequence[Slot]) -> bytes:
     """Return the backbone as one self-contained ONNX graph with the output `features`.
 
-    Made by tracing: torch's newer exporter takes 19 s for MiniLM where this takes 1, gives the same
-    numbers, and names the output into a graph that ONNX Runtime rejects. Raises `DataError`.
+    It takes deltas on `slots`, and none at no cost. Raises `DataError`.
     """
+    inputs = _example(backbone)
     names = parity.input_names(backbone)
     axes = {name: {0: "n", 1: "tokens"} for name in names}
     if isinstance(backbone.preprocess, ImagePreprocess):
         axes = {name: {0: "n"} for name in names}
-    # Two unequal rows, so that neither the batch nor the padding looks like a constant.
-    example = parity.torch_inputs(backbone, next(parity.probes(backbone))[:2])
+    module = adaptable.Adaptable(backbone.module, backbone.encoder_path, slots, inputs)
+    graph = _trace(module, inputs, axes)
+    if slots:
+        deltas: list[Tensor] = []
+        delta_axes: dict[str, dict[int, str]] = {}
+        for slot in slots:
+            # Two rows and an odd rank, so that neither looks like a constant.
+            deltas += [torch.randn(2, slot.in_dim, 3), torch.randn(2, 3, slot.out_dim)]
+            a, b = input_names(slot)
+            leading, rank = f"{slot.name}.n", f"{slot.name}.r"
+            delta_axes |= {a: {0: leading, 2: rank}, b: {0: leading, 1: rank}}
+        adapted = _trace(module, (*inputs, *deltas), axes | delta_axes)
+        graph = branches.join(graph, adapted, slots)
+    onnx.checker.check_model(graph)
+    data: bytes = graph.SerializeToString(deterministic=True)
+    require_self_contained(data)
+    return data
+
+
+def _example(backbone: TorchBackbone) -> tuple[Tensor, ...]:
+    """Return inputs for two unequal rows: neither batch nor padding then looks like a constant."""
+    return parity.torch_inputs(backbone, next(parity.probes(backbone))[:2])
+
+
+def _trace(
+    module: torch.nn.Module, inputs: tuple[Tensor, ...], axes: Mapping[str, Mapping[int, str]]
+) -> onnx.ModelProto:
+    """Trace a module whose inputs have the names, and the dynamic axes, that `axes` gives.
+
+    Torch's newer exporter takes 19 s for MiniLM where tracing takes 1, gives the same numbers, and
+    names the output into a graph that ONNX Runtime rejects.
+    """
     buffer = io.BytesIO()
     tracer_warning: type[Warning] = vars(torch.jit)["TracerWarning"]
     with warnings.catch_warnings(), torch.inference_mode():
@@ -116,20 +158,18 @@ def to_onnx(backbone: TorchBackbone) -> bytes:
         export_by_tracing: Any = torch.onnx.export  # whose annotations leave out file objects
         try:
             export_by_tracing(
-                backbone.module,
-                example,
+                module,
+                inputs,
                 buffer,
                 dynamo=False,
-                input_names=names,
+                input_names=list(axes),
                 output_names=["features"],
                 dynamic_axes={**axes, "features": {0: "n"}},
                 opset_version=_OPSET,
             )
         except (RuntimeError, ValueError, TypeError) as error:
             raise DataError("torch cannot export the model to ONNX", param="model") from error
-    graph = buffer.getvalue()
-    require_self_contained(graph)
-    return graph
+    return onnx.load_from_string(buffer.getvalue())
 
 
 def require_self_contained(graph: bytes) -> None:

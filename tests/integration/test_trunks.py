@@ -173,7 +173,11 @@ def load(tmp_path: Path) -> TorchBackbone:
 @pytest.mark.parametrize("fault", ["length", "branch", "shape", "nan", "state"])
 def test_a_graph_that_is_not_the_module_is_a_mismatch(fault: str, tmp_path: Path) -> None:
     backbone = load(tmp_path)
-    wrong = dataclasses.replace(backbone, module=Wrong(backbone.module, fault).eval())
+    wrong = dataclasses.replace(
+        backbone,
+        module=Wrong(backbone.module, fault).eval(),
+        encoder_path=f"module.{backbone.encoder_path}",
+    )
     with pytest.raises(ExportMismatch):
         trunks.export(wrong)
 
@@ -183,14 +187,14 @@ def test_what_torch_cannot_export_names_the_model(tmp_path: Path) -> None:
         def forward(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
             return torch.linalg.eigvals(torch.eye(2) * input_ids.sum()).real[None]
 
-    wrong = dataclasses.replace(load(tmp_path), module=Unsupported())
+    wrong = dataclasses.replace(load(tmp_path), module=Unsupported(), encoder_path="")
     with pytest.raises(DataError) as caught:
         trunks.export(wrong)
     assert caught.value.param == "model"
 
 
 def test_a_graph_with_weights_elsewhere_is_refused(tmp_path: Path) -> None:
-    model = onnx.load_from_string(trunks.to_onnx(load(tmp_path)))
+    model = onnx.load_from_string(trunks.to_onnx(load(tmp_path), ()))
     trunks.require_self_contained(model.SerializeToString())
     tensor = model.graph.initializer[0]
     tensor.data_location = onnx.TensorProto.EXTERNAL

@@ -32,6 +32,7 @@ class TorchBackbone:
     `module` takes the inputs that `preprocess` names, in that order (for images: `pixels`, float32
     [n, 3, height, width]), and returns pooled features, float32 [n, dim]. It is in evaluation mode.
     `tokenizer_json` is None for images. `digest` is that of the files it was read from.
+    `encoder_path` leads from `module` to the part that adapters are made for, without pooling.
     """
 
     name: str
@@ -41,6 +42,12 @@ class TorchBackbone:
     preprocess: TextPreprocess | ImagePreprocess
     tokenizer_json: bytes | None
     digest: str
+    encoder_path: str = ""
+
+    @property
+    def encoder(self) -> nn.Module:
+        """What `transformers.AutoModel` or our own loader gives, before pooling."""
+        return self.module.get_submodule(self.encoder_path)
 
 
 def load(model: str, hf_models: tuple[str, ...]) -> TorchBackbone:

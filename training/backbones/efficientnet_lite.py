@@ -10,6 +10,7 @@ epsilon of 1e-3. Both were confirmed against the running statistics in the check
 from __future__ import annotations
 
 import hashlib
+import re
 from pathlib import Path
 from typing import Any, cast
 
@@ -92,13 +93,25 @@ class InvertedResidual(nn.Module):
         return cast(Tensor, x + y) if self.skips else cast(Tensor, y)
 
 
+class Stem(nn.Module):
+    """Pixels to the first block's input, at half their height and width."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = SameConv2d(3, _STEM, kernel=3, stride=2, groups=1)
+        self.bn = _norm(_STEM)
+        self.relu = nn.ReLU6()
+
+    def forward(self, pixels: Tensor) -> Tensor:
+        return cast(Tensor, self.relu(self.bn(self.conv(pixels))))
+
+
 class EfficientNetLite0(nn.Module):
     """Pixels, float32 [n, 3, 224, 224], to pooled features, float32 [n, 1280]."""
 
     def __init__(self) -> None:
         super().__init__()
-        self.conv_stem = SameConv2d(3, _STEM, kernel=3, stride=2, groups=1)
-        self.bn0 = _norm(_STEM)
+        self.stem = Stem()
         self.blocks = nn.ModuleList()
         inputs = _STEM
         for kernel, stride, expansion, outputs, count in _STAGES:
@@ -116,7 +129,7 @@ class EfficientNetLite0(nn.Module):
         self.fc = nn.Linear(_HEAD, 1000)
 
     def forward(self, pixels: Tensor) -> Tensor:
-        x = self.relu(self.bn0(self.conv_stem(pixels)))
+        x = self.stem(pixels)
         for block in self.blocks:
             x = block(x)
         x = self.relu(self.bn1(self.conv_head(x)))
@@ -130,10 +143,7 @@ def load(source: Source) -> TorchBackbone:
         raise unusable("the weights of efficientnet-lite0 are not those that Graft was built for")
     state: dict[str, Any] = torch.load(weights[0], map_location="cpu", weights_only=True)
     module = EfficientNetLite0()
-    # `_blocks.0._bn1.weight` there is `blocks.0.bn1.weight` here.
-    module.load_state_dict(
-        {".".join(part.lstrip("_") for part in key.split(".")): v for key, v in state.items()}
-    )
+    module.load_state_dict({_our_name(key): value for key, value in state.items()})
     return TorchBackbone(
         name=source.name,
         modality=Modality.IMAGE,
@@ -143,6 +153,12 @@ def load(source: Source) -> TorchBackbone:
         tokenizer_json=None,
         digest=source.digest(),
     )
+
+
+def _our_name(key: str) -> str:
+    """`_blocks.0._bn1.weight` there is `blocks.0.bn1.weight` here, and the stem is a module."""
+    name = ".".join(part.lstrip("_") for part in key.split("."))
+    return re.sub(r"^conv_stem\.", "stem.conv.", re.sub(r"^bn0\.", "stem.bn.", name))
 
 
 def _sha256(path: Path) -> str:

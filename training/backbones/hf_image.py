@@ -69,6 +69,7 @@ def build(source: Source, encoder: nn.Module) -> TorchBackbone:
         preprocess=preprocess,
         tokenizer_json=None,
         digest=source.digest(),
+        encoder_path="encoder",
     )
 
 

@@ -78,6 +78,7 @@ def build(source: Source, encoder: nn.Module) -> TorchBackbone:
         ),
         tokenizer_json=tokenizer_json,
         digest=source.digest(),
+        encoder_path="encoder",
     )
 
 

@@ -1,0 +1,216 @@
+"""`gradual` inside a job: its data and time, its events, its checkpoints and states.
+
+    feature_extraction    fit a head on frozen features; nothing of this module
+    gradual               besides, low-rank deltas on the top blocks, for as long as they help
+
+What comes out is judged and made as all heads are: features from the trunk that serves, with the
+deltas, and the convex fit on them. Not here: the search itself (training.gradual).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+from safetensors import SafetensorError
+
+from core.adapters import Adapter, Deltas, stack
+from core.checkpoints import Checkpoints
+from core.jobs import FineTuneRequest
+from core.manifests import ModelManifest
+from core.preprocessing import FloatArray
+from core.trunk import Trunk
+from training import views
+from training.backbones import TorchBackbone
+from training.data import Dataset
+from training.export import export_adapted
+from training.features import extract
+from training.fit import Head, IntArray, fit_at
+from training.gradual import Gradual, Outcome, Plan, Source, Step
+from training.trainer import Epoch
+
+if TYPE_CHECKING:
+    from training.pipeline import Reporter
+
+KEPT_CHECKPOINTS = 3
+
+
+@dataclass(frozen=True)
+class Tuned:
+    """A head with deltas, and how the same step did on rows that it had not seen.
+
+    `probabilities` [n, classes] and `targets` [n] are of those rows.
+    """
+
+    head: Head
+    adapter: Adapter
+    strength: float
+    blocks: int
+    steps: tuple[Step, ...]
+    probabilities: FloatArray
+    targets: IntArray
+
+    def deltas(self, trunk: Trunk) -> Deltas:
+        """Return what the trunk is fed for every row of this model."""
+        return stack([self.adapter], trunk.manifest.slots)
+
+
+@dataclass(frozen=True)
+class Setting:
+    """What of a job `unfreeze` needs. `deadline` is on the clock of `time.monotonic`.
+
+    `draft(step, adapter)` makes the manifest of a checkpoint.
+    """
+
+    request: FineTuneRequest
+    attempt: int
+    checkpoints: Checkpoints
+    reporter: Reporter
+    threads: int
+    deadline: float
+    draft: Callable[[Step, Adapter], ModelManifest]
+
+
+def unfreeze(
+    setting: Setting, trunk: Trunk, backbone: TorchBackbone, data: Dataset, targets: IntArray,
+    features: FloatArray,
+) -> Tuned | None:  # fmt: skip
+    """Search for deltas that beat the head on frozen `features`; None if there are none.
+
+    Raises `Stopped`, with the search's state saved, when the job is to stop.
+    """
+    request, reporter = setting.request, setting.reporter
+    classes = len(data.manifest.classes)
+
+    def activations(cut: int) -> views.Rows | None:
+        return views.cache(
+            backbone, trunk.preprocessor, data.items, targets, cut,
+            seed=request.seed, check=reporter.check,
+        )  # fmt: skip
+
+    source = Source(backbone, trunk.manifest.slots, targets, classes, features, activations)
+    watcher = _Watcher(setting, trunk, backbone)
+    outcome = _search(setting, source, watcher).run()
+    if outcome.adapter is None:
+        reporter.event(
+            "frozen_head_kept",
+            "No step beat the frozen head by more than one standard error; the frozen head ships.",
+            steps=[step.model_dump(mode="json") for step in outcome.steps],
+        )
+        return None
+    adapted = extract(
+        trunk,
+        data.items,
+        threads=setting.threads,
+        on_progress=lambda *_: reporter.check(),
+        deltas=stack([outcome.adapter], trunk.manifest.slots),
+    )
+    reporter.event(
+        "deltas_kept",
+        f"Deltas of rank {outcome.adapter.rank} on the top {outcome.best.blocks} blocks ship.",
+        **outcome.best.model_dump(mode="json"),
+    )
+    return _tuned(outcome, outcome.adapter, adapted, targets, classes)
+
+
+def _search(setting: Setting, source: Source, watcher: _Watcher) -> Gradual:
+    """Return the search, from where an earlier attempt left it if one did."""
+    chosen = setting.request.chosen_hyperparameters
+    multiplier = chosen.learning_rate_multiplier
+    plan = Plan(
+        epochs=None if chosen.n_epochs == "auto" else chosen.n_epochs,
+        batch_size=None if chosen.batch_size == "auto" else chosen.batch_size,
+        learning_rate_multiplier=1.0 if multiplier == "auto" else multiplier,
+        patience=setting.request.early_stopping.patience,
+    )
+    state = setting.checkpoints.latest_state()
+    if state is not None:
+        try:
+            search = Gradual(
+                source, plan, seed=setting.request.seed, deadline=setting.deadline,
+                watcher=watcher, state=state,
+            )  # fmt: skip
+            setting.reporter.event(
+                "resumed",
+                f"Training goes on from step {search.resumed_from}.",
+                from_step=search.resumed_from,
+            )
+            return search
+        except (KeyError, ValueError, SafetensorError):
+            # Of another release of Graft, or damaged: the job is only slower without it.
+            setting.reporter.event(
+                "state_ignored", "The saved state cannot be used; starting anew."
+            )
+    return Gradual(
+        source, plan, seed=setting.request.seed, deadline=setting.deadline, watcher=watcher
+    )
+
+
+def _tuned(
+    outcome: Outcome, adapter: Adapter, features: FloatArray, targets: IntArray, classes: int
+) -> Tuned:
+    return Tuned(
+        head=outcome.head or fit_at(features, targets, classes, outcome.best.strength),
+        adapter=adapter,
+        strength=outcome.best.strength,
+        blocks=outcome.best.blocks,
+        steps=outcome.steps,
+        probabilities=outcome.probabilities,
+        targets=outcome.targets,
+    )
+
+
+@dataclass
+class _Watcher:
+    """Carries a search's news to the job's events, and its states and models to the store."""
+
+    setting: Setting
+    trunk: Trunk
+    backbone: TorchBackbone
+    _saved: list[int] = field(default_factory=list)
+
+    def check(self) -> None:
+        self.setting.reporter.check()
+
+    def save(self, step: int, state: bytes) -> None:
+        self.setting.checkpoints.save_state(self.setting.attempt, step, state)
+
+    def on_epoch(self, blocks: int, number: int, epoch: Epoch) -> None:
+        self.setting.reporter.event(
+            "epoch_ended",
+            f"{blocks} blocks, epoch {number}: loss {epoch.loss:.3f}"
+            + (
+                "." if epoch.validation_loss is None else f", held out {epoch.validation_loss:.3f}."
+            ),
+            blocks=blocks,
+            epoch=number,
+            **epoch.model_dump(mode="json"),
+        )
+
+    def on_step(
+        self, step: Step, trained_steps: int, model: Callable[[], tuple[Adapter, Head]]
+    ) -> None:
+        self.setting.reporter.event(
+            "unfrozen",
+            f"Top {step.blocks} blocks: accuracy {step.accuracy:.3f} on held-out rows, "
+            f"log-likelihood {step.gain:+.4f} ± {step.gain_error:.4f} against the best before; "
+            + ("kept." if step.kept else "not kept."),
+            **step.model_dump(mode="json"),
+        )
+        if not step.kept:
+            return
+        adapter, head = model()
+        files = export_adapted(head, adapter, self.trunk, self.backbone)
+        manifest = self.setting.checkpoints.save(
+            self.setting.draft(step, adapter), trained_steps, files
+        )
+        self._saved = [*self._saved, trained_steps][-KEPT_CHECKPOINTS:]
+        self.setting.checkpoints.drop(keep=self._saved)
+        self.setting.reporter.event(
+            "checkpoint",
+            f"Checkpoint {manifest.reference}.",
+            step=trained_steps,
+            reference=manifest.reference,
+            metrics=manifest.metrics,
+        )

@@ -1,0 +1,212 @@
+"""Deltas above a cut and a classifier, as a task for the trainer.
+
+    activations at the cut ─▶ blocks with deltas ─▶ features ─▶ classifier ─▶ loss
+
+The classifier starts as the one that was fitted on frozen features (LP-FT, Kumar et al. 2022, arXiv
+2202.10054), so training begins where the frozen head ends. Rates fall from block to block on the
+way down (ULMFiT, Howard & Ruder 2018). Few rows a class: a supervised contrastive loss (Khosla et
+al. 2020, arXiv 2004.11362) over whole batches is added. Images: a batch is mixed with itself
+(mix-up, Zhang et al. 2018), in activations (Verma et al. 2019), and each row comes as one of its
+cached views.
+
+Not here: the loop (training.trainer), which cut and when to stop (training.gradual).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from pydantic import BaseModel
+from torch import Tensor, nn
+from torch.nn import functional
+
+from core.adapters import Adapter
+from core.datasets import Modality
+from core.manifests import Slot
+from core.preprocessing import FloatArray
+from training import deltas
+from training.activations import Batch, Upper
+from training.backbones import TorchBackbone
+from training.fit import Head, IntArray
+from training.trainer import Parameter
+
+VALIDATION_ROWS = 64
+SORTED_BATCHES = 8
+CONTRAST_TEMPERATURE = 0.1
+CONTRAST_GROUP = 4
+
+
+class Regularisation(BaseModel, frozen=True):
+    """What keeps deltas from learning rows by heart.
+
+    `dropout` is before the classifier; `mixup` is the parameter of the Beta
+    distribution, 0 for none; `contrast` the weight of the contrastive loss beside the other.
+    """
+
+    dropout: float = 0.1
+    label_smoothing: float = 0.0
+    mixup: float = 0.0
+    contrast: float = 0.0
+
+
+class Rows:
+    """Activations of rows at a cut, [row][view], the first view being the row as it is."""
+
+    def __init__(self, views: Sequence[Sequence[Tensor]], targets: IntArray) -> None:
+        self.views = views
+        self.targets = torch.from_numpy(targets)
+
+    def __len__(self) -> int:
+        return len(self.views)
+
+    def subset(self, rows: IntArray) -> Rows:
+        """Return some of the rows."""
+        return Rows([self.views[row] for row in rows], self.targets[rows].numpy())
+
+
+class DeltaTask:
+    """Trains deltas on the slots from block `cut` up; `validate` is the loss on `held_out` rows."""
+
+    def __init__(
+        self, backbone: TorchBackbone, slots: Sequence[Slot], cut: int, rank: int, head: Head,
+        train: Rows, held_out: Rows | None, *, batch_size: int, layer_decay: float,
+        regularisation: Regularisation, seed: int,
+    ) -> None:  # fmt: skip
+        self._modality = backbone.modality
+        self._slots = [slot for slot in slots if slot.block >= cut]
+        self._top = max(slot.block for slot in slots)
+        self._train, self._held_out = train, held_out
+        self._batch_size = batch_size
+        self._layer_decay = layer_decay
+        self._regularisation = regularisation
+        self._upper = Upper(backbone, cut).eval().requires_grad_(False)
+        torch.manual_seed(seed)
+        deltas.inject(self._upper.encoder, self._slots, rank)
+        # The features' size is taken into the weights, so that one rate suits every backbone.
+        self._scale = 1.0 / _length(self._features(train, np.arange(min(len(train), 64))))
+        self._weight = nn.Parameter(torch.from_numpy(head.weight.copy()) / self._scale)
+        self._bias = nn.Parameter(torch.from_numpy(head.bias.copy()))
+
+    # -- what the trainer asks ---------------------------------------------------------------
+
+    def parameters(self) -> list[Parameter]:
+        """The classifier's two tensors, and two for each slot, at the rate of its block."""
+        found = [
+            Parameter(name, tensor, self._layer_decay ** (block - self._top))
+            for name, block, tensor in deltas.parameters(self._upper.encoder, self._slots)
+        ]
+        return [Parameter("weight", self._weight), Parameter("bias", self._bias), *found]
+
+    def batches(self, seed: int) -> list[Tensor]:
+        """Every row once, in random order.
+
+        For the contrastive loss, rows of one class come in small groups, so that most have a mate.
+        Otherwise texts of one length lie together, to save padding.
+        """
+        numbers = torch.Generator().manual_seed(seed)
+        order = torch.randperm(len(self._train), generator=numbers)
+        if self._regularisation.contrast:
+            by_class = order[torch.argsort(self._train.targets[order], stable=True)]
+            groups = by_class.split(CONTRAST_GROUP)
+            chosen = torch.randperm(len(groups), generator=numbers)
+            order = torch.cat([groups[i] for i in chosen])
+        elif self._modality is Modality.TEXT:
+            stretch = SORTED_BATCHES * self._batch_size
+            order = torch.cat([self._by_length(part) for part in order.split(stretch)])
+        batches = list(order.split(self._batch_size))
+        return [batches[i] for i in torch.randperm(len(batches), generator=numbers)]
+
+    def loss(self, rows: Tensor) -> Tensor:
+        """Cross-entropy of a batch, mixed for images, and the contrastive loss if there is one."""
+        settings = self._regularisation
+        views = [self._train.views[row] for row in rows.tolist()]
+        chosen = [v[int(torch.randint(len(v), ()))] for v in views]
+        batch, targets = Batch.of(chosen, self._modality), self._train.targets[rows]
+        share = 1.0
+        other = torch.arange(len(rows))
+        if settings.mixup and self._modality is Modality.IMAGE:
+            beta = torch.distributions.Beta(settings.mixup, settings.mixup)
+            share = float(beta.sample())  # type: ignore[no-untyped-call]
+            other = torch.randperm(len(rows))
+            mixed = share * batch.hidden + (1 - share) * batch.hidden[other]
+            batch = Batch(mixed, None)
+        features = self._upper(batch)
+        logits = self._logits(functional.dropout(features, settings.dropout))
+        smoothing = settings.label_smoothing
+        loss = share * functional.cross_entropy(logits, targets, label_smoothing=smoothing)
+        if share < 1.0:
+            loss = loss + (1 - share) * functional.cross_entropy(
+                logits, targets[other], label_smoothing=smoothing
+            )
+        if settings.contrast:
+            loss = loss + settings.contrast * contrastive_loss(features, targets)
+        return loss
+
+    def validate(self) -> float | None:
+        """Mean negative log-likelihood of the held-out rows by the classifier in training."""
+        if self._held_out is None:
+            return None
+        rows = np.arange(len(self._held_out))
+        with torch.no_grad():
+            logits = self._logits(self._features(self._held_out, rows))
+            return float(functional.cross_entropy(logits, self._held_out.targets))
+
+    # -- what comes of it --------------------------------------------------------------------
+
+    def adapter(self) -> Adapter:
+        """The deltas as they are now."""
+        return deltas.read(self._upper.encoder, self._slots)
+
+    def head(self) -> Head:
+        """The classifier as it is now, on features as they come."""
+        weight = (self._weight.detach() * self._scale).numpy()
+        return Head(weight.copy(), self._bias.detach().numpy().copy())
+
+    def features(self, rows: Rows) -> FloatArray:
+        """Features of rows, [n, dim], with the deltas as they are now."""
+        array: FloatArray = self._features(rows, np.arange(len(rows))).numpy()
+        return array
+
+    def _features(self, rows: Rows, indices: IntArray) -> Tensor:
+        """Without dropout, and texts of one length together."""
+        order = torch.from_numpy(indices)
+        if self._modality is Modality.TEXT:
+            lengths = torch.tensor([len(rows.views[int(i)][0]) for i in order])
+            order = order[torch.argsort(lengths, stable=True)]
+        found: list[Tensor] = []
+        with torch.no_grad():
+            for part in order.split(VALIDATION_ROWS):
+                views = [rows.views[int(i)][0] for i in part]
+                found.append(self._upper(Batch.of(views, self._modality)))
+        features = torch.cat(found)
+        return features[torch.argsort(order)] if len(indices) == len(rows) else features
+
+    def _by_length(self, rows: Tensor) -> Tensor:
+        lengths = torch.tensor([len(self._train.views[row][0]) for row in rows.tolist()])
+        return rows[torch.argsort(lengths, stable=True)]
+
+    def _logits(self, features: Tensor) -> Tensor:
+        return (features * self._scale) @ self._weight + self._bias
+
+
+def contrastive_loss(features: Tensor, targets: Tensor) -> Tensor:
+    """Return the supervised contrastive loss of a batch; 0 if no two rows are of one class.
+
+    For each row, the mean log-probability of picking a row of its class among all others by the
+    cosine of their features (Khosla et al. 2020, equation 2).
+    """
+    directions = functional.normalize(features, dim=1)
+    similar = directions @ directions.T / CONTRAST_TEMPERATURE
+    itself = torch.eye(len(targets), dtype=torch.bool)
+    mates = (targets[:, None] == targets[None, :]) & ~itself
+    logarithms = functional.log_softmax(similar.masked_fill(itself, float("-inf")), dim=1)
+    counts = mates.sum(dim=1)
+    picked = logarithms.masked_fill(~mates, 0.0).sum(dim=1)
+    with_mates = counts > 0
+    return -(picked[with_mates] / counts[with_mates]).sum() / len(targets)
+
+
+def _length(features: Tensor) -> float:
+    return float(features.square().sum(dim=1).mean().sqrt()) or 1.0
