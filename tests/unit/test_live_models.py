@@ -124,9 +124,9 @@ async def test_a_load_that_hangs_costs_a_deadline_and_nobody_else(
         await it.loader.unload(TENANT, "pets")
         gate, load = threading.Event(), Head.load
 
-        def slow(registry, manifest):  # type: ignore[no-untyped-def]
+        def slow(registry, manifest, trunk=None):  # type: ignore[no-untyped-def]
             assert gate.wait(20)
-            return load(registry, manifest)
+            return load(registry, manifest, trunk)
 
         monkeypatch.setattr(live_models.Head, "load", slow)
         with pytest.raises(DeadlineExceeded):
