@@ -7,6 +7,7 @@ import gc
 import threading
 import time
 import weakref
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -306,4 +307,26 @@ async def test_rows_of_one_request_are_batched_by_length_and_answered_in_order()
         [n, width] for n, width in enumerate(widths)
     ]
     assert encoder.batches == [[1, 3, 4], [0, 2]]
+    await batcher.close()
+
+
+async def test_rows_of_many_requests_get_what_they_get_alone(tmp_path: Path):
+    from core.registry import Registry
+    from core.store import ArtifactStore
+    from core.trunk import Trunk
+    from tests.builders import add_text_trunk
+
+    registry = Registry(ArtifactStore(str(tmp_path)))
+    manifest = add_text_trunk(registry)
+    trunk = Trunk.load(registry, manifest.digest, threads=1, max_pixels=1)
+    texts = [" ".join(["good", "bad", "cat", "dog", "red"][: n % 5 + 1] * (n % 3 + 1)) for n in
+             range(40)]  # fmt: skip
+    rows = [trunk.preprocessor.prepare(text) for text in texts]  # type: ignore[arg-type]
+    batcher = Batcher(trunk, "real", 1000)
+    found = await asyncio.gather(
+        *(batcher.encode([each], soon(), model=n % 3) for n, each in enumerate(rows))
+    )
+    for each, (features,) in zip(rows, found, strict=True):
+        assert not isinstance(features, GraftError)
+        assert np.abs(features - trunk.encode([each])[0]).max() < 1e-5
     await batcher.close()
