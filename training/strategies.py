@@ -132,7 +132,7 @@ def _search(setting: Setting, source: Source, watcher: _Watcher) -> Gradual:
                 watcher=watcher, state=state,
             )  # fmt: skip
             setting.reporter.event(
-                "resumed",
+                "state_restored",
                 f"Training goes on from step {search.resumed_from}.",
                 from_step=search.resumed_from,
             )

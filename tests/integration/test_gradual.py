@@ -193,7 +193,7 @@ def test_a_job_that_was_paused_ends_with_the_same_bytes(
             stand.run(stand.job("ftjob-paused", attempt), Listener(stop_after_epochs=epochs))
     listener = Listener()
     manifest = stand.run(stand.job("ftjob-paused", 3), listener)
-    assert listener.of("resumed")[0]["from_step"] > 0
+    assert listener.of("state_restored")[0]["from_step"] > 0
     assert len(listener.of("epoch_ended")) == 2
     assert stand.files(manifest) == stand.files(whole[0])
     assert manifest.metrics == whole[0].metrics
