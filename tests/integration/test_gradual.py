@@ -168,7 +168,7 @@ def test_the_served_model_tells_what_the_frozen_one_cannot(
         deadline = time.monotonic() + 60
         try:
             return await asyncio.gather(
-                *(batcher.encode(rows, deadline, head.adapter) for head in heads)
+                *(batcher.encode(rows, deadline, adapter=head.adapter) for head in heads)
             )
         finally:
             await batcher.close()
