@@ -20,12 +20,12 @@ import numpy as np
 
 from core.errors import DataError, NotFound
 from core.files import FileStore
+from core.head import Head
 from core.identifiers import ModelReference
 from core.jobs import QualityGate
 from core.manifests import GateBasis, GateOutcome, ModelManifest
 from core.preprocessing import FloatArray
 from core.registry import Registry
-from core.trunk import Head
 from training.data import read_dataset
 from training.duplicates import content_key
 

@@ -25,13 +25,15 @@ from core.backbones import is_allowed
 from core.checkpoints import Checkpoints
 from core.errors import DataError, QualityGateFailed
 from core.files import FileStore
+from core.head import Head
 from core.jobs import EventLevel, FineTuneRequest, Job
 from core.manifests import DatasetReference, GateOutcome, ModelManifest
+from core.novelty import NOVELTY_FILE
 from core.preprocessing import FloatArray
 from core.registry import Registry
 from core.settings import Settings
 from core.store import ArtifactStore
-from core.trunk import Head, Trunk
+from core.trunk import Trunk
 from training import backbones
 from training.assessment import Alternative, Assessment, Source, assess
 from training.data import Dataset, read_dataset
@@ -43,6 +45,7 @@ from training.fit import Fit, fit
 from training.gate import Comparison, HeldOut, compare_with_current, judge
 from training.gradual import RESERVED_SHARE
 from training.investigation import Investigation, investigate
+from training.novelty import estimate_novelty
 from training.reporting import Evidence, write_report
 from training.stopping import Stoppable
 from training.strategies import Setting, Tuned, unfreeze
@@ -149,6 +152,11 @@ class FineTune:
             report = write_report(self._job.id, name, self._request, evidence, self._seconds)
         with self._stage("export", 0.94):
             files = self._export(trunk, assessment, tuned, rows) | report
+            if tuned is None:  # an adapter moves the features of the rows that it was fitted on
+                novelty = estimate_novelty(
+                    rows.features, rows.targets, len(labels), seed=self._request.seed
+                )
+                files[NOVELTY_FILE] = novelty.write()
             self._reporter.event("exported", "Head exported to ONNX and checked against torch.")
         with self._stage("publish", 0.95):
             self._reporter.authorise()
@@ -354,7 +362,9 @@ class FineTune:
                 if self._request.promote:
                     raise QualityGateFailed(message, param="quality_gate")
         if self._request.promote:
-            self._registry.promote(manifest, created_by=RELEASED_BY, reason=f"job {manifest.job}")
+            self._registry.releases.promote(
+                manifest, created_by=RELEASED_BY, reason=f"job {manifest.job}"
+            )
         return manifest
 
     # -- what is written ---------------------------------------------------------------------

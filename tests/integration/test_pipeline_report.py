@@ -109,7 +109,7 @@ def test_the_gate_keeps_a_version_and_does_not_release_it(workshop: Workshop) ->
             "ftjob-bad", training_file="file-train", suffix="gated",
             quality_gate={"min_improvement_over_current": 0.01},
         )  # fmt: skip
-    release = registry.current_release(TENANT, "gated")
+    release = registry.releases.current(TENANT, "gated")
     assert release is not None
     assert release.aliases == {"production": first.version}
     kept = registry.manifest(TENANT, "gated", 2)
