@@ -34,7 +34,7 @@ from collections.abc import Awaitable, Callable
 from functools import partial
 from typing import TypeVar
 
-from core.errors import LeaseLost, Unavailable
+from core.errors import LeaseLost, QualityGateFailed, Unavailable
 from core.jobs import Failure, Job, JobStatus, Progress, StopReason
 from core.presence import Presence
 from core.queue import Claim, JobQueue
@@ -242,8 +242,10 @@ class Attempt:
         )
 
     def _failed(self, failure: Failure) -> Decision:
-        # One that had leave to publish may have done so: the next attempt looks.
-        settle = self._settlement.retry if self._publishing else self._settlement.fail
+        # One that had leave to publish may have done so: the next attempt looks. Only the quality
+        # gate, which speaks last, is known to have let the version be published.
+        is_open = self._publishing and failure.code != QualityGateFailed.code
+        settle = self._settlement.retry if is_open else self._settlement.fail
         return partial(settle, failure)
 
     async def _insist(self, call: Callable[[], Awaitable[T]]) -> T:

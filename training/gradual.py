@@ -127,7 +127,7 @@ class Outcome:
     """The ladder's end: what is best on the held-out rows, and deltas trained on all if it is any.
 
     `head` was trained along with them; None if it is to be refitted with the best step's strength.
-    `probabilities` and `targets` are of the held-out rows, by the best step.
+    `probabilities` and `targets` are of the rows `held_out`, by the best step.
     """
 
     steps: tuple[Step, ...]
@@ -136,6 +136,7 @@ class Outcome:
     head: Head | None
     probabilities: FloatArray
     targets: IntArray
+    held_out: IntArray
 
 
 @dataclass(frozen=True)
@@ -235,6 +236,7 @@ class Gradual:
             head=None if best.strength else head,
             probabilities=self._judged[best.blocks],
             targets=truth,
+            held_out=self._held_out,
         )
 
     # -- rungs -------------------------------------------------------------------------------

@@ -41,7 +41,7 @@ KEPT_CHECKPOINTS = 3
 class Tuned:
     """A head with deltas, and how the same step did on rows that it had not seen.
 
-    `probabilities` [n, classes] and `targets` [n] are of those rows.
+    `probabilities` [n, classes] and `targets` [n] are of those rows, `held_out` [n] their numbers.
     """
 
     head: Head
@@ -51,6 +51,7 @@ class Tuned:
     steps: tuple[Step, ...]
     probabilities: FloatArray
     targets: IntArray
+    held_out: IntArray
 
     def deltas(self, trunk: Trunk) -> Deltas:
         """Return what the trunk is fed for every row of this model."""
@@ -159,6 +160,7 @@ def _tuned(
         steps=outcome.steps,
         probabilities=outcome.probabilities,
         targets=outcome.targets,
+        held_out=outcome.held_out,
     )
 
 

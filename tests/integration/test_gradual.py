@@ -22,12 +22,13 @@ from transformers.models.bert.modeling_bert import BertLayer
 from core.checkpoints import Checkpoints
 from core.datasets import UploadedFile
 from core.files import FileStore
+from core.head import Head
 from core.jobs import Job, JobKind, JobStatus, StopReason
 from core.manifests import ModelManifest
 from core.registry import Registry
 from core.settings import Settings
 from core.store import ArtifactStore
-from core.trunk import Head, Trunk
+from core.trunk import Trunk
 from service.batcher import Batcher
 from tests.integration.hf_models import (
     IMAGE_MODELS,
@@ -168,7 +169,7 @@ def test_the_served_model_tells_what_the_frozen_one_cannot(
         deadline = time.monotonic() + 60
         try:
             return await asyncio.gather(
-                *(batcher.encode(rows, deadline, head.adapter) for head in heads)
+                *(batcher.encode(rows, deadline, adapter=head.adapter) for head in heads)
             )
         finally:
             await batcher.close()
