@@ -15,7 +15,7 @@ import time
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from importlib.metadata import version
-from typing import Any, Literal
+from typing import Any
 
 import onnx
 import torch
@@ -24,17 +24,16 @@ from torch import Tensor
 from core.adapters import input_names
 from core.errors import DataError, ExportMismatch
 from core.files import sha256
-from core.manifests import Slot, TrunkManifest
+from core.manifests import Precision, Slot, TrunkManifest
 from core.preprocessing import ImagePreprocess
 from core.registry import Registry
 from core.trunk import Trunk
-from training import adaptable, backbones, branches, parity
+from training import adaptable, backbones, branches, parity, quantization
 from training.backbones import TorchBackbone
 
-EXPORT_RECIPE = 2
+EXPORT_RECIPE = 3
 """Raise it with any change to how graphs are made or inputs prepared: every trunk is made anew."""
 
-PRECISION: Literal["fp32"] = "fp32"
 _OPSET = 17
 _VERSIONS_OF = ("torch", "transformers", "onnx", "onnxruntime")
 
@@ -43,6 +42,7 @@ def ensure_trunk(
     registry: Registry,
     model: str,
     *,
+    precision: Precision = "fp32",
     hf_models: tuple[str, ...],
     threads: int,
     max_pixels: int,
@@ -50,25 +50,30 @@ def ensure_trunk(
 ) -> Trunk:
     """Return the trunk of a backbone, exporting it if this store has none; `on_export` is told.
 
-    Raises `DataError` (`param="model"`) for a backbone that cannot be used, `ExportMismatch` if the
-    graph disagrees with torch, and `Conflict` if a stored trunk is damaged.
+    Raises `DataError` (`param="model"`) for a backbone that cannot be used, or (`param="precision"`)
+    not at this precision, `ExportMismatch` if the graph disagrees with torch, and `Conflict` if a stored trunk is damaged.
     """
-    key = _key(backbones.digest(model, hf_models))
+    key = _key(backbones.digest(model, hf_models), precision)
     manifest = registry.find_trunk(key)
     if manifest is None:
         on_export()
         backbone = backbones.load(model, hf_models)
-        manifest = registry.add_trunk(key, *export(backbone))
+        manifest = registry.add_trunk(key, *export(backbone, precision))
     return Trunk.load(registry, manifest.digest, threads=threads, max_pixels=max_pixels)
 
 
-def export(backbone: TorchBackbone) -> tuple[TrunkManifest, dict[str, bytes]]:
+def export(
+    backbone: TorchBackbone, precision: Precision = "fp32"
+) -> tuple[TrunkManifest, dict[str, bytes]]:
     """Return a backbone as a trunk's manifest and files, checked against torch.
 
-    Raises `DataError` if torch cannot export it, `ExportMismatch` if the graph is not the same.
+    Raises `DataError` if torch cannot export it, or not at this precision, and `ExportMismatch` if
+    the graph is not the same.
     """
     slots = slots_of(backbone)
-    graph = to_onnx(backbone, slots)
+    if precision == "int8":
+        require_quantisable(backbone.name, slots)
+    graph = to_onnx(backbone, slots, precision)
     batches = list(parity.probes(backbone))
     files = {
         "trunk.onnx": graph,
@@ -84,7 +89,7 @@ def export(backbone: TorchBackbone) -> tuple[TrunkManifest, dict[str, bytes]]:
         backbone_digest=backbone.digest,
         modality=backbone.modality,
         dim=backbone.dim,
-        precision=PRECISION,
+        precision=precision,
         files=hashes,
         slots=slots,
         blocks=1 + max((slot.block for slot in slots), default=-1),
@@ -102,7 +107,9 @@ def slots_of(backbone: TorchBackbone) -> tuple[Slot, ...]:
     return adaptable.find_slots(backbone.encoder, lambda: backbone.module(*inputs), len(inputs[0]))
 
 
-def to_onnx(backbone: TorchBackbone, slots: Sequence[Slot]) -> bytes:
+def to_onnx(
+    backbone: TorchBackbone, slots: Sequence[Slot], precision: Precision = "fp32"
+) -> bytes:
     """Return the backbone as one self-contained ONNX graph with the output `features`.
 
     It takes deltas on `slots`, and none at no cost. Raises `DataError`.
@@ -114,6 +121,8 @@ def to_onnx(backbone: TorchBackbone, slots: Sequence[Slot]) -> bytes:
         axes = {name: {0: "n"} for name in names}
     module = adaptable.Adaptable(backbone.module, backbone.encoder_path, slots, inputs)
     graph = _trace(module, inputs, axes)
+    if precision == "int8":
+        quantization.quantise(graph)
     if slots:
         deltas: list[Tensor] = []
         delta_axes: dict[str, dict[int, str]] = {}
@@ -124,6 +133,8 @@ def to_onnx(backbone: TorchBackbone, slots: Sequence[Slot]) -> bytes:
             leading, rank = f"{slot.name}.n", f"{slot.name}.r"
             delta_axes |= {a: {0: leading, 2: rank}, b: {0: leading, 1: rank}}
         adapted = _trace(module, (*inputs, *deltas), axes | delta_axes)
+        if precision == "int8":
+            quantization.quantise(adapted)
         graph = branches.join(graph, adapted, slots)
     onnx.checker.check_model(graph)
     data: bytes = graph.SerializeToString(deterministic=True)
@@ -181,5 +192,20 @@ def require_self_contained(graph: bytes) -> None:
         raise ExportMismatch("the exported graph keeps its weights in another file")
 
 
-def _key(backbone_digest: str) -> str:
-    return sha256(f"{backbone_digest}:{PRECISION}:{EXPORT_RECIPE}".encode())
+def require_quantisable(model: str, slots: Sequence[Slot]) -> None:
+    """Raise `DataError` (`param="precision"`) for a backbone that int8 would not make faster."""
+    if not is_quantisable(slots):
+        raise DataError(
+            f"{model} has no linear layers in its blocks, which is what int8 makes faster; "
+            "use precision 'fp32'",
+            param="precision",
+        )
+
+
+def is_quantisable(slots: Sequence[Slot]) -> bool:
+    """Tell whether int8 is for this backbone: its blocks are made of linear layers."""
+    return any(slot.kind == "linear" for slot in slots)
+
+
+def _key(backbone_digest: str, precision: Precision) -> str:
+    return sha256(f"{backbone_digest}:{precision}:{EXPORT_RECIPE}".encode())
