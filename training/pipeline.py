@@ -29,7 +29,7 @@ from core.checkpoints import Checkpoints
 from core.errors import DataError
 from core.files import FileStore
 from core.jobs import FineTuneRequest, Job
-from core.manifests import DatasetReference, ModelManifest
+from core.manifests import DatasetReference, ModelManifest, Precision
 from core.preprocessing import FloatArray
 from core.registry import Registry
 from core.settings import Settings
@@ -43,6 +43,7 @@ from training.feature_cache import FeatureCache
 from training.features import extract
 from training.fit import Fit, fit
 from training.gradual import RESERVED_SHARE
+from training.precision import Candidates, Choice, choose
 from training.stopping import Stoppable
 from training.strategies import Setting, Tuned, unfreeze
 from training.trunks import ensure_trunk
@@ -88,6 +89,7 @@ class FineTune:
         self._began = time.monotonic()
         self._threads = torch.get_num_threads()
         self._seconds: dict[str, float] = {}
+        self._choice: Choice | None = None
 
     def run(self) -> ModelManifest:
         """Return the published version's manifest; raises the errors of `core.errors`."""
@@ -101,7 +103,7 @@ class FineTune:
             train, held_out = self._read()
             labels = train.manifest.classes
         with self._stage("trunk", 0.05):
-            trunk = self._trunk(train)
+            trunk = self._trunk(train, held_out)
         with self._stage("features", 0.1):
             rows = Rows(self._extract(trunk, train, 0.1, 0.6), train.targets(labels, param=""))
             other = None if held_out is None else self._held_out(trunk, held_out, labels)
@@ -139,17 +141,36 @@ class FineTune:
             )
         return train, held_out
 
-    def _trunk(self, train: Dataset) -> Trunk:
+    def _trunk(self, train: Dataset, held_out: Dataset | None) -> Trunk:
         if not is_allowed(self._request.model, self._settings.hf_models):
             raise DataError("this worker is not set up for the backbone", param="model")
+        candidates = Candidates(
+            lambda precision: self._open_trunk(precision, train),
+            lambda trunk, data: self._extract(trunk, data, 0.05, 0.1),
+            train,
+            held_out,
+        )
+        trunk, self._choice = choose(self._request, candidates)
+        if self._choice is not None:
+            self._reporter.event(
+                "precision_chosen",
+                f"Precision {self._choice.precision}: {self._choice.reason}.",
+                **self._choice.model_dump(mode="json"),
+            )
+        return trunk
+
+    def _open_trunk(self, precision: Precision, train: Dataset) -> Trunk:
         trunk = ensure_trunk(
             self._registry,
             self._request.model,
+            precision=precision,
             hf_models=self._settings.hf_models,
             threads=1,  # `extract` runs one batch per thread
             max_pixels=self._settings.max_pixels,
             on_export=lambda: self._reporter.event(
-                "stage", "First use of this backbone here: exporting its trunk.", stage="trunk"
+                "stage",
+                f"First use of this backbone in {precision} here: exporting its trunk.",
+                stage="trunk",
             ),
         )
         if trunk.modality is not train.manifest.modality:
@@ -297,6 +318,7 @@ class FineTune:
             "metrics": metrics.model_dump(mode="json"),
             "candidates": [candidate.model_dump(mode="json") for candidate in fitted.candidates],
             "steps": [] if tuned is None else [step.model_dump(mode="json") for step in tuned.steps],
+            "precision": self._choice and self._choice.model_dump(mode="json"),
             "seconds": self._seconds,
             "environment": {
                 "python": platform.python_version(),

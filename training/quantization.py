@@ -18,13 +18,14 @@ whether a job should use it (training.precision).
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 import numpy.typing as npt
 import onnx
 from onnx import ModelProto, NodeProto, TensorProto, helper, numpy_helper
 
+from core.manifests import Slot
 from core.preprocessing import FloatArray
 
 LARGEST_WEIGHT = 64
@@ -62,6 +63,11 @@ def quantise(model: ModelProto) -> int:
     graph.node.extend(nodes)
     graph.initializer.extend(kept)
     return count
+
+
+def is_quantisable(slots: Sequence[Slot]) -> bool:
+    """Tell whether int8 is for this backbone: its blocks are made of linear layers."""
+    return any(slot.kind == "linear" for slot in slots)
 
 
 def _product(x: list[str], weight: list[str], output: str) -> Iterator[NodeProto]:

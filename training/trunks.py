@@ -194,17 +194,12 @@ def require_self_contained(graph: bytes) -> None:
 
 def require_quantisable(model: str, slots: Sequence[Slot]) -> None:
     """Raise `DataError` (`param="precision"`) for a backbone that int8 would not make faster."""
-    if not is_quantisable(slots):
+    if not quantization.is_quantisable(slots):
         raise DataError(
             f"{model} has no linear layers in its blocks, which is what int8 makes faster; "
             "use precision 'fp32'",
             param="precision",
         )
-
-
-def is_quantisable(slots: Sequence[Slot]) -> bool:
-    """Tell whether int8 is for this backbone: its blocks are made of linear layers."""
-    return any(slot.kind == "linear" for slot in slots)
 
 
 def _key(backbone_digest: str, precision: Precision) -> str:
