@@ -18,12 +18,12 @@ whether a job should use it (training.precision).
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 import numpy as np
 import numpy.typing as npt
 import onnx
-from onnx import ModelProto, NodeProto, TensorProto, helper, numpy_helper
+from onnx import GraphProto, ModelProto, NodeProto, TensorProto, helper, numpy_helper
 
 from core.manifests import Slot
 from core.preprocessing import FloatArray
@@ -35,11 +35,27 @@ LARGEST_WEIGHT = 64
 def quantise(model: ModelProto) -> int:
     """Quantise, in place, every product of an activation and a constant matrix; return how many.
 
-    What has no such product is left as it is: convolutions, attention, deltas, embeddings.
+    Branches are quantised too, and go on sharing their weights. What has no such product is left as
+    it is: convolutions, attention, deltas, embeddings.
     """
     graph = model.graph
     weights = {tensor.name: tensor for tensor in graph.initializer}
+    # Branches first: the nodes that hold them are copied when their own graph's are replaced.
+    parts = [*(a.g for node in graph.node for a in node.attribute if a.HasField("g")), graph]
     quantised: dict[str, list[TensorProto]] = {}
+    count = sum(_quantise_nodes(part, weights, quantised) for part in parts)
+    used = {name for part in parts for node in part.node for name in node.input}
+    kept = [tensor for tensor in graph.initializer if tensor.name in used]
+    kept += [tensor for tensors in quantised.values() for tensor in tensors]
+    del graph.initializer[:]
+    graph.initializer.extend(kept)
+    return count
+
+
+def _quantise_nodes(
+    graph: GraphProto, weights: Mapping[str, TensorProto], quantised: dict[str, list[TensorProto]]
+) -> int:
+    """Replace a graph's products, add their weights to `quantised`, and return how many."""
     inputs: dict[str, list[str]] = {}
     nodes: list[NodeProto] = []
     count = 0
@@ -56,12 +72,8 @@ def quantise(model: ModelProto) -> int:
         if name not in quantised:
             quantised[name] = list(_tensors(name, numpy_helper.to_array(weight)))
         nodes += _product(inputs[x], [t.name for t in quantised[name]], node.output[0])
-    used = {name for node in nodes for name in node.input}
-    kept = [tensor for tensor in graph.initializer if tensor.name in used]
-    kept += [tensor for tensors in quantised.values() for tensor in tensors]
-    del graph.node[:], graph.initializer[:]
+    del graph.node[:]
     graph.node.extend(nodes)
-    graph.initializer.extend(kept)
     return count
 
 
