@@ -18,7 +18,10 @@ VENV = .venv
 BIN = $(VENV)/bin
 PIP_INSTALL = $(BIN)/python -m pip install --disable-pip-version-check $(PIP_FLAGS)
 
-.PHONY: demo up test test-containers check lock clean python
+# Debian's: `apt install redis-server`. It must have TLS.
+REDIS_SERVER ?= /usr/bin/redis-server
+
+.PHONY: demo up test test-redis test-containers check lock clean python
 
 demo: $(VENV)/.installed  ## Train and serve two models on a stack of its own, checked and timed
 	$(BIN)/graft demo $(ARGS)
@@ -28,6 +31,11 @@ up: $(VENV)/.installed  ## Run the service, a worker and Redis until Ctrl-C
 
 test: $(VENV)/.installed-dev  ## Everything that runs without containers
 	$(BIN)/python -m pytest tests/unit tests/integration tests/faults tests/e2e $(ARGS)
+
+test-redis: $(VENV)/.installed-dev  ## What concerns the queue, on another server than Valkey
+	GRAFT_TEST_REDIS_SERVER=$(REDIS_SERVER) $(BIN)/python -m pytest \
+		tests/integration/test_queue_contract.py tests/integration/test_queue_redis.py \
+		tests/integration/test_queue_twins.py tests/integration/test_redis_access.py $(ARGS)
 
 test-containers: $(VENV)/.installed-dev  ## Needs a Docker engine
 	$(BIN)/python -m pytest tests/containers $(ARGS)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import base64
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, suppress
 from pathlib import Path
 from types import TracebackType
@@ -79,14 +79,19 @@ class Client:
         training_file: str,
         validation_file: str | None = None,
         seed: int | None = None,
+        options: Mapping[str, object] | None = None,
     ) -> FineTuningJob:
-        """Create a fine-tuning job that publishes versions of the model `name`."""
+        """Create a fine-tuning job that publishes versions of the model `name`.
+
+        `options` are the fields that Graft adds to the protocol's, such as `strategy`.
+        """
         return self.openai.fine_tuning.jobs.create(
             model=backbone,
             training_file=training_file,
             validation_file=validation_file or openai.omit,
             suffix=name,
             seed=openai.omit if seed is None else seed,
+            extra_body=dict(options) if options else None,
         )
 
     def job(self, job_id: str) -> dict[str, Any]:
@@ -94,6 +99,11 @@ class Client:
         answer = self._http.get(f"/v1/fine_tuning/jobs/{job_id}").raise_for_status()
         record: dict[str, Any] = answer.json()
         return record
+
+    def steer(self, job_id: str, action: str, body: Mapping[str, object] | None = None) -> None:
+        """Ask for a job to be cancelled, paused or resumed: `action` is `cancel` and so on."""
+        path = f"/v1/fine_tuning/jobs/{job_id}/{action}"
+        self._http.post(path, json=body).raise_for_status()
 
     def wait_for_file(self, file_id: str, timeout_seconds: float = UPLOAD_SECONDS) -> FileObject:
         """Wait until the file is `processed` or in `error`."""

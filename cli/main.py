@@ -1,7 +1,7 @@
 """The `graft` command: what can be typed. Each command reads its arguments and calls one module.
 
 graft up                     cli.stack      the local stack, until Ctrl-C
-graft train, job, jobs       cli.training   fine-tune jobs
+graft train, job, jobs, …    cli.training   fine-tune jobs
 graft predict, models        cli.serving    what is served
 graft demo                   cli.demo       all of it, once, with data of its own
 """
@@ -135,13 +135,20 @@ def train(
     validation: Annotated[
         Path | None, typer.Option(help="Rows to validate on.", show_default="a split of the data")
     ] = None,
+    strategy: Annotated[
+        str | None,
+        typer.Option(help="feature_extraction, gradual, auto", show_default="the service's"),
+    ] = None,
+    max_seconds: Annotated[
+        int | None, typer.Option(min=1, help="Longest run.", show_default="the service's")
+    ] = None,
     seed: Annotated[int | None, typer.Option(min=0, help="Seed of all chance.")] = None,
     wait: Annotated[
         bool, typer.Option("--wait/--no-wait", help="Follow the job until the model is served.")
     ] = True,
 ) -> None:
     """Fine-tune a backbone on a data set and serve the model."""
-    request = training.TrainRequest(data, name, backbone, validation, seed)
+    request = training.TrainRequest(data, name, backbone, validation, seed, strategy, max_seconds)
     with context.obj.open() as client:
         training.train(client, request, wait=wait, console=out)
 
@@ -161,11 +168,44 @@ def job(
     context: typer.Context,
     job_id: Annotated[str, typer.Argument(metavar="ID")],
     follow: Annotated[bool, typer.Option("--follow", help="Show events until it ends.")] = False,
-    cancel: Annotated[bool, typer.Option("--cancel", help="Ask for it to be cancelled.")] = False,
+    report: Annotated[
+        Path | None,
+        typer.Option(dir_okay=False, help="Write its report to this .html or .json file."),
+    ] = None,
 ) -> None:
-    """Show, follow or cancel one job."""
+    """Show or follow one job."""
     with context.obj.open() as client:
-        training.show_job(client, job_id, follow=follow, cancel=cancel, console=out)
+        if report is None:
+            training.show_job(client, job_id, follow=follow, console=out)
+        else:
+            training.save_report(client, job_id, report, out)
+
+
+@app.command()
+def cancel(
+    context: typer.Context,
+    job_id: Annotated[str, typer.Argument(metavar="ID")],
+    keep_best: Annotated[
+        bool, typer.Option("--keep-best", help="Keep the best checkpoint so far.")
+    ] = False,
+) -> None:
+    """Cancel a job."""
+    with context.obj.open() as client:
+        training.steer(client, job_id, "cancel", out, keep_best=keep_best)
+
+
+@app.command()
+def pause(context: typer.Context, job_id: Annotated[str, typer.Argument(metavar="ID")]) -> None:
+    """Pause a job; its worker is free for others meanwhile."""
+    with context.obj.open() as client:
+        training.steer(client, job_id, "pause", out)
+
+
+@app.command()
+def resume(context: typer.Context, job_id: Annotated[str, typer.Argument(metavar="ID")]) -> None:
+    """Let a paused job go on where it was."""
+    with context.obj.open() as client:
+        training.steer(client, job_id, "resume", out)
 
 
 @app.command()

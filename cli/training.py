@@ -1,4 +1,4 @@
-"""`graft train`, `graft jobs`, `graft job`: from a local data set to a served model."""
+"""`graft train`, `jobs`, `job`, `cancel`, `pause`, `resume`: from a data set to a served model."""
 
 from __future__ import annotations
 
@@ -35,6 +35,13 @@ class TrainRequest:
     backbone: str | None = None
     validation: Path | None = None
     seed: int | None = None
+    strategy: str | None = None
+    max_seconds: int | None = None
+
+    def options(self) -> dict[str, object]:
+        """The fields of the request that are Graft's own, as far as they were given."""
+        given = {"strategy": self.strategy, "max_seconds": self.max_seconds}
+        return {name: value for name, value in given.items() if value is not None}
 
 
 def train(client: Client, request: TrainRequest, *, wait: bool, console: Console) -> None:
@@ -56,6 +63,7 @@ def train(client: Client, request: TrainRequest, *, wait: bool, console: Console
             training_file=training_file,
             validation_file=validation_file,
             seed=request.seed,
+            options=request.options(),
         )
     except openai.BadRequestError as error:
         # A small file may already have been found unusable.
@@ -118,16 +126,38 @@ def show_jobs(client: Client, limit: int, console: Console) -> None:
     console.print(table if page.data else "no jobs yet; `graft train` makes one")
 
 
-def show_job(client: Client, job_id: str, *, follow: bool, cancel: bool, console: Console) -> None:
-    """Show one job; cancel it first, or follow it, when asked to."""
-    if cancel:
-        client.openai.fine_tuning.jobs.cancel(job_id)
+def steer(
+    client: Client, job_id: str, action: str, console: Console, *, keep_best: bool = False
+) -> None:
+    """Cancel, pause or resume a job, and say what became of it."""
+    client.steer(job_id, action, {"keep_best": True} if keep_best else None)
+    job = client.job(job_id)
+    console.print(f"{job_id} is {job['status']}", highlight=False)
+    if job.get("cancel_requested") and job["status"] == JobStatus.RUNNING:
+        console.print("it stops at its next step", highlight=False)
+
+
+def save_report(client: Client, job_id: str, path: Path, console: Console) -> None:
+    """Write the report of a job that succeeded to a file; `.html` is for people, others JSON."""
+    job = client.job(job_id)
+    wanted = "report_html" if path.suffix == ".html" else "report"
+    if not job.get(wanted):
+        raise CommandError(f"job {job_id} has no such report; it is {job['status']}")
+    path.write_bytes(client.openai.files.content(str(job[wanted])).content)
+    console.print(f"wrote {path}", highlight=False)
+
+
+def show_job(client: Client, job_id: str, *, follow: bool, console: Console) -> None:
+    """Show one job, or follow it when asked to."""
     if follow:
         follow_job(client, job_id, job_id, console)
         return
     job = client.job(job_id)
     table = Table(show_header=False, box=None)
-    for field in ("id", "status", "model", "fine_tuned_model", "training_file", "validation_file"):
+    for field in (
+        "id", "status", "stop_reason", "model", "strategy", "fine_tuned_model", "training_file",
+        "validation_file", "queue_position", "estimated_start",
+    ):  # fmt: skip
         if job.get(field):
             table.add_row(field, escape(str(job[field])))
     for field in ("progress", "metrics", "error"):

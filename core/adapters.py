@@ -30,8 +30,15 @@ from core.preprocessing import FloatArray
 CONFIG_FILE = "adapter_config.json"
 WEIGHTS_FILE = "adapter_model.safetensors"
 _PREFIX = "base_model.model."
-_PLAIN = {"bias": "none", "use_dora": False, "modules_to_save": None, "layer_replication": None,
-          "trainable_token_indices": None, "use_bdlora": None, "alora_invocation_tokens": None}  # fmt: skip
+_PLAIN = {
+    "bias": "none",
+    "use_dora": False,
+    "modules_to_save": None,
+    "layer_replication": None,
+    "trainable_token_indices": None,
+    "use_bdlora": None,
+    "alora_invocation_tokens": None,
+}
 """What makes an adapter more than deltas on slots, and the value that says it does not."""
 
 Deltas = Mapping[str, FloatArray]
@@ -152,12 +159,14 @@ def read_adapter(config: bytes, weights: bytes, slots: Sequence[Slot]) -> Adapte
 
 def _delta(slot: Slot, tensors: Mapping[str, np.ndarray], settings: Mapping[str, Any]) -> Delta:
     a, b = (
-        np.asarray(tensors[f"{_PREFIX}{slot.name}.lora_{side}.weight"], np.float32)
-        for side in "AB"
+        np.asarray(tensors[f"{_PREFIX}{slot.name}.lora_{side}.weight"], np.float32) for side in "AB"
     )
     shape = (1, 1) if slot.kind == "convolution" else ()
     rank = len(a)
-    if rank < 1 or (a.shape, b.shape) != ((rank, slot.in_dim, *shape), (slot.out_dim, rank, *shape)):
+    if rank < 1 or (a.shape, b.shape) != (
+        (rank, slot.in_dim, *shape),
+        (slot.out_dim, rank, *shape),
+    ):
         raise DataError(f"the adapter's delta on {slot.name} has another shape")
     if not (np.isfinite(a).all() and np.isfinite(b).all()):
         raise DataError(f"the adapter's delta on {slot.name} is not finite")

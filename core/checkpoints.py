@@ -9,14 +9,14 @@ to its job and has no version number. A *state* is for the next attempt of the s
 nobody else. Both are written create-exclusive under the attempt, so that a worker whose lease was
 taken disturbs nobody: of one step the latest attempt counts, and of states the latest attempt's
 last. A checkpoint's files are read like a version's (core.registry). Not here: when to write them
-(training), who removes what was forgotten.
+(training), who removes what was forgotten (training.collection).
 """
 
 from __future__ import annotations
 
 import builtins
 import re
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from contextlib import suppress
 
 from core.errors import AlreadyExists, NotFound
@@ -35,6 +35,15 @@ def parse_checkpoint(reference: ModelReference) -> tuple[str, int] | None:
     """Return the job and the step that a checkpoint's reference means; None for any other."""
     match = None if reference.version is not None else _ALIAS.match(reference.alias)
     return None if match is None else (JOB_PREFIX + match["job"], int(match["step"]))
+
+
+def best_checkpoint(checkpoints: Sequence[ModelManifest]) -> ModelManifest | None:
+    """Return the one of the lowest held-out loss, the latest of equals; None of none."""
+    return min(
+        checkpoints,
+        key=lambda each: (each.metrics.get("nll", float("inf")), -(each.step or 0)),
+        default=None,
+    )
 
 
 class Checkpoints:
@@ -93,6 +102,12 @@ class Checkpoints:
             not in keep
         ]
         self._store.delete(*sorted(keys, key=lambda key: not key.endswith("/manifest.json")))
+
+    def drop_unlisted(self) -> None:
+        """Remove what is there of checkpoints without a manifest; nobody may be writing one."""
+        keys = [entry.key for entry in self._store.walk(f"{self._root}/checkpoints")]
+        listed = {key.rpartition("/")[0] for key in keys if key.endswith("/manifest.json")}
+        self._store.delete(*(key for key in keys if key.rpartition("/")[0] not in listed))
 
     # -- states ------------------------------------------------------------------------------
 

@@ -179,7 +179,7 @@ def pace_name(spec: Json) -> str | None:
 
 
 class Hyperparameters(BaseModel):
-    """OpenAI's hyperparameters, for `gradual`; the convex fit of `feature_extraction` needs none."""
+    """OpenAI's hyperparameters, for `gradual`; the fit of `feature_extraction` needs none."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 

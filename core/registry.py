@@ -2,6 +2,7 @@
 
     trunks/<digest>/…                                     trunks by content, shared by all tenants
     backbones/<key>.json                                  which trunk a backbone was exported to
+    <tenant>/models/<name>/versions/<n>/owner.json        the job that took the number; comes first
     <tenant>/models/<name>/versions/<n>/…                 files, then manifest.json
     <tenant>/models/<name>/versions/<n>/deleted.json      a deleted version's number stays taken
     <tenant>/models/<name>/releases/<n>.json              what the aliases name; highest number wins
@@ -16,6 +17,7 @@ it forward, and its own version is never listed. The registry is on disk; what i
 
 from __future__ import annotations
 
+import json
 import time
 from collections.abc import Mapping
 from contextlib import suppress
@@ -27,6 +29,9 @@ from core.files import sha256
 from core.identifiers import PRODUCTION, ModelReference, is_identifier
 from core.manifests import ModelManifest, Release, TrunkManifest
 from core.store import ArtifactStore
+
+MAX_SKEW_SECONDS = 2 * 3600.0
+"""Two hosts' clocks differ by less."""
 
 SHARED_FOLDERS = frozenset({"trunks", "backbones"})
 
@@ -240,13 +245,34 @@ class Registry:
             folder = f"{tenant}/models/{name}/releases"
             self._store.delete(*(entry.key for entry in self._store.walk(folder)))
         for number in doomed:
-            folder = f"{tenant}/models/{name}/versions/{number}"
-            self._put_same(folder, {"deleted.json": b"{}"})
-            self._store.delete(f"{folder}/manifest.json")
-            self._store.delete(
-                *(e.key for e in self._store.walk(folder) if not e.key.endswith("/deleted.json"))
-            )
+            self.bury(tenant, name, number)
         return doomed
+
+    def bury(self, tenant: str, name: str, number: int) -> None:
+        """Remove a version that shall not be listed, or never was; its number stays taken.
+
+        Whoever still writes it, however late, cannot list it any more.
+        """
+        folder = f"{tenant}/models/{name}/versions/{number}"
+        self._put_same(folder, {"deleted.json": b"{}"})
+        self._store.delete(f"{folder}/manifest.json")
+        self._store.delete(
+            *(e.key for e in self._store.walk(folder) if not e.key.endswith("/deleted.json"))
+        )
+
+    def is_listed(self, tenant: str, name: str, number: int) -> bool:
+        """Tell whether a version can be found, and was not deleted."""
+        folder = f"{tenant}/models/{name}/versions/{number}"
+        sizes = [self._store.size(f"{folder}/{file}") for file in ("manifest.json", "deleted.json")]
+        return sizes[0] is not None and sizes[1] is None
+
+    def owner(self, tenant: str, name: str, number: int) -> str | None:
+        """Return the id of the job that took a version's number; None if nobody has."""
+        try:
+            data = self._store.get(f"{tenant}/models/{name}/versions/{number}/owner.json")
+        except NotFound:
+            return None
+        return str(json.loads(data)["job"])
 
     # -- inside ------------------------------------------------------------------------------
 
@@ -271,7 +297,8 @@ class Registry:
         while release is not None:
             if release.aliases.get(PRODUCTION, 0) >= manifest.version:
                 return True
-            if release.created_at < manifest.created_at or release.number == 1:
+            age = manifest.created_at - release.created_at
+            if age > MAX_SKEW_SECONDS or release.number == 1:
                 return False
             try:
                 release = self.read_release(manifest.tenant, manifest.name, release.number - 1)
@@ -280,17 +307,17 @@ class Registry:
         return False
 
     def _store_version(self, draft: ModelManifest, files: Mapping[str, bytes]) -> ModelManifest:
-        """Take a number by creating its first file, then store the others."""
-        (first, data), *others = files.items()
+        """Take a number by saying whose it is, then store the files."""
+        owner = json.dumps({"job": draft.job, "attempt": draft.attempt}).encode()
         folder = f"{draft.tenant}/models/{draft.name}/versions"
         number = max(map(_number, self._store.children(folder)), default=0) + 1
         while True:
             try:
-                self._store.put_new(f"{folder}/{number}/{first}", data)
+                self._store.put_new(f"{folder}/{number}/owner.json", owner)
                 break
             except AlreadyExists:
                 number += 1
-        for name, content in others:
+        for name, content in files.items():
             self._store.put_new(f"{folder}/{number}/{name}", content)
         hashes = {name: sha256(content) for name, content in files.items()}
         return draft.model_copy(update={"version": number, "files": hashes})

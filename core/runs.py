@@ -9,7 +9,8 @@
 All of it is made from what no longer changes, so that two who archive one job write the same, and
 one that is killed half-way is finished by the next. The metrics and the report are also files of
 the API, whose ids say which (`result_file_ids`). `publication.json` in a run's folder belongs to
-core.registry. Not here: which jobs are to be archived (core.queue) and by whom (training.archive).
+core.registry, `checkpoints` and `state` to core.checkpoints. Not here: which jobs are to be
+archived (core.queue) and by whom (training.archive).
 """
 
 from __future__ import annotations
@@ -21,9 +22,11 @@ from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from typing import NamedTuple
 
+from core.checkpoints import Checkpoints, best_checkpoint
 from core.errors import AlreadyExists, Conflict, NotFound
 from core.identifiers import is_identifier
 from core.jobs import Job, JobEvent, JobStatus
+from core.manifests import ModelManifest
 from core.registry import Registry
 from core.store import ArtifactStore
 
@@ -76,6 +79,22 @@ class RunStore:
         self._put(f"{folder}/record.json", job.model_dump_json().encode())
         created_us, job_id = Place.of(job)
         self._put(f"{_index(job.tenant)}/{created_us:016}-{job_id}", b"")
+
+    def tidy(self, job: Job) -> None:
+        """Remove what a job that has ended leaves behind: its states, and what a cancel drops."""
+        checkpoints = Checkpoints(self._store, job.tenant, job.id)
+        checkpoints.drop_states()
+        checkpoints.drop_unlisted()
+        if job.status is JobStatus.CANCELLED:
+            checkpoints.drop([each.step for each in self.checkpoints(job) if each.step is not None])
+
+    def checkpoints(self, job: Job) -> list[ModelManifest]:
+        """Return the checkpoints that a job has, or is to keep, ascending by step."""
+        found = Checkpoints(self._store, job.tenant, job.id).list()
+        if job.status is not JobStatus.CANCELLED:
+            return found
+        best = best_checkpoint(found) if job.keep_best else None
+        return [best] if best is not None else []
 
     def get(self, tenant: str, job_id: str) -> Job | None:
         """Return an archived job's record, or None."""

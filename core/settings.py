@@ -6,8 +6,10 @@ Each field is the environment variable `GRAFT_<FIELD>`; its description is the R
 
 from __future__ import annotations
 
-from pydantic import Field, SecretStr
+from pydantic import Field, SecretStr, field_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
+
+from core.redis_address import parse_redis_url
 
 MIB = 1 << 20
 
@@ -15,7 +17,10 @@ MIB = 1 << 20
 class Settings(BaseSettings):
     """Settings of both processes. Bytes, seconds and counts as the names say."""
 
-    model_config = SettingsConfigDict(env_prefix="GRAFT_", frozen=True, extra="ignore")
+    # An error must not quote what it refuses: that may be a key or a password.
+    model_config = SettingsConfigDict(
+        env_prefix="GRAFT_", frozen=True, extra="ignore", hide_input_in_errors=True
+    )
 
     store_url: str = Field(
         default="./graft-data/store",
@@ -23,7 +28,8 @@ class Settings(BaseSettings):
     )
     redis_url: SecretStr = Field(
         default=SecretStr("redis://127.0.0.1:6379/0"),
-        description="Redis or Valkey 6.2+: `redis://`, `rediss://` or `unix://`.",
+        description="Redis or Valkey 6.2+: `redis://`, `rediss://`, `unix://`, "
+        "`redis+sentinel://` or `redis+cluster://`; see [operations](docs/operations.md).",
     )
     redis_prefix: str = Field(
         default="graft", pattern=r"^[a-z0-9_-]{1,32}$", description="Prefix of every Redis key."
@@ -77,6 +83,10 @@ class Settings(BaseSettings):
     max_queued_jobs: int = Field(
         default=10_000, ge=1, description="Unfinished jobs of one kind that a tenant may have."
     )
+    max_running_jobs: int = Field(
+        default=0, ge=0,
+        description="Jobs of one kind that a tenant may have running at once; 0 means any number.",
+    )  # fmt: skip
     # The openai client tries again after at most 8 s, but only once it knows of the loss: a proxy
     # between may wait for 60 s (nginx) before it answers 504.
     dedupe_seconds: int = Field(
@@ -88,6 +98,11 @@ class Settings(BaseSettings):
         default=5, ge=0.5, le=600,
         description="A worker silent for this long loses its job to another.",
     )  # fmt: skip
+    stop_seconds: float = Field(
+        default=8, ge=0, le=3600,
+        description="How long a job that is paused, or whose worker is stopped, may take to save "
+        "its state; less than what stops the worker waits before it kills.",
+    )  # fmt: skip
     max_attempts: int = Field(
         default=3, ge=1, le=100,
         description="Lost or failed attempts after which a job fails for good.",
@@ -95,6 +110,11 @@ class Settings(BaseSettings):
     job_retention_seconds: int = Field(
         default=30 * 86_400, ge=60,
         description="How long Redis keeps a finished job that the artifact store has.",
+    )  # fmt: skip
+    leftover_seconds: float = Field(
+        default=3600, ge=1, le=30 * 86_400,
+        description="What a crash left in the artifact store is removed "
+        "when it has not changed for this long.",
     )  # fmt: skip
     feature_cache_bytes: int = Field(
         default=1024 * MIB, ge=0,
@@ -104,3 +124,9 @@ class Settings(BaseSettings):
     feature_cache_days: int = Field(
         default=30, ge=1, description="How long features are kept for later jobs."
     )
+
+    @field_validator("redis_url")
+    @classmethod
+    def _is_redis_url(cls, url: SecretStr) -> SecretStr:
+        parse_redis_url(url.get_secret_value())
+        return url

@@ -12,8 +12,10 @@ from __future__ import annotations
 
 import errno
 import io
+import os
+import re
 from collections.abc import AsyncIterator, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
@@ -26,15 +28,18 @@ from obstore.store import LocalStore, from_url
 from core.errors import AlreadyExists, GraftError, NoSpace, NotFound, Unavailable
 
 BUFFER_BYTES = 1 << 20
+# How object_store's LocalFileSystem names what it has not finished.
+_STAGED = re.compile(r"#[0-9]+\Z")
 _REMOTE_OPTIONS: Any = {"timeout": timedelta(seconds=60), "connect_timeout": timedelta(seconds=5)}
 
 
 @dataclass(frozen=True)
 class StoredObject:
-    """An object's key and its size in bytes."""
+    """An object's key, its size in bytes, and when it was written by the store's clock."""
 
     key: str
     bytes: int
+    modified_at: float
 
 
 @contextmanager
@@ -96,11 +101,12 @@ class ArtifactStore:
         """Open a directory (made if missing) or an object store such as `s3://bucket/prefix`."""
         # The union of store classes that obstore's own functions accept has no public name.
         self._store: Any
+        self._root: Path | None = None
         if "://" in url and not url.startswith("file://"):
             self._store = from_url(url, client_options=_REMOTE_OPTIONS)
         else:
-            root = Path(url.removeprefix("file://")).absolute()
-            self._store = LocalStore(root, mkdir=True, automatic_cleanup=True)
+            self._root = Path(url.removeprefix("file://")).absolute()
+            self._store = LocalStore(self._root, mkdir=True, automatic_cleanup=True)
 
     def put_new(self, key: str, data: bytes) -> None:
         """Write an object that must not exist; raise `AlreadyExists` if it does."""
@@ -146,7 +152,8 @@ class ArtifactStore:
         with _translated(prefix):
             for page in obstore.list(self._store, prefix, chunk_size=1000):
                 for entry in page:
-                    yield StoredObject(entry["path"], entry["size"])
+                    modified_at = entry["last_modified"].timestamp()
+                    yield StoredObject(entry["path"], entry["size"], modified_at)
 
     def children(self, prefix: str) -> list[str]:
         """Return the names of the folders right below the folder `prefix`, sorted."""
@@ -162,3 +169,30 @@ class ArtifactStore:
                     obstore.delete(self._store, key)
             except NotFound:
                 pass
+
+    def staged(self, prefix: str) -> Iterator[StoredObject]:
+        """Yield the half-written files below a folder, of live writers and dead ones, in no order.
+
+        Only a directory has them; what an object store keeps of an upload that was broken off, its
+        lifecycle rule removes. Their keys end as no object's does, and are for `drop_staged` only.
+        """
+        if self._root is None:
+            return
+        with _translated(prefix):
+            for folder, _, names in os.walk(self._root / prefix):
+                for name in filter(_STAGED.search, names):
+                    path = Path(folder, name)
+                    with suppress(FileNotFoundError):  # its writer was done
+                        status = path.stat()
+                        key = path.relative_to(self._root).as_posix()
+                        yield StoredObject(key, status.st_size, status.st_mtime)
+
+    def drop_staged(self, key: str) -> None:
+        """Remove a half-written file whose writer is gone."""
+        assert self._root is not None
+        assert _STAGED.search(key)
+        with _translated(key):
+            path = self._root / key
+            path.unlink(missing_ok=True)
+            with suppress(OSError):  # there is something else in it
+                path.parent.rmdir()

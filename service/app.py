@@ -22,7 +22,7 @@ from starlette.routing import Route
 from core.errors import GraftError
 from core.identifiers import DEFAULT_TENANT
 from core.settings import Settings
-from service.api import files, health, jobs, models, predict
+from service.api import checkpoints, files, health, job_control, jobs, models, predict
 from service.api.errors import HANDLERS, no_endpoint, status_of
 from service.guard import Guard, is_loopback
 from service.metrics import forget_dead_processes
@@ -43,7 +43,14 @@ api = Starlette(
         Route("/v1/fine_tuning/jobs", jobs.create_job, methods=["POST"]),
         Route("/v1/fine_tuning/jobs", jobs.list_jobs, methods=["GET"]),
         Route("/v1/fine_tuning/jobs/{job_id}", jobs.get_job, methods=["GET"]),
-        Route("/v1/fine_tuning/jobs/{job_id}/cancel", jobs.cancel_job, methods=["POST"]),
+        Route("/v1/fine_tuning/jobs/{job_id}/cancel", job_control.cancel_job, methods=["POST"]),
+        Route("/v1/fine_tuning/jobs/{job_id}/pause", job_control.pause_job, methods=["POST"]),
+        Route("/v1/fine_tuning/jobs/{job_id}/resume", job_control.resume_job, methods=["POST"]),
+        Route(
+            "/v1/fine_tuning/jobs/{job_id}/checkpoints",
+            checkpoints.list_checkpoints,
+            methods=["GET"],
+        ),
         Route("/v1/fine_tuning/jobs/{job_id}/events", jobs.list_events, methods=["GET"]),
         Route("/v1/models", models.list_models, methods=["GET"]),
         Route("/v1/models/{ref:path}", models.get_model, methods=["GET"]),

@@ -19,7 +19,7 @@ from dataclasses import replace
 
 from pydantic import ValidationError
 
-from core.changes import ChangeFeed
+from core.changes import Change, ChangeFeed
 from core.errors import Conflict, GraftError, NoSpace, NotFound, Unavailable
 from core.registry import Listing, Registry
 from core.trunk import Head, Trunk
@@ -35,6 +35,10 @@ ALIAS_HISTORY = 20
 """How many releases back to look for a version that still loads."""
 
 
+async def _ignore(change: Change, state: ModelState | None) -> None:
+    """Tell nobody."""
+
+
 class HotLoader:
     """Owns the current `ServingSet` of this process."""
 
@@ -47,7 +51,9 @@ class HotLoader:
         threads: int,
         max_pixels: int,
         max_queued_rows: int,
+        on_change: Callable[[Change, ModelState | None], Awaitable[None]] = _ignore,
     ) -> None:
+        """`on_change` is called with a change of the feed when the set is up to date with it."""
         self.current = ServingSet()
         self.hears_changes = False
         """True while the change feed answers."""
@@ -57,6 +63,7 @@ class HotLoader:
         self._threads = threads
         self._max_pixels = max_pixels
         self._max_queued_rows = max_queued_rows
+        self._on_change = on_change
         self._cursor: str | None = None
         self._completed = asyncio.Event()
         self._trunks: dict[str, LiveTrunk] = {}
@@ -204,6 +211,8 @@ class HotLoader:
         self.hears_changes = True
         for tenant, model in dict.fromkeys((c.tenant, c.model) for c in changes):
             await self.reconcile_model(tenant, model)
+        for change in changes:
+            await self._on_change(change, self.current.models.get((change.tenant, change.model)))
 
     async def _poll(self) -> None:
         await self.reconcile()

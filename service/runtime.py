@@ -16,6 +16,8 @@ from core.registry import Registry
 from core.runs import RunStore
 from core.settings import Settings
 from core.store import ArtifactStore
+from service.attendance import Attendance
+from service.forecast import Forecaster
 from service.hot_loader import HotLoader
 from service.job_history import JobHistory
 from service.predictor import Predictor
@@ -29,16 +31,20 @@ class Runtime:
     store: ArtifactStore
     queue: JobQueue
     history: JobHistory
+    runs: RunStore
+    forecaster: Forecaster
     feed: ChangeFeed
     registry: Registry
     loader: HotLoader
+    attendance: Attendance
     predictor: Predictor
 
     @classmethod
     def start(cls, settings: Settings) -> Runtime:
         """Connect, begin to load what the registry holds, and return; must run in an event loop."""
         store = ArtifactStore(settings.store_url)
-        queue, feed = open_queue(settings)
+        queue, feed, presence = open_queue(settings)
+        attendance = Attendance(presence)
         registry = Registry(store)
         threads = inference_threads(settings)
         loader = HotLoader(
@@ -48,16 +54,23 @@ class Runtime:
             threads=threads,
             max_pixels=settings.max_pixels,
             max_queued_rows=settings.max_queued_rows,
+            on_change=attendance.acknowledge,
         )
         loader.start()
+        attendance.start()
         predictor = Predictor(
             lambda: loader.current, threads=threads, max_text_chars=settings.max_text_chars
         )
-        history = JobHistory(queue, RunStore(store))
-        return cls(settings, store, queue, history, feed, registry, loader, predictor)
+        runs = RunStore(store)
+        history, forecast = JobHistory(queue, runs), Forecaster(queue, presence)
+        return cls(
+            settings, store, queue, history, runs, forecast, feed, registry, loader, attendance,
+            predictor,
+        )  # fmt: skip
 
     async def close(self) -> None:
         """Stop loading, batching and talking to Redis."""
+        await self.attendance.close()
         await self.loader.close()
         self.predictor.close()
         await self.queue.close()

@@ -15,7 +15,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -30,7 +30,7 @@ from training.backbones import TorchBackbone
 CHECK_TOLERANCE = 1e-4
 
 
-class _Reached(Exception):  # noqa: N818 - it ends a run on purpose
+class _Reached(Exception):
     """Carries the activations at the cut out of a backbone's forward."""
 
     def __init__(self, hidden: Tensor) -> None:
@@ -89,8 +89,9 @@ class Upper(nn.Module):
         probe = next(parity.probes(backbone))
         try:
             stem, in_tuples = _way_in(backbone, probe)
-            self.module.set_submodule(stem, self._recall)
-            path, blocks = _found(self.encoder)
+            # The stem stays where it is: some encoders look at its weights, if only for their type.
+            self.module.get_submodule(stem).forward = self._recall
+            blocks = _found(self.encoder)[1]
             for index in range(cut):
                 blocks[index] = _Skip(in_tuples)
             with torch.no_grad():
@@ -98,7 +99,9 @@ class Upper(nn.Module):
                 expected = backbone.module(*parity.torch_inputs(backbone, probe))
             difference = float((actual - expected).abs().max())
         except (RuntimeError, ValueError, TypeError, AttributeError, IndexError, KeyError) as error:
-            raise DataError("the backbone cannot be cut between its blocks", param="model") from error
+            raise DataError(
+                "the backbone cannot be cut between its blocks", param="model"
+            ) from error
         if not difference <= CHECK_TOLERANCE * max(1.0, float(expected.abs().max())):
             raise DataError("the backbone cannot be cut between its blocks", param="model")
 
@@ -107,20 +110,18 @@ class Upper(nn.Module):
         rows = len(batch.hidden)
         if batch.lengths is None:
             # Its values are never read: the stem that would is not there any more.
-            features: Tensor = self.module(torch.zeros(rows, 3, 1, 1))
-            return features
+            return cast(Tensor, self.module(torch.zeros(rows, 3, 1, 1)))
         positions = torch.arange(batch.hidden.shape[1])
         mask = (positions < batch.lengths[:, None]).long()
-        features = self.module(torch.zeros_like(mask), mask)
-        return features
+        return cast(Tensor, self.module(torch.zeros_like(mask), mask))
 
 
-class _Recall(nn.Module):
-    """In place of the stem: gives the cached activations, whatever it is called with."""
+class _Recall:
+    """In place of the stem's forward: gives the cached activations, whatever it is called with."""
 
     hidden: Tensor
 
-    def forward(self, *_: object, **__: object) -> Tensor:
+    def __call__(self, *_: object, **__: object) -> Tensor:
         return self.hidden
 
 
@@ -141,7 +142,13 @@ def _way_in(backbone: TorchBackbone, rows: Sequence[Prepared]) -> tuple[str, boo
     outputs: list[tuple[str, object]] = []
     entered: list[Tensor] = []
     in_tuples: list[bool] = []
+    before: list[int] = []
     first = _blocks(backbone)[0]
+
+    def enter(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        entered.append(_hidden(args, kwargs))
+        before.append(len(outputs))
+
     handles = [
         module.register_forward_hook(
             lambda _, __, output, name=name: outputs.append((name, output))
@@ -150,9 +157,7 @@ def _way_in(backbone: TorchBackbone, rows: Sequence[Prepared]) -> tuple[str, boo
         if name
     ]
     handles += [
-        first.register_forward_pre_hook(
-            lambda _, args, kwargs: entered.append(_hidden(args, kwargs)), with_kwargs=True
-        ),
+        first.register_forward_pre_hook(enter, with_kwargs=True),
         first.register_forward_hook(
             lambda _, __, output: in_tuples.append(isinstance(output, tuple))
         ),
@@ -163,8 +168,8 @@ def _way_in(backbone: TorchBackbone, rows: Sequence[Prepared]) -> tuple[str, boo
     finally:
         for handle in handles:
             handle.remove()
-    # The outermost of the modules that give this very tensor, and that is the last to do so.
-    stem = [name for name, output in outputs if output is entered[0]][-1]
+    # The outermost of the modules that give this very tensor is the last to do so.
+    stem = [name for name, output in outputs[: before[0]] if output is entered[0]][-1]
     return stem, in_tuples[0]
 
 

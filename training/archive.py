@@ -1,8 +1,9 @@
-"""Keeps finished jobs: moves what Redis knows of them into the artifact store.
+"""Keeps finished jobs: moves what Redis knows of them into the artifact store, and tidies up.
 
 Every end of a job, whoever brought it about, puts it among the queue's `unarchived`; any worker
-writes it to the store (core.runs) and only then marks it, so that a crash in between costs nothing
-but doing it again. Several workers may do it at once. Not here: reading them (service.job_history).
+writes it to the store (core.runs), removes what only a running job needs, and only then marks it,
+so that a crash in between costs nothing but doing it again. Several workers may do it at once. Not
+here: reading them (service.job_history), what crashes leave (training.collection).
 """
 
 from __future__ import annotations
@@ -52,6 +53,7 @@ async def _archive_page(queue: JobQueue, runs: RunStore, jobs: Sequence[Job]) ->
     for job in jobs:
         try:
             await asyncio.to_thread(runs.archive, job, await _history(queue, job))
+            await asyncio.to_thread(runs.tidy, job)
             await queue.mark_archived(job)
         except GraftError as error:
             logger.warning("%s is not archived: %s", job.id, error.message)

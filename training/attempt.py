@@ -1,34 +1,42 @@
 """One attempt of one job: a child process under a lease.
 
-Two loops run side by side. One renews the lease, and is where a cancel request, the time limit and
+Two loops run side by side. One renews the lease, and is where a request to stop, the time limit and
 a lost lease are noticed; the other carries the child's messages to Redis. The attempt ends in one
 of these ways, and the child is always gone when it does:
 
-    the child says so       settle `succeeded` or `failed`, or give back for a retry
-    the child just ends     give back for a retry, `crashed` or `out_of_memory`
-    cancel was requested    stop the child, settle `cancelled`
-    the time is up          kill the child, settle `failed` with `timeout`
-    the lease is lost       kill the child and leave the job alone: it is someone else's
-    the worker stops        stop the child and give the job back; that uses up no attempt
+    the child says so         settle `succeeded` or `failed`, or give back for a retry
+    the child just ends       give back for a retry, `crashed` or `out_of_memory`
+    cancel was requested      stop the child, settle `cancelled`
+    pause was requested       stop the child and give the job back, which pauses it
+    the worker stops          stop the child and give the job back; that uses up no attempt
+    the time is up            kill the child, settle `failed` with `timeout`
+    the lease is lost         kill the child and leave the job alone: it is someone else's
 
-A worker that cannot reach Redis for a whole lease must assume that the lease is lost. Once the
-child has been told to publish, a cancel request comes too late.
+A child is stopped in two phases: it is asked to stop between two steps, and ended if it does not.
+To be paused or given back it has the time to save its state; to be cancelled it needs none.
+
+A worker that cannot reach Redis for a whole lease must assume that the lease is lost.
+
+Before the child is told to publish, the job is marked as publishing. From then on no request counts
+and no attempt settles anything but success: a job that was interrupted there comes back, and its
+next attempt looks into the registry before all else. If the job has published, that attempt goes
+on to success; if not, it takes back the mark, and what was put off counts.
+
+Not here: what each end tells Redis (training.settlement).
 """
 
 from __future__ import annotations
 
 import asyncio
 import logging
-import random
-import signal
 import time
 from collections.abc import Awaitable, Callable
 from functools import partial
 from typing import TypeVar
 
-from core.changes import Change
 from core.errors import LeaseLost, Unavailable
-from core.jobs import Failure, JobKind, JobStatus, Progress
+from core.jobs import Failure, Job, JobStatus, Progress, StopReason
+from core.presence import Presence
 from core.queue import Claim, JobQueue
 from training.process import (
     AskMessage,
@@ -37,14 +45,24 @@ from training.process import (
     FailedMessage,
     ProgressMessage,
     RetryMessage,
+    StoppedMessage,
     SucceededMessage,
 )
+from training.settlement import Decision, Settlement
 
 logger = logging.getLogger("graft.worker")
 T = TypeVar("T")
 
-STOP_GRACE_SECONDS = 2.0
-CANCEL_POLL_SECONDS = 0.5
+POLL_SECONDS = 0.25
+"""How often a running job looks whether it is to stop."""
+CANCEL_SECONDS = 0.4
+"""How long a cancelled child may take to its next step; with the poll, less than a second."""
+TERM_SECONDS = 0.5
+"""From SIGTERM to SIGKILL."""
+PUBLISH_SECONDS = 60.0
+"""How much longer than its time a job that publishes may take."""
+
+HasPublished = Callable[[Job], Awaitable[bool]]
 
 
 class Attempt:
@@ -58,18 +76,28 @@ class Attempt:
         *,
         lease_seconds: float,
         max_seconds: float,
+        stop_seconds: float,
         stopping: asyncio.Event,
+        has_published: HasPublished,
+        presence: Presence,
     ) -> None:
+        """`stop_seconds` is what a child may take to save its state; `stopping` is the worker's.
+
+        `has_published` looks into the registry; it may raise `Unavailable`.
+        """
         self._queue = queue
         self._claim = claim
         self._child = child
         self._lease_seconds = lease_seconds
         self._deadline = time.monotonic() + max_seconds
         self._max_seconds = max_seconds
+        self._stop_seconds = stop_seconds
         self._stopping = stopping
+        self._has_published = has_published
+        self._settlement = Settlement(queue, claim, presence)
         self._renewed = time.monotonic()
         self._progress: Progress | None = None
-        self._publishing = False
+        self._publishing = claim.job.publishing
         self._ending = False
 
     async def run(self) -> None:
@@ -78,11 +106,13 @@ class Attempt:
         guard = asyncio.create_task(self._guard())
         try:
             await asyncio.wait({relay, guard}, return_when=asyncio.FIRST_COMPLETED)
-            # The guard ends the child and decides; otherwise the child's last message decides.
             if guard.done() or self._ending:
-                decision = await guard
+                # The guard ends the child and decides, unless the child had come to its end first.
+                decision, is_final = await guard
+                said = None if is_final else await relay
+                decision = said or decision
             else:
-                decision = relay.result() or self._crash(await self._child.wait())
+                decision = relay.result() or self._settlement.of_crash(await self._child.wait())
             await self._insist(decision)
         except (LeaseLost, Unavailable) as error:
             logger.warning("%s: left to others: %s", self._claim.job.id, error.message)
@@ -93,8 +123,10 @@ class Attempt:
             await asyncio.gather(relay, guard, return_exceptions=True)
             await self._child.wait()
 
-    async def _relay(self) -> Callable[[], Awaitable[object]] | None:
+    async def _relay(self) -> Decision | None:
         """Carry messages until the child's last; return what settles the job, or None."""
+        if self._claim.job.publishing and not await self._may_go_on():
+            return _nothing
         await self._child.send_job(self._claim.job)
         while (message := await self._child.receive()) is not None:
             match message:
@@ -103,97 +135,116 @@ class Attempt:
                 case ProgressMessage():
                     self._progress = message.progress
                 case AskMessage():
-                    await self._insist(self._heartbeat)
-                    self._publishing = True
-                    await self._child.send_go()
+                    await self._give_leave()
                 case SucceededMessage():
-                    return partial(self._succeed, message)
+                    return partial(self._settlement.succeed, message)
                 case FailedMessage():
-                    return partial(self._fail, message.failure)
+                    return self._failed(message.failure)
                 case RetryMessage():
-                    return partial(self._retry, message.failure)
+                    return partial(self._settlement.retry, message.failure)
+                case StoppedMessage():
+                    return None
         return None
 
-    async def _guard(self) -> Callable[[], Awaitable[object]]:
-        """Renew the lease until something must end the child; return what settles the job."""
-        interval = min(self._lease_seconds / 3, CANCEL_POLL_SECONDS)
+    async def _may_go_on(self) -> bool:
+        """Find out whether the job has published; if not, take back the mark.
+
+        False when what was put off meanwhile has ended the job.
+        """
+        if await self._insist(lambda: self._has_published(self._claim.job)):
+            return True
+        job = await self._insist(lambda: self._queue.clear_publishing(self._claim))
+        self._publishing = False
+        return job.status is JobStatus.RUNNING
+
+    async def _give_leave(self) -> None:
+        """Let the child publish, unless it is to stop: then the guard tells it so."""
+        instead = await self._insist(
+            lambda: self._queue.mark_publishing(self._claim, self._lease_seconds)
+        )
+        if instead is None and not self._ending:
+            self._publishing = True
+            await self._child.send_go()
+
+    async def _guard(self) -> tuple[Decision, bool]:
+        """Renew the lease until something must end the child.
+
+        Returns what settles the job, and whether it does so whatever the child said last.
+        """
+        interval = min(self._lease_seconds / 3, POLL_SECONDS)
         while True:
             if self._publishing:
                 await asyncio.sleep(interval)
             elif await _set_within(self._stopping, interval) and not self._publishing:
-                await self._end_child()
-                return lambda: self._queue.release(self._claim)
-            if time.monotonic() > self._deadline:
+                await self._stop_child(StopReason.RELEASE)
+                return self._settlement.release, False
+            late_seconds = PUBLISH_SECONDS if self._publishing else 0
+            if time.monotonic() > self._deadline + late_seconds:
                 self._child.kill()
                 message = f"the job ran longer than {self._max_seconds:g} seconds"
-                return lambda: self._fail(Failure(code="timeout", message=message))
-            try:
-                cancel_requested = await self._heartbeat()
-            except LeaseLost:
+                return self._failed(Failure(code="timeout", message=message)), True
+            reason = await self._renew()
+            if reason is not None and not self._publishing:
+                reason = await self._stop_child(reason)
+                if reason is StopReason.CANCEL:
+                    return self._settlement.cancel, True
+                return self._settlement.release, False
+
+    async def _renew(self) -> StopReason | None:
+        """Renew the lease and return what is wanted; kill the child when the lease is lost."""
+        try:
+            return await self._heartbeat()
+        except LeaseLost:
+            self._child.kill()
+            raise
+        except Unavailable:
+            if time.monotonic() - self._renewed > self._lease_seconds:
                 self._child.kill()
                 raise
-            except Unavailable:
-                if time.monotonic() - self._renewed > self._lease_seconds:
-                    self._child.kill()
-                    raise
-                continue
-            if cancel_requested and not self._publishing:
-                await self._end_child()
-                return lambda: self._queue.settle(self._claim, JobStatus.CANCELLED)
+            return None
 
-    async def _end_child(self) -> None:
+    async def _stop_child(self, reason: StopReason) -> StopReason:
+        """Ask the child to stop, end it when its time is over, and return why in the end.
+
+        Meanwhile the lease is renewed, and a cancel may overtake what the child was stopped for.
+        """
         # From here on the end of the child's messages is our doing, not a crash.
         self._ending = True
-        await self._child.stop(STOP_GRACE_SECONDS)
+        await self._child.send_stop(reason)
+        begun = time.monotonic()
+        interval = min(self._lease_seconds / 3, POLL_SECONDS)
+        while True:
+            seconds = CANCEL_SECONDS if reason is StopReason.CANCEL else self._stop_seconds
+            left = begun + seconds - time.monotonic()
+            if left <= 0 or await self._child.ends_within(min(left, interval)):
+                break
+            if await self._renew() is StopReason.CANCEL and reason is not StopReason.CANCEL:
+                reason, begun = StopReason.CANCEL, time.monotonic()
+        await self._child.stop(TERM_SECONDS)
+        return reason
 
-    async def _heartbeat(self) -> bool:
+    async def _heartbeat(self) -> StopReason | None:
         before = time.monotonic()
         try:
             # A call may take longer than what is left of the lease, and a child must not.
             async with asyncio.timeout(max(0.2, self._renewed + self._lease_seconds - before)):
-                cancel_requested = await self._queue.heartbeat(
+                wanted = await self._queue.heartbeat(
                     self._claim, self._lease_seconds, self._progress
                 )
         except TimeoutError:
             raise Unavailable("Redis did not answer within the lease.") from None
         self._renewed = before
-        return cancel_requested
+        return wanted
 
     async def _append(self, message: EventMessage) -> None:
         await self._queue.append_event(
             self._claim, message.event, message.message, level=message.level, data=message.data
         )
 
-    async def _succeed(self, message: SucceededMessage) -> None:
-        job = self._claim.job
-        if message.model is not None:
-            change = Change(
-                tenant=job.tenant, model=message.model, type="published", version=message.version
-            )
-            await self._queue.announce(self._claim, change)
-        await self._queue.settle(self._claim, JobStatus.SUCCEEDED, result=message.result)
-
-    async def _fail(self, failure: Failure) -> None:
-        await self._queue.settle(self._claim, JobStatus.FAILED, error=failure)
-
-    async def _retry(self, failure: Failure) -> None:
-        # Full jitter keeps workers that failed together from coming back together.
-        delay = random.uniform(0, min(60, 2**self._claim.attempt))  # noqa: S311
-        await self._queue.retry(self._claim, delay, failure)
-
-    def _crash(self, code: int) -> Callable[[], Awaitable[object]]:
-        """The child ended without a last message: who would end it with SIGKILL but the kernel?"""
-        if code == -signal.SIGKILL:
-            failure = Failure(
-                code="out_of_memory", message="the job was killed, most likely for want of memory"
-            )
-        else:
-            how = f"signal {-code}" if code < 0 else f"exit code {code}"
-            failure = Failure(code="crashed", message=f"the job's process ended with {how}")
-        if self._claim.job.kind is JobKind.INGEST:
-            # The same upload would do the same again, and it holds up the others.
-            return partial(self._fail, failure)
-        return partial(self._retry, failure)
+    def _failed(self, failure: Failure) -> Decision:
+        # One that had leave to publish may have done so: the next attempt looks.
+        settle = self._settlement.retry if self._publishing else self._settlement.fail
+        return partial(settle, failure)
 
     async def _insist(self, call: Callable[[], Awaitable[T]]) -> T:
         """Call until Redis answers, for as long as the lease may still be ours."""
@@ -206,6 +257,10 @@ class Attempt:
                     raise
                 await asyncio.sleep(pause)
                 pause = min(1.0, pause * 2)
+
+
+async def _nothing() -> None:
+    """What is left to do for a job that has ended already."""
 
 
 async def _set_within(event: asyncio.Event, seconds: float) -> bool:

@@ -6,9 +6,9 @@ convolutions lose their fusions (docs/decisions). So the graph asks once, at the
     If(a delta has a rank above 0)  then  adapted  else  plain
 
 Both branches read the same weights, which are stored once; but for those of convolutions, which
-ONNX Runtime lays out for the processor only in the graph that owns them. An input for deltas that is not fed is
-empty, so that a plain row is fed like any other model's. Not here: how the two come to be
-(training.trunks).
+ONNX Runtime lays out for the processor only in the graph that owns them. An input for deltas that
+is not fed is empty, so that a plain row is fed like any other model's. Not here: how the two come
+to be (training.trunks).
 """
 
 from __future__ import annotations
@@ -30,7 +30,9 @@ def join(plain: ModelProto, adapted: ModelProto, slots: Sequence[Slot]) -> Model
     Both have the output `features`, and `adapted` the inputs of `plain` and then two for each slot.
     """
     weights: dict[str, TensorProto] = {}
-    branches = [_branch(m.graph, name, weights) for name, m in (("plain", plain), ("adapted", adapted))]
+    branches = [
+        _branch(m.graph, name, weights) for name, m in (("plain", plain), ("adapted", adapted))
+    ]
     nodes, is_adapted = _asks_for_ranks(slots)
     nodes.append(
         helper.make_node(

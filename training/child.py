@@ -33,6 +33,7 @@ from core.settings import Settings
 from core.store import ArtifactStore
 from training.process import (
     ANSWERS,
+    READY,
     AskMessage,
     EventMessage,
     FailedMessage,
@@ -180,6 +181,8 @@ def main() -> None:
     else:
         import training.pipeline  # noqa: F401
     settings = Settings()
+    messages.write(READY)
+    messages.flush()
     answers = sys.stdin.buffer
     line = answers.readline()
     if not line:

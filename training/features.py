@@ -62,8 +62,8 @@ def extract(
     """Return the features of texts or encoded images, float32 [len(items), dim], in their order.
 
     `on_progress(done, total)` is called in this thread at least every half second, and whatever it
-    raises ends the work. `deltas` are for every row. Raises `DataError` for an image that cannot be read, naming the row of the
-    data set that `row_of` its index is.
+    raises ends the work. `deltas` are for every row. Raises `DataError` for an image that cannot
+    be read, naming the row of the data set that `row_of` its index is.
     """
     features = np.empty((len(items), trunk.dim), np.float32)
     done = 0
@@ -128,7 +128,9 @@ def _image_batches(
 ) -> Iterator[_Batch]:  # fmt: skip
     for start in range(0, len(images), IMAGES_PER_BATCH):
         indices = range(start, min(start + IMAGES_PER_BATCH, len(images)))
-        yield _Batch(indices, partial(_encode_images, preprocessor, encode, images, indices, row_of))
+        yield _Batch(
+            indices, partial(_encode_images, preprocessor, encode, images, indices, row_of)
+        )
 
 
 def _encode_images(

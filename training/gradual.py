@@ -4,11 +4,12 @@
                 ─▶ the best number of blocks once more, on all rows
 
 One row in five is held out, class by class. A step trains deltas and classifier on the others over
-activations cached at its cut, keeps the epoch with the lowest loss on the held-out rows, and then
-refits the classifier on the features it got: what is judged is made the way of what will ship. A
-step counts if the held-out rows' log-likelihood, row by row, is better than the best's so far by
-more than one standard error; after a step that is not, the ladder ends. If none counts, the frozen
-head ships: on few rows any unfreezing may lose to it (docs/decisions).
+activations cached at its cut and keeps the epoch with the lowest loss on the held-out rows. Its
+classifier is the one that was trained along, or one refitted on the features that came out, as the
+held-out rows prefer; `strength` is 0 for the former. A step counts if the held-out rows'
+log-likelihood, row by row, is better than the best's so far by more than one standard error, and
+not negligibly; after a step that is not, the ladder ends. If none counts, the frozen head ships: on few rows any
+unfreezing may lose to it (docs/decisions).
 
 The final deltas see all rows, for as many epochs as were best, so no row is left to judge them by:
 the numbers quoted are those of the same step on the held-out rows.
@@ -33,14 +34,16 @@ from core.datasets import Modality
 from core.manifests import Slot
 from core.preprocessing import FloatArray
 from training.backbones import TorchBackbone
-from training.fit import FOLDS, Fit, Head, IntArray, Judged, deal, fit_apart
+from training.fit import FOLDS, Head, IntArray, Judged, deal, fit_apart
 from training.stopping import Stopped
 from training.trainer import Epoch, Recipe, Trainer, read_metadata
 from training.tuning import DeltaTask, Regularisation, Rows
 
 LADDER_GROWTH = 2
 FEW_ROWS_PER_CLASS = 20
-MAX_ACTIVATION_BYTES = 1 << 30
+NEGLIGIBLE = 0.005
+"""Nats a row that are not worth deltas: two almost equal models differ by a sure next to nothing."""
+
 RESERVED_SHARE = 0.2
 """Of the job's time, for what comes after the search: features, export, publishing."""
 
@@ -117,13 +120,14 @@ class Source:
 class Outcome:
     """The ladder's end: what is best on the held-out rows, and deltas trained on all if it is any.
 
+    `head` was trained along with them; None if it is to be refitted with the best step's strength.
     `probabilities` and `targets` are of the held-out rows, by the best step.
     """
 
     steps: tuple[Step, ...]
     best: Step
-    rank: int
     adapter: Adapter | None
+    head: Head | None
     probabilities: FloatArray
     targets: IntArray
 
@@ -150,8 +154,10 @@ class Watcher(Protocol):
     def on_epoch(self, blocks: int, number: int, epoch: Epoch) -> None:
         """Hear of an epoch."""
 
-    def on_step(self, step: Step, model: Callable[[], tuple[Adapter, Head]]) -> None:
-        """Hear of a rung; `model` gives its deltas and classifier, trained without held-out rows."""
+    def on_step(
+        self, step: Step, trained_steps: int, model: Callable[[], tuple[Adapter, Head]]
+    ) -> None:
+        """Hear of a rung; `model` gives its deltas and classifier, of the training rows only."""
 
 
 class _Progress(BaseModel):
@@ -163,6 +169,9 @@ class _Progress(BaseModel):
 
     trained_steps: int = 0
     """Training steps of the rungs that have ended."""
+
+    saved_at: int = 0
+    """Training steps until this state was saved."""
 
 
 class Gradual:
@@ -190,7 +199,7 @@ class Gradual:
     @property
     def resumed_from(self) -> int:
         """How many training steps an earlier attempt had made."""
-        return self._at.trained_steps
+        return self._at.saved_at
 
     def run(self) -> Outcome:
         """Climb the ladder; raises `Stopped` when asked to, with its state saved."""
@@ -211,41 +220,42 @@ class Gradual:
                 break
             step = self._climb(blocks, rows, best, frozen.head, truth)
             best = step if step.kept else best
+        adapter, head = self._final(best, frozen.head) if best.blocks else (None, None)
         return Outcome(
             steps=tuple(self._at.steps),
             best=best,
-            rank=self._rank,
-            adapter=self._final(best, frozen.head) if best.blocks else None,
+            adapter=adapter,
+            head=None if best.strength else head,
             probabilities=self._judged[best.blocks],
             targets=truth,
         )
 
     # -- rungs -------------------------------------------------------------------------------
 
-    def _climb(
-        self, blocks: int, rows: Rows, best: Step, head: Head, truth: IntArray
-    ) -> Step:
+    def _climb(self, blocks: int, rows: Rows, best: Step, head: Head, truth: IntArray) -> Step:
         began = time.monotonic()
         task = self._task(blocks, head, rows.subset(self._train), rows.subset(self._held_out))
-        trainer = Trainer(task, self._recipe(self._epochs, patience=self._plan.patience), seed=self._seed)
+        trainer = Trainer(
+            task, self._recipe(self._epochs, patience=self._plan.patience), seed=self._seed
+        )
         self._train_task(trainer, blocks)
-        judged = self._judge(task.features(rows))
+        judged = self._better(task.head(), task.features(rows), truth)
         seconds = time.monotonic() - began
         losses = self._judged[best.blocks][np.arange(len(truth)), truth]
         step = _step(blocks, trainer.best_epoch, judged, losses, truth, seconds)
         self._at.trained_steps += trainer.step
         self._keep(step, judged)
-        self._watcher.on_step(step, lambda: (task.adapter(), judged.head))
+        self._watcher.on_step(step, self._at.trained_steps, lambda: (task.adapter(), judged.head))
         return step
 
-    def _final(self, best: Step, head: Head) -> Adapter:
-        """Train the best rung's deltas on all rows."""
+    def _final(self, best: Step, head: Head) -> tuple[Adapter, Head]:
+        """Train the best rung's deltas and classifier on all rows."""
         rows = self._source.activations(self._cut(best.blocks))
         assert rows is not None  # as it was when the rung was climbed
         task = self._task(best.blocks, head, rows, None)
         trainer = Trainer(task, self._recipe(max(1, best.epochs), patience=None), seed=self._seed)
         self._train_task(trainer, -best.blocks)
-        return task.adapter()
+        return task.adapter(), task.head()
 
     def _train_task(self, trainer: Trainer, blocks: int) -> None:
         """Run a trainer, keeping its state each epoch and when the job is told to stop."""
@@ -254,7 +264,8 @@ class Gradual:
         self._at.training, self._trainer_state = blocks, None
 
         def save_state() -> None:
-            self._watcher.save(self._at.trained_steps + trainer.step, self._state(trainer))
+            self._at.saved_at = self._at.trained_steps + trainer.step
+            self._watcher.save(self._at.saved_at, self._state(trainer))
 
         def on_epoch(epoch: Epoch) -> bool:
             self._watcher.on_epoch(abs(blocks), len(trainer.history), epoch)
@@ -289,6 +300,18 @@ class Gradual:
             features[self._train], targets[self._train],
             features[self._held_out], targets[self._held_out], self._source.classes,
         )  # fmt: skip
+
+    def _better(self, trained: Head, features: FloatArray, truth: IntArray) -> Judged:
+        """Return the classifier that suits the held-out rows better: trained along, or refitted.
+
+        Trained features set the training rows so far apart that a refit may be too sure of itself.
+        """
+        along = Judged(trained, 0.0, trained.predict(features[self._held_out]))
+        rows = np.arange(len(truth))
+        return max(
+            (self._judge(features), along),
+            key=lambda judged: float(np.log(judged.probabilities[rows, truth] + 1e-7).mean()),
+        )
 
     def _affords(self, blocks: int) -> bool:
         """Tell whether a rung, and the final training if it is the best, will be done in time."""
@@ -335,7 +358,9 @@ def _step(
 ) -> Step:  # fmt: skip
     """Compare a rung with the best before it, whose probabilities of the truth are `before`."""
     chosen = np.maximum(judged.probabilities[np.arange(len(truth)), truth], 1e-7).astype(np.float64)
-    gains = np.log(chosen) - (np.log(chosen) if before is None else np.log(np.maximum(before, 1e-7)))
+    gains = np.log(chosen) - (
+        np.log(chosen) if before is None else np.log(np.maximum(before, 1e-7))
+    )
     gain, error = float(gains.mean()), float(gains.std() / np.sqrt(len(truth)))
     return Step(
         blocks=blocks,
@@ -345,6 +370,6 @@ def _step(
         nll=float(-np.log(chosen).mean()),
         gain=gain,
         gain_error=error,
-        kept=before is None or gain > error,
+        kept=before is None or gain > max(error, NEGLIGIBLE),
         seconds=round(seconds, 2),
     )

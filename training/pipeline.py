@@ -265,6 +265,7 @@ class FineTune:
     def _release(self, manifest: ModelManifest) -> ModelManifest:
         if self._request.promote:
             self._registry.promote(manifest, created_by=RELEASED_BY, reason=f"job {manifest.job}")
+        self._checkpoints.drop_states()
         self._reporter.event(
             "published", f"Published as {manifest.reference}.", model=manifest.reference
         )
@@ -308,16 +309,16 @@ class FineTune:
             metrics=metrics,
         )
 
-    def _report(
-        self, train: Dataset, fitted: Fit, tuned: Tuned | None, metrics: Metrics
-    ) -> bytes:
+    def _report(self, train: Dataset, fitted: Fit, tuned: Tuned | None, metrics: Metrics) -> bytes:
         report = {
             "job": self._job.id,
             "request": self._request.model_dump(mode="json"),
             "dataset": train.manifest.model_dump(mode="json"),
             "metrics": metrics.model_dump(mode="json"),
             "candidates": [candidate.model_dump(mode="json") for candidate in fitted.candidates],
-            "steps": [] if tuned is None else [step.model_dump(mode="json") for step in tuned.steps],
+            "steps": []
+            if tuned is None
+            else [step.model_dump(mode="json") for step in tuned.steps],
             "precision": self._choice and self._choice.model_dump(mode="json"),
             "seconds": self._seconds,
             "environment": {

@@ -110,6 +110,10 @@ ANSWERS: TypeAdapter[GoMessage | StopMessage] = TypeAdapter(
 _SECRETS = ("GRAFT_API_KEY", "GRAFT_REDIS_URL")
 
 
+READY = b'{"type":"ready"}\n'
+"""A child's first line: its imports are done, and a job may be claimed for it."""
+
+
 class ChildProcess:
     """A running child, seen from the supervisor."""
 
@@ -135,6 +139,17 @@ class ChildProcess:
                 start_new_session=True,
             )
         )  # fmt: skip
+
+    async def wait_until_ready(self) -> bool:
+        """Return True when the child has done its imports, False if it ends or cannot do them.
+
+        Call it once, before any job is claimed for the child: a host on which no child gets ready
+        must not use up attempts.
+        """
+        try:
+            return await self._stdout.readline() == READY
+        except ValueError:  # longer than MESSAGE_BYTES
+            return False
 
     @property
     def pid(self) -> int:
@@ -172,13 +187,19 @@ class ChildProcess:
         """Wait for the exit; return its code, negative for a signal."""
         return await self._process.wait()
 
+    async def ends_within(self, seconds: float) -> bool:
+        """Wait for the exit for so long; return whether it came."""
+        try:
+            await asyncio.wait_for(self._process.wait(), seconds)
+        except TimeoutError:
+            return False
+        return True
+
     async def stop(self, grace_seconds: float) -> None:
         """SIGTERM, then SIGKILL when the grace is over; return when the child is gone."""
         if self.is_alive:
             self._signal(signal.SIGTERM)
-            try:
-                await asyncio.wait_for(self._process.wait(), grace_seconds)
-            except TimeoutError:
+            if not await self.ends_within(grace_seconds):
                 self.kill()
         await self._process.wait()
 

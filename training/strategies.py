@@ -29,6 +29,7 @@ from training.features import extract
 from training.fit import Head, IntArray, fit_at
 from training.gradual import Gradual, Outcome, Plan, Source, Step
 from training.trainer import Epoch
+from training.tuning import Rows
 
 if TYPE_CHECKING:
     from training.pipeline import Reporter
@@ -83,7 +84,7 @@ def unfreeze(
     request, reporter = setting.request, setting.reporter
     classes = len(data.manifest.classes)
 
-    def activations(cut: int) -> views.Rows | None:
+    def activations(cut: int) -> Rows | None:
         return views.cache(
             backbone, trunk.preprocessor, data.items, targets, cut,
             seed=request.seed, check=reporter.check,
@@ -132,14 +133,16 @@ def _search(setting: Setting, source: Source, watcher: _Watcher) -> Gradual:
                 watcher=watcher, state=state,
             )  # fmt: skip
             setting.reporter.event(
-                "resumed",
+                "state_restored",
                 f"Training goes on from step {search.resumed_from}.",
                 from_step=search.resumed_from,
             )
             return search
         except (KeyError, ValueError, SafetensorError):
             # Of another release of Graft, or damaged: the job is only slower without it.
-            setting.reporter.event("state_ignored", "The saved state cannot be used; starting anew.")
+            setting.reporter.event(
+                "state_ignored", "The saved state cannot be used; starting anew."
+            )
     return Gradual(
         source, plan, seed=setting.request.seed, deadline=setting.deadline, watcher=watcher
     )
@@ -149,7 +152,7 @@ def _tuned(
     outcome: Outcome, adapter: Adapter, features: FloatArray, targets: IntArray, classes: int
 ) -> Tuned:
     return Tuned(
-        head=fit_at(features, targets, classes, outcome.best.strength),
+        head=outcome.head or fit_at(features, targets, classes, outcome.best.strength),
         adapter=adapter,
         strength=outcome.best.strength,
         blocks=outcome.best.blocks,
@@ -167,26 +170,28 @@ class _Watcher:
     trunk: Trunk
     backbone: TorchBackbone
     _saved: list[int] = field(default_factory=list)
-    _step: int = 0
 
     def check(self) -> None:
         self.setting.reporter.check()
 
     def save(self, step: int, state: bytes) -> None:
-        self._step = step
         self.setting.checkpoints.save_state(self.setting.attempt, step, state)
 
     def on_epoch(self, blocks: int, number: int, epoch: Epoch) -> None:
         self.setting.reporter.event(
             "epoch_ended",
             f"{blocks} blocks, epoch {number}: loss {epoch.loss:.3f}"
-            + ("." if epoch.validation_loss is None else f", held out {epoch.validation_loss:.3f}."),
+            + (
+                "." if epoch.validation_loss is None else f", held out {epoch.validation_loss:.3f}."
+            ),
             blocks=blocks,
             epoch=number,
             **epoch.model_dump(mode="json"),
         )
 
-    def on_step(self, step: Step, model: Callable[[], tuple[Adapter, Head]]) -> None:
+    def on_step(
+        self, step: Step, trained_steps: int, model: Callable[[], tuple[Adapter, Head]]
+    ) -> None:
         self.setting.reporter.event(
             "unfrozen",
             f"Top {step.blocks} blocks: accuracy {step.accuracy:.3f} on held-out rows, "
@@ -199,14 +204,14 @@ class _Watcher:
         adapter, head = model()
         files = export_adapted(head, adapter, self.trunk, self.backbone)
         manifest = self.setting.checkpoints.save(
-            self.setting.draft(step, adapter), self._step, files
+            self.setting.draft(step, adapter), trained_steps, files
         )
-        self._saved = [*self._saved, self._step][-KEPT_CHECKPOINTS:]
+        self._saved = [*self._saved, trained_steps][-KEPT_CHECKPOINTS:]
         self.setting.checkpoints.drop(keep=self._saved)
         self.setting.reporter.event(
             "checkpoint",
             f"Checkpoint {manifest.reference}.",
-            step=self._step,
+            step=trained_steps,
             reference=manifest.reference,
             metrics=manifest.metrics,
         )

@@ -1,6 +1,6 @@
 """The training loop: AdamW over a task's parameters, validated each epoch, resumable to the bit.
 
-    for each epoch: for each batch: loss ─▶ clip ─▶ step ─▶ check;  validate ─▶ keep the best ─▶ save
+    for each epoch: for each batch: check ─▶ loss ─▶ clip ─▶ step;  then validate ─▶ keep the best
 
 The rate rises linearly over the first steps and then falls to zero. Where training is, is a handful
 of tensors and numbers: `state` returns them as safetensors with JSON inside, `restore` goes on from

@@ -3,8 +3,8 @@
 It never imports torch: it holds leases, beats, watches for cancels, and starts and ends children.
 There is one *lane* per kind of job, so that parsing an upload never waits behind a long training.
 Each lane keeps a warm spare child that has done its imports. Beside the lanes, finished jobs are
-archived (training.archive). Not here: one attempt's life (training.attempt), what a job does
-(training.pipeline, training.ingest).
+archived (training.archive), and what crashes left is removed (training.collection). Not here: one
+attempt's life (training.attempt), what a job does (training.pipeline, training.ingest).
 """
 
 from __future__ import annotations
@@ -12,39 +12,49 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
-import secrets
 import signal
-import socket
 from contextlib import suppress
 
 from core.bootstrap import open_queue
 from core.errors import Unavailable
-from core.jobs import JobKind
+from core.jobs import Job, JobKind
+from core.presence import Presence, Role, keep_presence, process_name
 from core.queue import Claim, JobQueue
+from core.registry import Registry
 from core.runs import RunStore
 from core.settings import Settings
 from core.store import ArtifactStore
 from training.archive import keep_archive
 from training.attempt import Attempt
+from training.collection import keep_collected
 from training.process import ChildProcess
 
 logger = logging.getLogger("graft.worker")
 
 IDLE_WAIT_SECONDS = 1.0
 SPARE_PAUSE_SECONDS = 1.0
+READY_SECONDS = 120.0
 
 
 class Lane:
     """Takes jobs of one kind, one at a time."""
 
     def __init__(
-        self, kind: JobKind, queue: JobQueue, settings: Settings, stopping: asyncio.Event
+        self,
+        kind: JobKind,
+        queue: JobQueue,
+        presence: Presence,
+        registry: Registry,
+        settings: Settings,
+        stopping: asyncio.Event,
     ) -> None:
         self._kind = kind
         self._queue = queue
+        self._presence = presence
+        self._registry = registry
         self._settings = settings
         self._stopping = stopping
-        self._worker = f"{socket.gethostname()}-{os.getpid()}-{secrets.token_hex(3)}"
+        self._worker = process_name()
         self._spare: ChildProcess | None = None
         self._spare_pause_seconds = SPARE_PAUSE_SECONDS
 
@@ -53,7 +63,7 @@ class Lane:
         try:
             while not self._stopping.is_set():
                 await self._keep_spare()
-                claim = await self._next_claim() if self._spare else None
+                claim = await self._next_claim() if self._spare and self._spare.is_alive else None
                 if claim is not None and self._spare is not None:
                     child, self._spare = self._spare, None
                     await self._attempt(claim, child)
@@ -72,6 +82,22 @@ class Lane:
             self._spare_pause_seconds = min(60, 2 * self._spare_pause_seconds)
         if self._spare is None and not self._stopping.is_set():
             self._spare = await ChildProcess.start(self._kind)
+            if not await self._gets_ready(self._spare):
+                await self._spare.stop(grace_seconds=1)
+
+    async def _gets_ready(self, child: ChildProcess) -> bool:
+        """Wait for a child's imports; False when they fail, take too long, or the worker stops."""
+        ready = asyncio.create_task(child.wait_until_ready())
+        stopping = asyncio.create_task(self._stopping.wait())
+        try:
+            await asyncio.wait(
+                {ready, stopping}, timeout=READY_SECONDS, return_when=asyncio.FIRST_COMPLETED
+            )
+            return ready.done() and ready.result()
+        finally:
+            for task in (ready, stopping):
+                task.cancel()
+            await asyncio.gather(ready, stopping, return_exceptions=True)
 
     async def _pause(self, seconds: float) -> None:
         with suppress(TimeoutError):
@@ -97,9 +123,17 @@ class Lane:
             child,
             lease_seconds=self._settings.lease_seconds,
             max_seconds=self._max_seconds(claim),
+            # The parsing of a file has no state to save.
+            stop_seconds=self._settings.stop_seconds if self._kind is JobKind.FINE_TUNE else 0,
             stopping=self._stopping,
+            has_published=self._has_published,
+            presence=self._presence,
         ).run()
         logger.info("%s: attempt %d ended", job.id, claim.attempt)
+
+    async def _has_published(self, job: Job) -> bool:
+        found = await asyncio.to_thread(self._registry.publication, job.tenant, job.id)
+        return found is not None
 
     def _max_seconds(self, claim: Claim) -> float:
         if self._kind is JobKind.INGEST:
@@ -114,15 +148,20 @@ async def work(settings: Settings) -> None:
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stopping.set)
-    queue, _ = open_queue(settings)
+    queue, _, presence = open_queue(settings)
+    store = ArtifactStore(settings.store_url)
+    beating = asyncio.create_task(keep_presence(presence, Role.WORKER, process_name()))
     logger.info("worker %d is ready", os.getpid())
     try:
         async with asyncio.TaskGroup() as lanes:
             for kind in JobKind:
-                lanes.create_task(Lane(kind, queue, settings, stopping).run())
-            runs = RunStore(ArtifactStore(settings.store_url))
-            lanes.create_task(keep_archive(queue, runs, stopping))
+                lane = Lane(kind, queue, presence, Registry(store), settings, stopping)
+                lanes.create_task(lane.run())
+            lanes.create_task(keep_archive(queue, RunStore(store), stopping))
+            lanes.create_task(keep_collected(queue, store, stopping, settings.leftover_seconds))
     finally:
+        beating.cancel()
+        await asyncio.gather(beating, return_exceptions=True)
         await queue.close()
 
 

@@ -8,7 +8,6 @@ waiting (core.queue.memory).
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
 from typing import Any
 
 from core.jobs import (
@@ -24,6 +23,7 @@ from core.jobs import (
     event_order,
     pace_name,
 )
+from core.queue.entries import Entry, Request, wanted
 
 CANCELLED_FILE = Failure(
     code="data_error", message="The validation of the job's file was cancelled."
@@ -33,46 +33,7 @@ ENDINGS = {
     JobStatus.CANCELLED: "The job was cancelled.",
 }
 PUBLISHING_LOSSES = 20
-PACE_WEIGHT = 0.3
-
-
-@dataclass
-class Entry:
-    """A job, its place in the line, and what it waits for: other jobs, a time, or its worker."""
-
-    job: Job
-    seq: int
-    events: list[JobEvent] = field(default_factory=list)
-    waits_for: set[str] = field(default_factory=set)
-    due: float | None = None
-    lease_ends: float | None = None
-    losses: int = 0
-    last_failure: Failure | None = None
-    step: int = 0
-    expires: float | None = None
-
-    def update(self, **changes: Any) -> None:
-        """Replace fields of the job."""
-        self.job = self.job.model_copy(update=changes)
-
-
-def wanted(job: Job) -> StopReason | None:
-    """What is wanted of a running job; of one that may have published nothing is."""
-    if job.publishing:
-        return None
-    if job.cancel_requested:
-        return StopReason.CANCEL
-    return StopReason.PAUSE if job.pause_requested else None
-
-
-@dataclass(frozen=True)
-class Request:
-    """A request that may be repeated, and the job it made; `repeated_at` if it was a repeat."""
-
-    job_id: str
-    digest: str
-    until: float
-    repeated_at: float | None
+PACE_WEIGHT = 0.5
 
 
 class Ledger:
@@ -117,6 +78,21 @@ class Ledger:
     def running(self, kind: JobKind, tenant: str) -> int:
         """Return how many of a tenant's jobs of a kind run."""
         return sum(e.job.status is JobStatus.RUNNING for e in self.of(kind, tenant))
+
+    def take_next(self, kind: JobKind, max_running: int) -> Entry | None:
+        """Take the next job out of the line; a tenant at its cap passes its turn."""
+        turns, passed = self.turns[kind], set()
+        while turns and turns[0] not in passed:
+            tenant = turns.pop(0)
+            if 0 < max_running <= self.running(kind, tenant):
+                passed.add(tenant)
+                turns.append(tenant)
+                continue
+            entry, *others = self.pending(kind, tenant)
+            if others:
+                turns.append(tenant)
+            return entry
+        return None
 
     def add(self, new: NewJob) -> Entry:
         """Add a job in `validating_files`."""

@@ -23,7 +23,8 @@ from core.jobs import (
     Progress,
     StopReason,
 )
-from core.queue.ledger import CANCELLED_FILE, Entry, Ledger, wanted
+from core.queue.entries import Entry, wanted
+from core.queue.ledger import CANCELLED_FILE, Ledger
 from core.queue.memory_views import MemoryJobViews
 from core.queue.protocol import Claim, JobQueue
 from core.queue.records import ending, job_forgotten, key_reused, refused
@@ -101,7 +102,7 @@ class MemoryJobQueue(MemoryJobViews, JobQueue):
         ledger = self._ledger
         ledger.take_back(kind, self._max_attempts)
         self._ring()
-        entry = self._next(kind)
+        entry = ledger.take_next(kind, self._max_running)
         if entry is None:
             self._wakes_seen[kind] = ledger.wakes[kind]
             return None
@@ -116,21 +117,6 @@ class MemoryJobQueue(MemoryJobViews, JobQueue):
             data={"attempt": attempt, "worker": worker},
         )  # fmt: skip
         return Claim(entry.job, worker)
-
-    def _next(self, kind: JobKind) -> Entry | None:
-        """Take the next job out of the line; a tenant at its cap passes its turn."""
-        ledger, passed = self._ledger, set()
-        while (turns := ledger.turns[kind]) and turns[0] not in passed:
-            tenant = turns.pop(0)
-            if 0 < self._max_running <= ledger.running(kind, tenant):
-                passed.add(tenant)
-                turns.append(tenant)
-                continue
-            entry, *others = ledger.pending(kind, tenant)
-            if others:
-                turns.append(tenant)
-            return entry
-        return None
 
     async def wait(self, kind: JobKind, timeout_seconds: float) -> None:
         """Return when a job of `kind` may have become claimable, or after the timeout."""

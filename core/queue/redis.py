@@ -24,6 +24,7 @@ of them into one Cluster slot, which is why a script may build the names of the 
     unarchived                 sorted set: `<tenant>/<id>` of the ended fine_tune jobs that are not
                                known to be in the artifact store, by the time they ended, s
     changes                    stream: the change feed (core.changes)
+    presence, acks             who lives, and who serves what (core.presence)
 
 A finished job's hash and events expire after the retention, which begins when it leaves
 `unarchived` or, for other kinds, when it ends; its id leaves `jobs` on a later call.

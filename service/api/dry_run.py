@@ -204,7 +204,9 @@ def _answer(wanted: FineTuneRequest, sources: dict[str, Source]) -> dict[str, An
         "validation_file": held_out.described() if held_out else None,
         "waits_for_files": any(source.manifest is None for source in sources.values()),
         "resolved": _resolved(wanted),
-        "estimate": _estimate(wanted.model, train, held_out),
+        "estimate": _estimate(wanted.model, train, held_out)
+        if wanted.strategy == "feature_extraction"
+        else None,
     }
 
 
@@ -221,11 +223,13 @@ def _resolved(wanted: FineTuneRequest) -> dict[str, Any]:
     backbone = BACKBONES.get(wanted.model)
     if wanted.precision == "auto" and backbone is not None and not backbone.has_int8:
         resolved["precision"] = "fp32"
+    trains = wanted.strategy == "gradual"
+    without_file = "held_out" if trains else "cross_validation"
     return resolved | {
         "measured": ["precision"] if resolved["precision"] == "auto" else [],
-        "hyperparameters": dict.fromkeys(names),
-        "ignored": [name for name in names if getattr(given, name) != "auto"],
-        "evaluation": "validation_file" if wanted.validation_file else "cross_validation",
+        "hyperparameters": given.model_dump(mode="json") if trains else dict.fromkeys(names),
+        "ignored": [n for n in names if not trains and getattr(given, n) != "auto"],
+        "evaluation": "validation_file" if wanted.validation_file else without_file,
     }
 
 

@@ -23,6 +23,7 @@ from core.identifiers import new_id, require_identifier
 from core.jobs import JobKind, JobStatus, NewJob
 from service.api.responses import json_response, query_int
 from service.ingest import Upload
+from service.job_history import RESULTS_PURPOSE
 from service.runtime import Runtime, runtime, tenant
 
 PURPOSE = "fine-tune"
@@ -84,6 +85,10 @@ async def list_files(request: Request) -> Response:
     limit = query_int(request, "limit", 10_000, low=1, high=10_000)
     newest_first = request.query_params.get("order", "desc") != "asc"
     purpose = request.query_params.get("purpose", PURPOSE)
+    if purpose == RESULTS_PURPOSE:
+        raise InvalidRequest(
+            "result files are not listed; a job names its own in `result_files`", param="purpose"
+        )
     complete = await asyncio.to_thread(_complete_files, files) if purpose == PURPOSE else []
     complete.sort(key=lambda file: (file.created_at, file.id), reverse=newest_first)
     after = request.query_params.get("after")

@@ -2,7 +2,8 @@
 
 A job may be created before its files are parsed: it waits in `validating_files`, and fails with the
 file's errors if they turn out unusable. Events are paged newest first, or streamed oldest first as
-server-sent events whose ids a client may resume from.
+server-sent events whose ids a client may resume from. Not here: what changes a job
+(service.api.job_control), its checkpoints (service.api.checkpoints).
 """
 
 from __future__ import annotations
@@ -13,11 +14,12 @@ from collections.abc import AsyncIterator
 from typing import Any
 
 import orjson
+from pydantic import JsonValue
 from starlette.requests import Request
 from starlette.responses import Response, StreamingResponse
 from starlette.types import Receive, Scope, Send
 
-from core.errors import Conflict, InvalidRequest, NotFound, Overloaded, Unavailable
+from core.errors import InvalidRequest, NotFound, Overloaded, Unavailable
 from core.identifiers import require_identifier
 from core.jobs import Job, JobEvent, JobStatus
 from core.runs import REPORT, result_file_ids
@@ -64,22 +66,13 @@ async def list_jobs(request: Request) -> Response:
 async def get_job(request: Request) -> Response:
     """GET /v1/fine_tuning/jobs/{job_id}"""
     run = runtime(request)
-    return json_response(await describe(run, await _find(request)))
-
-
-async def cancel_job(request: Request) -> Response:
-    """POST /v1/fine_tuning/jobs/{job_id}/cancel"""
-    run = runtime(request)
-    job = await _find(request)
-    if job.status.is_terminal:  # Redis may know it no more
-        raise Conflict(f"The job is already {job.status}.")
-    return json_response(await describe(run, await run.queue.cancel(job.tenant, job.id)))
+    return json_response(await describe(run, await find_job(request)))
 
 
 async def list_events(request: Request) -> Response:
     """GET /v1/fine_tuning/jobs/{job_id}/events, paged or streamed"""
     run = runtime(request)
-    job = await _find(request)
+    job = await find_job(request)
     wants_stream = request.query_params.get("stream") == "true"
     if wants_stream or "text/event-stream" in request.headers.get("accept", ""):
         after = request.headers.get("last-event-id") or request.query_params.get("after")
@@ -144,8 +137,11 @@ def _ends(event: JobEvent) -> bool:
 async def describe(run: Runtime, job: Job) -> dict[str, Any]:
     """Return OpenAI's fine-tuning job object, with our additions."""
     described = job_object(job)
-    if job.status is JobStatus.QUEUED:
-        described["queue_position"] = await run.queue.position(job)
+    position = await run.queue.position(job) if job.status is JobStatus.QUEUED else None
+    forecast = await run.forecaster.forecast(job, position)
+    described |= {"queue_position": position, "estimated_start": forecast.estimated_start}
+    if job.progress is not None:
+        described["progress"]["seconds_remaining"] = forecast.seconds_remaining
     return described
 
 
@@ -182,11 +178,21 @@ def job_object(job: Job) -> dict[str, Any]:
         "started_at": job.started_at,
         "attempt": job.attempt,
         "cancel_requested": job.cancel_requested,
+        "pause_requested": job.pause_requested,
+        "stop_reason": _stop_reason(job),
         "progress": job.progress.model_dump() if job.progress else None,
         "queue_position": None,
+        "estimated_start": None,
         "metrics": result.get("metrics"),
         "report": files.get(REPORT),
     }
+
+
+def _stop_reason(job: Job) -> JsonValue:
+    """Why training stopped before its end: by request, or what a job that succeeded says itself."""
+    if job.status in (JobStatus.CANCELLED, JobStatus.PAUSED):
+        return job.status.value
+    return (job.result or {}).get("stop_reason")
 
 
 def event_object(event: JobEvent) -> dict[str, Any]:
@@ -203,7 +209,8 @@ def event_object(event: JobEvent) -> dict[str, Any]:
     }
 
 
-async def _find(request: Request) -> Job:
+async def find_job(request: Request) -> Job:
+    """Return the job that the path names; raise `NotFound`."""
     run, owner = runtime(request), tenant(request)
     job_id = require_identifier(request.path_params["job_id"], param="job_id")
     job = await run.history.get(owner, job_id)

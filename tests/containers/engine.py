@@ -109,10 +109,11 @@ class Stack:
         command = [*COMPOSE, "--env-file", os.devnull, "--project-name", self.project, *words]
         return output(command, seconds=seconds, env=self._env)
 
-    def up(self) -> None:
+    def up(self, *, workers: int = 1) -> None:
         """Start what is not running and wait until all of it is healthy."""
         try:
             words = ("up", "--detach", "--no-build", "--pull", "never", "--wait")
+            words += ("--scale", f"worker={workers}")
             self.compose(*words, "--wait-timeout", str(UP_SECONDS), seconds=UP_SECONDS + 30)
         except AssertionError as error:
             raise AssertionError(f"{error}\n{self.logs()}") from None
@@ -133,6 +134,15 @@ class Stack:
     def container(self, service: str) -> str:
         """Return the id of a service's container."""
         return self.compose("ps", "--all", "--quiet", service)
+
+    def containers(self, service: str) -> list[str]:
+        """Return the ids of all of a service's containers."""
+        return self.container(service).split()
+
+    def container_logs(self, container: str) -> str:
+        """Return all that a container has said."""
+        ended = run([*DOCKER, "logs", container])
+        return ended.stdout + ended.stderr
 
     def inspect(self, service: str) -> dict[str, Any]:
         """Return what Docker knows about a service's container."""

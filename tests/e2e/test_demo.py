@@ -25,14 +25,44 @@ DEMO_SECONDS = 600
 
 
 def processes_of(data: Path) -> list[int]:
-    """Every process that was started for the stack in `data`, whoever its parent is."""
+    """Every process that was started for the stack in `data`, whoever its parent is.
+
+    By its environment, by where it works and by what it was told: a server that gives itself a
+    title, as Redis and Valkey do, writes it over the environment.
+    """
     found = []
     for process in psutil.process_iter():
         with suppress(psutil.Error):
-            store = process.environ().get("GRAFT_STORE_URL", "")
-            if Path(store).is_relative_to(data):
+            if process.pid != os.getpid() and belongs_to(process, data):
                 found.append(process.pid)
     return found
+
+
+def belongs_to(process: psutil.Process, data: Path) -> bool:
+    """Tell whether a process has to do with `data`; what it does not let be read, does not."""
+
+    def words() -> Iterator[str]:
+        for read in (process.cwd, process.cmdline, process.environ):
+            with suppress(psutil.AccessDenied):
+                answer = read()
+                if isinstance(answer, dict):
+                    answer = answer.get("GRAFT_STORE_URL", "")
+                yield from [answer] if isinstance(answer, str) else answer
+
+    return any(Path(word).is_relative_to(data) for word in words() if word.startswith("/"))
+
+
+def test_a_process_that_hides_its_environment_is_found(tmp_path: Path) -> None:
+    sleep = (sys.executable, "-c", "import time; time.sleep(60)")
+    by_folder = subprocess.Popen(sleep, cwd=tmp_path, env={})
+    by_word = subprocess.Popen([*sleep, str(tmp_path / "data")], env={})
+    try:
+        assert sorted(processes_of(tmp_path)) == sorted([by_folder.pid, by_word.pid])
+    finally:
+        for process in (by_folder, by_word):
+            process.kill()
+            process.wait()
+    assert processes_of(tmp_path) == []
 
 
 @pytest.fixture

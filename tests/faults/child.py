@@ -21,7 +21,8 @@ from core.jobs import Job, JobKind
 from core.manifests import ModelManifest
 from core.registry import Registry
 from core.store import ArtifactStore
-from tests.faults.faults import around, strike, without
+from tests.faults.faults import around, shift_clock, strike, without
+from training.process import FailedMessage
 
 SUPERVISOR = os.getppid()
 DIM = 4
@@ -29,6 +30,8 @@ DIM = 4
 
 def install() -> None:
     """Put the faults around the child's functions."""
+    if without("imports"):
+        sys.exit("a library is missing on this host")
     current: list[Job] = []
 
     def reach(step: str) -> None:
@@ -46,19 +49,25 @@ def install() -> None:
             case [_, "runs", _, "publication.json"]:
                 reach("publication")
 
+    def storing(_: object, key: str, *__: object) -> None:
+        reach("put-release" if "/releases/" in key else f"put-{key.rpartition('/')[2]}")
+
+    shift_clock()
     remove_guards()
+    around(ArtifactStore, "put_new", before=storing)
     around(training.child, "run", before=lambda job, *_: current.append(job))
     around(ArtifactStore, "put_new", after=stored)
     if JobKind(sys.argv[1]) is JobKind.FINE_TUNE:
         if os.environ.get("FAULTS_LIGHT"):
             lighten()
-        from training import pipeline
+        from training import feature_cache, pipeline
 
-        for name, step in {
-            "read_dataset": "data", "ensure_trunk": "trunk", "extract": "features", "fit": "fit",
-            "export_head": "export",
-        }.items():  # fmt: skip
-            around(pipeline, name, before=lambda *_, step=step, **__: reach(step))
+        for module, name, step in (
+            (pipeline, "read_dataset", "data"), (pipeline, "ensure_trunk", "trunk"),
+            (feature_cache, "extract", "features"), (pipeline, "fit", "fit"),
+            (pipeline, "export_head", "export"),
+        ):  # fmt: skip
+            around(module, name, before=lambda *_, step=step, **__: reach(step))
         around(training.child.Reporter, "authorise", before=lambda _: reach("ask"))
 
 
@@ -77,6 +86,11 @@ def remove_guards() -> None:
         registry._publication_key = staticmethod(
             lambda tenant, job: f"{tenant}/runs/{job}/publication-{unique}.json"
         )
+    if without("retry"):
+        outcome_of = training.child.outcome_of
+        vars(training.child)["outcome_of"] = lambda error: FailedMessage(
+            failure=outcome_of(error).failure
+        )
     if without("order"):
         around(Registry, "_store_version", before=list_first)
 
@@ -92,9 +106,7 @@ def list_first(registry: Registry, draft: ModelManifest, files: dict[str, bytes]
     )
     hashes = {name: sha256(data) for name, data in files.items()}
     manifest = draft.model_copy(update={"version": number, "files": hashes})
-    registry._put_same(
-        registry._folder(manifest), {"manifest.json": manifest.model_dump_json().encode()}
-    )
+    registry._put_same(manifest.folder, {"manifest.json": manifest.model_dump_json().encode()})
 
 
 def lighten() -> None:

@@ -8,8 +8,9 @@ from pathlib import Path
 import pytest
 
 from tests.faults.rig import Rig
-from tests.integration.conftest import RedisServer, prefix, redis_url
+from tests.integration.conftest import prefix, redis_url
 from tests.integration.hf_models import save_text_model
+from tests.integration.redis_server import RedisServer
 
 __all__ = ["prefix", "redis_url"]
 
@@ -22,12 +23,13 @@ def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 @pytest.fixture
 def rig(tmp_path: Path, tiny_model: str) -> Iterator[Rig]:
-    """A Redis, a store and no worker yet."""
+    """A Redis, a store and no worker yet; in the end, nothing temporary may be left."""
     server = RedisServer()
     try:
         server.start()
         rig = Rig(tmp_path, server, "faults", tiny_model)
         yield rig
+        rig.collect()
         rig.close()
     finally:
         server.remove()

@@ -17,6 +17,7 @@ import resource
 import signal
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +31,30 @@ FOLDER = "FAULTS_FOLDER"
 WITHOUT = "FAULTS_WITHOUT"
 
 
+def folder() -> Path:
+    """Where this worker's faults tell of themselves."""
+    return Path(os.environ[FOLDER])
+
+
+def shift_clock() -> None:
+    """Let this process's wall clock be off by the seconds in the file `clock`, while there is one.
+
+    What measures by it instead of by a monotonic clock is out of time.
+    """
+    real, monotonic = time.time, time.monotonic
+    told = folder() / "clock"
+
+    def shift() -> float:
+        try:
+            return float(told.read_text())
+        except FileNotFoundError:
+            return 0.0
+
+    time.time = lambda: real() + shift()  # type: ignore[assignment]
+    if without("monotonic"):
+        time.monotonic = lambda: monotonic() + shift()  # type: ignore[assignment]
+
+
 def without(guard: str) -> bool:
     """Tell whether this worker does without a guard."""
     return guard in os.environ.get(WITHOUT, "").split(",")
@@ -40,7 +65,7 @@ def strike(job: Job, step: str, *, supervisor: int) -> None:
     action, _, where = str(_metadata(job).get("fault", "")).partition("@")
     if where.rstrip("!") != step:
         return
-    told = Path(os.environ[FOLDER]) / f"{job.id}.json"
+    told = folder() / f"{job.id}.json"
     fields = {"step": step, "attempt": job.attempt, "child": os.getpid(), "supervisor": supervisor}
     # Written whole before it has its name, for the test reads it as soon as it is there.
     draft = told.with_suffix(f".{os.getpid()}")
@@ -110,6 +135,20 @@ def _cut(supervisor: int) -> None:
     _hold_gil(supervisor)
 
 
+def _fill(_: int) -> None:
+    """Leave no room on the disk that the artifact store is on."""
+    fill_disk(folder() / "ballast")
+
+
+def fill_disk(ballast: Path) -> None:
+    """Write to a file, or to what it is a link to, until there is no room left."""
+    with ballast.open("ab", buffering=0) as file, suppress(OSError):
+        for size in (1 << 16, 1 << 9):
+            with suppress(OSError):
+                while True:
+                    file.write(bytes(size))
+
+
 ACTIONS: dict[str, Callable[[int], Any]] = {
     "kill": _kill,
     "host": _host,
@@ -120,5 +159,6 @@ ACTIONS: dict[str, Callable[[int], Any]] = {
     "eat": _eat,
     "gil": _hold_gil,
     "cut": _cut,
+    "fill": _fill,
     "pause": lambda _: time.sleep(1.5),
 }

@@ -10,6 +10,7 @@ from contextlib import suppress
 from enum import Enum
 
 CHUNK_BYTES = 65536
+SETTLED = b"succeeded"
 RESET = struct.pack("ii", 1, 0)  # SO_LINGER: close by RST
 
 
@@ -25,6 +26,8 @@ class Mode(Enum):
     """Every connection is reset, at once and as soon as it is made."""
     DEAF = "deaf"
     """What is sent arrives, and the connection ends instead of the answer."""
+    HALF_CLOSED = "half closed"
+    """A job's end arrives; instead of the answer comes an end, and whatever follows is taken."""
 
 
 class Proxy:
@@ -36,6 +39,7 @@ class Proxy:
         self._target = target
         self._mode = Mode.OPEN
         self._open: set[socket.socket] = set()
+        self._cut: set[socket.socket] = set()
         self._server = socket.create_server(("127.0.0.1", 0))
         self.port: int = self._server.getsockname()[1]
         threading.Thread(target=self._accept, daemon=True).start()
@@ -84,6 +88,12 @@ class Proxy:
                     continue
                 if is_answer and self._mode is Mode.DEAF:
                     break
+                if not is_answer and self._mode is Mode.HALF_CLOSED and SETTLED in data:
+                    self._cut.add(source)
+                if is_answer and sink in self._cut:
+                    sink.shutdown(socket.SHUT_WR)
+                    while source.recv(CHUNK_BYTES):
+                        continue
                 if is_answer and self._mode is Mode.SLOW:
                     time.sleep(self.SLOW_SECONDS)
                 sink.sendall(data)

@@ -13,6 +13,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Coroutine, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -26,15 +27,18 @@ from core.jobs import Job, JobEvent, JobKind, JobStatus, NewJob
 from core.queue.connection import connect
 from core.queue.redis import RedisJobQueue
 from core.registry import Registry
+from core.runs import RunStore
 from core.settings import Settings
 from core.store import ArtifactStore
 from core.trunk import Head
 from tests.faults.faults import FOLDER, WITHOUT
 from tests.waiting import eventually
+from training.archive import archive_finished
+from training.collection import Collector
 from training.ingest import Limits, ingest
 
 if TYPE_CHECKING:
-    from tests.integration.conftest import RedisServer
+    from tests.integration.redis_server import RedisServer
 
 T = TypeVar("T")
 TENANT = "default"
@@ -72,8 +76,8 @@ class Rig:
         self.acknowledged: list[str] = []
         self.max_attempts = 4
         self._served: dict[tuple[str, int], bytes] = {}
-        self._faults = folder / "faults"
-        self._faults.mkdir()
+        self.faults = folder / "faults"
+        self.faults.mkdir()
         self._log = (folder / "workers.log").open("ab")
         self._store_url = str(folder / "store")
         self.store = ArtifactStore(self._store_url)
@@ -98,7 +102,7 @@ class Rig:
         """Run a coroutine of the queue's."""
         return self._runner.run(coroutine)
 
-    def close(self) -> None:
+    def end_workers(self) -> None:
         """End every worker that is left, and its children."""
         for worker in self.workers:
             if worker.poll() is None:
@@ -108,9 +112,24 @@ class Rig:
                     if child.is_running():
                         child.kill()
                 worker.wait()
+
+    def close(self) -> None:
+        """End every worker and every connection."""
+        self.end_workers()
         self.run(self.queue.close())
         self._runner.close()
         self._log.close()
+
+    def wait_for_redis(self) -> None:
+        """Wait until Redis answers on every connection that the rig has."""
+
+        def answers() -> bool:
+            with suppress(Unavailable):
+                self.run(self.queue.ping())
+                return True
+            return False
+
+        eventually(answers, 10, "Redis answers")
 
     # -- workers -----------------------------------------------------------------------------
 
@@ -133,8 +152,10 @@ class Rig:
             "GRAFT_HF_MODELS": json.dumps([self.model.removeprefix("hf:")]),
             "GRAFT_LEASE_SECONDS": str(lease),
             "GRAFT_MAX_ATTEMPTS": str(self.max_attempts),
+            # Jobs that share a file would otherwise pass by the step "features".
+            "GRAFT_FEATURE_CACHE_BYTES": "0",
             "OMP_NUM_THREADS": "1",
-            FOLDER: str(self._faults),
+            FOLDER: str(self.faults),
             WITHOUT: ",".join(without),
             "FAULTS_LIGHT": "1" if light else "",
         }
@@ -174,7 +195,7 @@ class Rig:
 
     def struck(self, job_id: str, seconds: float = 30) -> Struck:
         """Wait until a job's fault has struck."""
-        told = self._faults / f"{job_id}.json"
+        told = self.faults / f"{job_id}.json"
         text = eventually(lambda: told.exists() and told.read_text(), seconds, f"{job_id} struck")
         return Struck(**json.loads(str(text)))
 
@@ -216,6 +237,39 @@ class Rig:
             require(job_id in self.acknowledged, f"{references} are of no job")
         for job_id in self.acknowledged:
             self._check_job(job_id, by_job.get(job_id, []))
+
+    def check_nothing_temporary(self) -> None:
+        """Raise `InvariantBroken` if an ended job has left anything that nobody can use."""
+        for folder, _, names in os.walk(self._store_url):
+            for name in names:
+                require("#" not in name, f"{folder}/{name} is half-written")
+        versions: dict[str, set[str]] = {}
+        for entry in self.store.walk(TENANT):
+            match entry.key.split("/"):
+                case [_, "runs", job_id, "state", _]:
+                    require(not self._has_ended(job_id), f"{entry.key} is of no use")
+                case [_, "models", _, "versions", _, name]:
+                    versions.setdefault(entry.key.rpartition("/")[0], set()).add(name)
+        for key, files in versions.items():
+            is_whole = "manifest.json" in files and "deleted.json" not in files
+            if not is_whole and files != {"deleted.json"}:
+                _, _, name, _, number = key.split("/")
+                owner = self.registry.owner(TENANT, name, int(number))
+                require(bool(owner and not self._has_ended(owner)), f"{key} is not listed")
+
+    def _has_ended(self, job_id: str) -> bool:
+        job = self.run(self.queue.get(TENANT, job_id))
+        return job is None or job.status.is_terminal
+
+    def collect(self) -> None:
+        """End the workers, so that nobody writes, and do what the next one would do in time."""
+        self.end_workers()
+        self.wait_for_redis()
+        self.run(archive_finished(self.queue, RunStore(self.store)))
+        collector = Collector(self.queue, self.store, age_seconds=0)
+        while self.run(collector.collect()):
+            pass
+        self.check_nothing_temporary()
 
     def _check_versions(self) -> list[tuple[str, int]]:
         """Every listed version is whole and loads, and none that was listed before is gone."""

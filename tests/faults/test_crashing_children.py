@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import signal
-import time
 
 import pytest
 
@@ -74,10 +73,10 @@ def test_a_child_that_holds_the_gil_ends_with_its_supervisor(
 
 def test_a_job_that_hangs_is_ended_at_its_limit(rig: Rig) -> None:
     rig.start()
-    begun = time.monotonic()
     job_id = rig.enqueue("slow", "gil@fit!", max_seconds=1)
-    rig.finish(20)
-    assert time.monotonic() - begun < GIL_SECONDS
+    rig.finish(60)
+    at = {event.type: event.created_at for event in rig.events(job_id)}
+    assert at["failed"] - at["started"] < GIL_SECONDS
     error = rig.job(job_id).error
     assert error is not None
     assert error.code == "timeout"

@@ -18,8 +18,8 @@ from tests.faults.worker import remove_fence
 
 TENANT = "acme"
 ROUNDS = 200
-KILLING_SECONDS = 8
-JOBS = 30
+KILLING_SECONDS = 12
+JOBS = 100
 
 
 @pytest.fixture
@@ -144,7 +144,7 @@ def test_workers_killed_at_random(rig: Rig) -> None:
         chance.choice(alive).kill()
         killed += 1
         rig.keep_up(3)
-    rig.finish(30, workers=3)
+    rig.finish(150, workers=3)
     assert killed > 6
     assert {rig.job(job_id).status for job_id in rig.acknowledged} == {"succeeded"}
     rig.check()

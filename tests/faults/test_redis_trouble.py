@@ -11,19 +11,26 @@ import redis
 from core.errors import Unavailable
 from core.queue.connection import translated
 from tests.faults.rig import LEASE_SECONDS, Rig
+from tests.waiting import eventually
 
 AWAY_SECONDS = 1.7 * LEASE_SECONDS
 
 
-def test_redis_killed_and_back_within_a_lease(rig: Rig) -> None:
-    """The worker insists, and its attempt goes on."""
-    rig.start(lease=10)
+@pytest.mark.parametrize("without", [(), ("patience",)], ids=["guarded", "unguarded"])
+def test_redis_killed_and_back_within_a_lease(rig: Rig, without: tuple[str, ...]) -> None:
+    """The worker is patient, and its attempt goes on."""
+    rig.start(lease=10, without=without)
     job_id = rig.enqueue("steady", "pause@fit")
     behind = [rig.enqueue("behind") for _ in range(3)]
     rig.struck(job_id)
     rig.server.kill()
     time.sleep(0.5)
     rig.server.start()
+    if without:
+        # The attempt is given up, and its job waits for the end of the lease.
+        rig.ended(behind[-1])
+        assert rig.job(job_id).status == "running"
+        return
     rig.finish(30)
     for each in (job_id, *behind):
         assert (rig.job(each).status, rig.job(each).attempt) == ("succeeded", 1)
@@ -89,6 +96,18 @@ def test_redis_refuses_writes(
     assert worker.poll() is None
     for each in (job_id, behind):
         assert rig.job(each).status == "succeeded", rig.job(each).error
+    rig.check()
+
+
+def test_a_worker_that_took_a_refusal_for_a_bug_would_die_of_it(rig: Rig) -> None:
+    """The guard is that every answer of a Redis in trouble has one error, which workers know."""
+    worker = rig.start(without=("translation",))
+    rig.struck(rig.enqueue("refused", "pause@fit"))
+    with redis.Redis.from_url(rig.url) as server:
+        mend = replica(server)
+        eventually(lambda: worker.poll() is not None, 20, "the worker dies")
+        mend()
+    rig.finish(30, workers=1)
     rig.check()
 
 

@@ -25,7 +25,7 @@ from core.queue.protocol import Claim
 from core.queue.redis import RedisJobQueue
 from core.registry import Registry
 from core.store import ArtifactStore
-from tests.integration.conftest import RedisServer
+from tests.integration.redis_server import RedisServer
 from tests.waiting import eventually
 
 ROOT = Path(__file__).parents[2]

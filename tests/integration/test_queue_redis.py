@@ -23,7 +23,7 @@ from core.queue.connection import BLOCK_SECONDS, MAX_CONNECTIONS, connect, trans
 from core.queue.redis import RedisJobQueue
 
 if TYPE_CHECKING:
-    from tests.integration.conftest import RedisServer
+    from tests.integration.redis_server import RedisServer
 
 pytestmark = pytest.mark.anyio
 

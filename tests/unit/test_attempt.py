@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import asyncio
 import signal
+from collections.abc import Awaitable, Callable, Collection
+from contextlib import suppress
 from typing import cast
 
 import pytest
 
 from core.errors import Unavailable
-from core.jobs import Failure, Job, JobKind, JobStatus, NewJob
+from core.jobs import Failure, Job, JobKind, JobStatus, NewJob, StopReason
+from core.presence import Presence, Role
 from core.queue.memory import MemoryJobQueue
 from core.queue.protocol import Claim
 from tests.waiting import until
@@ -21,11 +24,13 @@ from training.process import (
     FailedMessage,
     Message,
     RetryMessage,
+    StoppedMessage,
     SucceededMessage,
 )
 
 pytestmark = pytest.mark.anyio
 LEASE_SECONDS = 0.3
+STOP_SECONDS = 2 * LEASE_SECONDS
 DONE = SucceededMessage(result={"fine_tuned_model": "m@1"}, model="m", version=1)
 BAD = Failure(code="data_error", message="no good")
 
@@ -33,11 +38,17 @@ BAD = Failure(code="data_error", message="no good")
 class FakeChild:
     """A child that says what it is told to, or nothing for ever, until it is ended."""
 
-    def __init__(self, *messages: Message, ends_with: int | None = None) -> None:
+    def __init__(
+        self, *messages: Message, ends_with: int | None = None, listens: bool = True
+    ) -> None:
         self._messages: asyncio.Queue[Message | None] = asyncio.Queue()
         self._ends_with = ends_with
         self.killed_by: signal.Signals | None = None
         self.got_go = False
+        self.got_job = False
+        self.asked_to_stop: list[StopReason] = []
+        self._listens = listens
+        self._ended = asyncio.Event()
         for message in messages:
             self.say(message)
         if ends_with is not None:
@@ -47,7 +58,18 @@ class FakeChild:
         self._messages.put_nowait(message)
 
     async def send_job(self, job: Job) -> None:
-        pass
+        self.got_job = True
+
+    async def send_stop(self, reason: StopReason) -> None:
+        self.asked_to_stop.append(reason)
+        if self._listens:
+            self.say(StoppedMessage(reason=reason))
+            self._ended.set()
+
+    async def ends_within(self, seconds: float) -> bool:
+        with suppress(TimeoutError):
+            await asyncio.wait_for(self._ended.wait(), seconds)
+        return self._ended.is_set()
 
     async def send_go(self) -> None:
         self.got_go = True
@@ -61,14 +83,17 @@ class FakeChild:
         return self._ends_with or 0
 
     async def stop(self, grace_seconds: float) -> None:
-        self.end(signal.SIGTERM)
+        if not self._ended.is_set():
+            self.end(signal.SIGTERM)
         await asyncio.sleep(0)
 
     def kill(self) -> None:
         self.end(signal.SIGKILL)
 
     def end(self, how: signal.Signals) -> None:
-        self.killed_by = self.killed_by or how
+        if not self._ended.is_set():
+            self.killed_by = self.killed_by or how
+        self._ended.set()
         self.say(None)
 
 
@@ -77,10 +102,24 @@ class ForgetfulQueue(MemoryJobQueue):
 
     is_away = False
 
-    async def heartbeat(self, *args: object, **kwargs: object) -> bool:
+    async def heartbeat(self, *args: object, **kwargs: object) -> StopReason | None:
         if self.is_away:
             raise Unavailable("away")
         return await super().heartbeat(*args, **kwargs)  # type: ignore[arg-type]
+
+
+class FakePresence(Presence):
+    """Service processes that have said what they are to say."""
+
+    def __init__(self, live: Collection[str] = (), acks: dict[str, bool] | None = None) -> None:
+        self._live = set(live)
+        self._acks = acks or {}
+
+    async def live(self, role: Role) -> set[str]:
+        return self._live
+
+    async def acknowledged(self, tenant: str, model: str, version: int) -> dict[str, bool]:
+        return self._acks
 
 
 async def claimed(queue: MemoryJobQueue, kind: JobKind = JobKind.FINE_TUNE) -> Claim:
@@ -97,6 +136,8 @@ def attempt(
     *,
     max_seconds: float = 60,
     stopping: asyncio.Event | None = None,
+    has_published: bool = False,
+    presence: Presence | None = None,
 ) -> Attempt:
     return Attempt(
         queue,
@@ -104,8 +145,18 @@ def attempt(
         cast(ChildProcess, child),
         lease_seconds=LEASE_SECONDS,
         max_seconds=max_seconds,
+        stop_seconds=STOP_SECONDS,
         stopping=stopping or asyncio.Event(),
+        has_published=_answer(has_published),
+        presence=presence or FakePresence(),
     )
+
+
+def _answer(has_published: bool) -> Callable[[Job], Awaitable[bool]]:
+    async def look(_: Job) -> bool:
+        return has_published
+
+    return look
 
 
 async def state(queue: MemoryJobQueue) -> Job:
@@ -156,14 +207,115 @@ async def test_crash_of_an_ingest_is_not_tried_again() -> None:
     assert (await state(queue)).status is JobStatus.FAILED
 
 
-async def test_cancel_stops_the_child() -> None:
+@pytest.mark.parametrize("listens", [True, False])
+async def test_cancel_asks_the_child_and_ends_one_that_does_not_listen(listens: bool) -> None:
     queue = MemoryJobQueue()
-    child = FakeChild()
+    child = FakeChild(listens=listens)
     run = asyncio.create_task(attempt(queue, await claimed(queue), child).run())
     await queue.cancel("default", "job-1")
     await run
     assert (await state(queue)).status is JobStatus.CANCELLED
+    assert child.asked_to_stop == [StopReason.CANCEL]
+    assert child.killed_by is (None if listens else signal.SIGTERM)
+
+
+async def test_pause_gives_the_job_back_as_paused() -> None:
+    queue = MemoryJobQueue(max_attempts=1)
+    child = FakeChild()
+    run = asyncio.create_task(attempt(queue, await claimed(queue), child).run())
+    await queue.pause("default", "job-1")
+    await run
+    assert (await state(queue)).status is JobStatus.PAUSED
+    assert child.asked_to_stop == [StopReason.PAUSE]
+
+
+async def test_child_that_saves_its_state_keeps_its_lease_until_its_time_is_over() -> None:
+    queue = MemoryJobQueue()
+    child = FakeChild(listens=False)
+    run = asyncio.create_task(attempt(queue, await claimed(queue), child).run())
+    await queue.pause("default", "job-1")
+    await until(lambda: bool(child.asked_to_stop))
+    await asyncio.sleep(1.5 * LEASE_SECONDS)
+    assert child.killed_by is None
+    assert await queue.claim(JobKind.FINE_TUNE, "other", 60) is None
+    await run
     assert child.killed_by is signal.SIGTERM
+    assert (await state(queue)).status is JobStatus.PAUSED
+
+
+async def test_cancel_overtakes_a_pause() -> None:
+    queue = MemoryJobQueue()
+    child = FakeChild(listens=False)
+    run = asyncio.create_task(attempt(queue, await claimed(queue), child).run())
+    await queue.pause("default", "job-1")
+    await until(lambda: bool(child.asked_to_stop))
+    await queue.cancel("default", "job-1")
+    await run
+    assert (await state(queue)).status is JobStatus.CANCELLED
+
+
+async def test_failure_that_came_before_the_stop_counts() -> None:
+    queue = MemoryJobQueue()
+    child = FakeChild(listens=False)
+    run = asyncio.create_task(attempt(queue, await claimed(queue), child).run())
+    await queue.pause("default", "job-1")
+    await until(lambda: bool(child.asked_to_stop))
+    child.say(FailedMessage(failure=BAD))
+    await run
+    assert (await state(queue)).error == BAD
+
+
+@pytest.mark.parametrize("is_cancel", [True, False])
+async def test_child_that_asks_gets_no_leave_when_something_else_is_wanted(
+    is_cancel: bool,
+) -> None:
+    queue = MemoryJobQueue()
+    claim = await claimed(queue)
+    await (queue.cancel if is_cancel else queue.pause)("default", "job-1")
+    child = FakeChild(AskMessage())
+    await attempt(queue, claim, child).run()
+    assert not child.got_go
+    wanted = JobStatus.CANCELLED if is_cancel else JobStatus.PAUSED
+    assert (await state(queue)).status is wanted
+
+
+async def test_failure_after_leave_is_left_to_an_attempt_that_looks() -> None:
+    queue = MemoryJobQueue(max_attempts=1)
+    child = FakeChild(AskMessage(), FailedMessage(failure=BAD))
+    await attempt(queue, await claimed(queue), child).run()
+    job = await state(queue)
+    assert (job.status, job.publishing) == (JobStatus.QUEUED, True)
+
+
+@pytest.mark.parametrize("has_published", [True, False])
+async def test_next_attempt_looks_before_all_else(has_published: bool) -> None:
+    queue = MemoryJobQueue()
+    first = await claimed(queue)
+    await queue.mark_publishing(first, LEASE_SECONDS)
+    await queue.cancel("default", "job-1")
+    await queue.retry(first, 0, BAD)
+    claim = await queue.claim(JobKind.FINE_TUNE, "next", LEASE_SECONDS)
+    assert claim is not None
+    child = FakeChild(AskMessage(), DONE)
+    await attempt(queue, claim, child, has_published=has_published).run()
+    assert child.got_job is has_published
+    wanted = JobStatus.SUCCEEDED if has_published else JobStatus.CANCELLED
+    assert (await state(queue)).status is wanted
+
+
+@pytest.mark.parametrize("acks", [{"a": True, "b": True}, {"a": True, "b": False}, {"a": True}])
+async def test_serving_is_told_before_the_end(
+    acks: dict[str, bool], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("training.acknowledgement.WAIT_SECONDS", 0.1)
+    queue = MemoryJobQueue()
+    child = FakeChild(AskMessage(), DONE)
+    presence = FakePresence({"a", "b"}, acks)
+    await attempt(queue, await claimed(queue), child, presence=presence).run()
+    *_, serving, last = await queue.events("default", "job-1")
+    assert (serving.type, last.type) == ("serving", "succeeded")
+    served = sum(acks.values())
+    assert serving.data == {"acknowledged": served, "refused": len(acks) - served, "of": 2}
 
 
 async def test_cancel_comes_too_late_for_a_child_that_publishes() -> None:

@@ -99,11 +99,12 @@ def test_training_is_followed_until_the_model_is_served(
         Answer({"served": False, "refused": None}),
         Answer({"served": True, "refused": None}),
     )
-    result = graft(service, "train", str(data), "--seed", "7")
+    result = graft(service, "train", str(data), "--seed", "7", "--strategy", "gradual")
     assert result.exit_code == 0, result.output
     created = next(r.json for r in service.requests if r.path == JOBS)
     assert created == {
         "model": "minilm", "training_file": "file-1", "suffix": "support-intents", "seed": 7,
+        "strategy": "gradual",
     }  # fmt: skip
     upload = next(r.body for r in service.requests if r.path == "/v1/files")
     assert data.read_bytes() in upload
@@ -169,15 +170,67 @@ def test_a_bad_name_is_refused_before_the_upload(service: FakeService, tmp_path:
     assert not service.requests
 
 
-def test_a_job_is_shown_and_cancelled(service: FakeService) -> None:
+def test_a_job_is_shown(service: FakeService) -> None:
     running = job("running", progress={"stage": "features", "fraction": 0.5}, cancel_requested=True)
-    service.answer(f"POST {JOBS}/ftjob-1/cancel", Answer(running))
     service.answer(f"GET {JOBS}/ftjob-1", Answer(running))
-    result = graft(service, "job", "ftjob-1", "--cancel")
+    result = graft(service, "job", "ftjob-1")
     assert result.exit_code == 0, result.output
-    assert service.requests[0].path.endswith("/cancel")
     assert "features" in result.stdout
     assert "cancel_requested" in result.stdout
+
+
+@pytest.mark.parametrize(
+    ("words", "body", "status"),
+    [
+        (["cancel"], None, "cancelled"),
+        (["cancel", "--keep-best"], {"keep_best": True}, "cancelled"),
+        (["pause"], None, "paused"),
+        (["resume"], None, "queued"),
+    ],
+)
+def test_a_job_is_steered(
+    service: FakeService, words: list[str], body: object, status: str
+) -> None:
+    service.answer(f"POST {JOBS}/ftjob-1/{words[0]}", Answer(job(status)))
+    service.answer(f"GET {JOBS}/ftjob-1", Answer(job(status)))
+    result = graft(service, words[0], "ftjob-1", *words[1:])
+    assert result.exit_code == 0, result.output
+    asked = service.requests[0]
+    assert (asked.path, asked.body and asked.json) == (f"{JOBS}/ftjob-1/{words[0]}", body or b"")
+    assert f"ftjob-1 is {status}" in result.stdout
+
+
+def test_a_cancel_that_takes_a_step_says_so(service: FakeService) -> None:
+    running = job("running", cancel_requested=True)
+    service.answer(f"POST {JOBS}/ftjob-1/cancel", Answer(running))
+    service.answer(f"GET {JOBS}/ftjob-1", Answer(running))
+    assert "stops at its next step" in graft(service, "cancel", "ftjob-1").stdout
+
+
+def test_a_job_that_cannot_be_paused_is_an_error(service: FakeService) -> None:
+    refusal = {"error": {"message": "The job is already succeeded."}}
+    service.answer(f"POST {JOBS}/ftjob-1/pause", Answer(refusal, 409))
+    result = graft(service, "pause", "ftjob-1")
+    assert result.exit_code == 1
+    assert "The job is already succeeded. (HTTP 409)" in result.stderr
+
+
+@pytest.mark.parametrize(("name", "file_id"), [("r.html", "file-h"), ("r.json", "file-j")])
+def test_a_report_is_saved(service: FakeService, tmp_path: Path, name: str, file_id: str) -> None:
+    done = job("succeeded", report="file-j", report_html="file-h")
+    service.answer(f"GET {JOBS}/ftjob-1", Answer(done))
+    service.answer(f"GET /v1/files/{file_id}/content", Answer(raw=b"the report"))
+    result = graft(service, "job", "ftjob-1", "--report", str(tmp_path / name))
+    assert result.exit_code == 0, result.output
+    assert (tmp_path / name).read_bytes() == b"the report"
+
+
+def test_a_job_without_report_is_an_error(service: FakeService, tmp_path: Path) -> None:
+    service.answer(f"GET {JOBS}/ftjob-1", Answer(job("running", report=None)))
+    result = graft(service, "job", "ftjob-1", "--report", str(tmp_path / "r.html"))
+    assert result.exit_code == 1
+    assert "it is running" in result.stderr
+    assert not (tmp_path / "r.html").exists()
 
 
 def test_jobs_and_models_are_listed(service: FakeService) -> None:

@@ -44,3 +44,10 @@ def test_secrets_are_not_printed(monkeypatch: pytest.MonkeyPatch):
     settings = Settings()
     assert "hush-hush" not in repr(settings)
     assert "hush-hush" not in settings.model_dump_json()
+
+
+def test_what_is_refused_is_not_quoted(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("GRAFT_REDIS_URL", "rediss+sentinel://:hush-hush@host")
+    with pytest.raises(ValidationError, match="ends with the service's name") as refused:
+        Settings()
+    assert "hush" not in str(refused.value)

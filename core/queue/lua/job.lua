@@ -15,7 +15,7 @@ local CANCELLED_FILE = cjson.encode({
 -- one that kills whoever publishes it must not do so for ever.
 local PUBLISHING_LOSSES = 20
 -- The weight of the newest job in what is remembered of how long jobs take.
-local PACE_WEIGHT = 0.3
+local PACE_WEIGHT = 0.5
 local MAX_PACES = 1000
 -- The kinds of job whose records outlast Redis; what became of a file is told by the file.
 local ARCHIVED = {fine_tune = true}

@@ -1,0 +1,292 @@
+"""`gradual` from data set to served model, on an encoder of two blocks that runs in milliseconds.
+
+The label says whether one of two words is there, but not both: no linear head on the encoder's mean
+over tokens can tell, and a block with deltas can.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import random
+import time
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import transformers
+from transformers.models.bert.modeling_bert import BertLayer
+
+from core.checkpoints import Checkpoints
+from core.datasets import UploadedFile
+from core.files import FileStore
+from core.jobs import Job, JobKind, JobStatus, StopReason
+from core.manifests import ModelManifest
+from core.registry import Registry
+from core.settings import Settings
+from core.store import ArtifactStore
+from core.trunk import Head, Trunk
+from service.batcher import Batcher
+from tests.integration.hf_models import (
+    IMAGE_MODELS,
+    SIZES,
+    TEXT_MODELS,
+    WORDS,
+    save_image_model,
+    save_text_model,
+)
+from training import backbones, parity
+from training.activations import Batch, Upper, capture
+from training.ingest import Limits, ingest
+from training.pipeline import fine_tune
+from training.stopping import Stopped
+
+FILES = ("head.onnx", "golden.npz", "adapter_config.json", "adapter_model.safetensors")
+
+
+class Listener:
+    """A reporter that remembers, and asks to stop when it has heard as many epochs as it is to."""
+
+    def __init__(self, stop_after_epochs: int | None = None) -> None:
+        self.events: list[tuple[str, dict[str, Any]]] = []
+        self.stop_reason: StopReason | None = None
+        self._stop_after = stop_after_epochs
+
+    def event(self, type: str, message: str, **data: object) -> None:
+        self.events.append((type, data))
+        if len(self.of("epoch_ended")) == self._stop_after:
+            self.stop_reason = StopReason.PAUSE
+
+    def of(self, type: str) -> list[dict[str, Any]]:
+        return [data for name, data in self.events if name == type]
+
+    def progress(self, stage: str, fraction: float) -> None:
+        assert 0 <= fraction <= 1
+
+    def check(self) -> None:
+        if self.stop_reason is not None:
+            raise Stopped(self.stop_reason)
+
+    def authorise(self) -> None:
+        self.check()
+
+
+def exclusive_or(rows: int) -> bytes:
+    numbers = random.Random(0)
+    others = [word for word in WORDS if word not in ("card", "money")]
+    lines = ["text,label"]
+    for row in range(rows):
+        first, second = row % 2, row // 2 % 2
+        words = numbers.sample(others, 2) + ["card"] * first + ["money"] * second
+        numbers.shuffle(words)
+        lines.append(f"{' '.join(words)},{'one' if first != second else 'other'}")
+    return "\n".join(lines).encode()
+
+
+class Stand:
+    """A store with a data set and an encoder, to run jobs on."""
+
+    def __init__(self, folder: Path) -> None:
+        self.model = str(save_text_model("bert", folder / "model"))
+        # Weights as small as those of a fresh model pass next to nothing from block to block.
+        wide = transformers.BertConfig(**SIZES, max_position_embeddings=40, initializer_range=0.3)
+        torch.manual_seed(0)
+        transformers.BertModel(wide, add_pooling_layer=False).save_pretrained(self.model)
+        self.store = ArtifactStore(str(folder / "store"))
+        self.settings = Settings(hf_models=(self.model,))
+        files = FileStore(self.store, "default")
+        data = exclusive_or(240)
+        self.store.put_new(files.upload_key("file-1"), data)
+        files.complete(UploadedFile(id="file-1", filename="a.csv", bytes=len(data), created_at=0))
+        ingest(files, "file-1", Limits.from_settings(self.settings))
+        self.registry = Registry(self.store)
+
+    def job(self, id: str, attempt: int = 1, **spec: Any) -> Job:
+        wanted = {
+            "model": f"hf:{self.model}",
+            "training_file": "file-1",
+            "suffix": "words",
+            "strategy": "gradual",
+            "hyperparameters": {"n_epochs": 14, "learning_rate_multiplier": 10, "batch_size": 16},
+            "early_stopping": {"patience": 14},
+        }
+        return Job(
+            tenant="default", id=id, kind=JobKind.FINE_TUNE, status=JobStatus.RUNNING,
+            spec=wanted | spec, attempt=attempt, created_at=time.time(),
+        )  # fmt: skip
+
+    def run(self, job: Job, listener: Listener) -> ModelManifest:
+        return fine_tune(job, self.store, self.settings, listener)
+
+    def files(self, manifest: ModelManifest) -> dict[str, bytes]:
+        return {name: self.registry.file(manifest, name) for name in FILES}
+
+
+@pytest.fixture(scope="module")
+def stand(tmp_path_factory: pytest.TempPathFactory) -> Stand:
+    return Stand(tmp_path_factory.mktemp("gradual"))
+
+
+@pytest.fixture(scope="module")
+def whole(stand: Stand) -> tuple[ModelManifest, Listener]:
+    """One job that ran through."""
+    listener = Listener()
+    return stand.run(stand.job("ftjob-whole"), listener), listener
+
+
+def test_deltas_ship_when_they_win_by_more_than_the_error(
+    whole: tuple[ModelManifest, Listener],
+) -> None:
+    manifest, listener = whole
+    steps = listener.of("unfrozen")
+    kept = [step for step in steps if step["kept"]]
+    assert kept
+    assert all(step["gain"] > step["gain_error"] for step in kept)
+    assert all(step in kept for step in steps if step["gain"] > step["gain_error"] + 0.005)
+    assert (manifest.kind, manifest.rank, manifest.blocks) == ("low_rank", 8, kept[-1]["blocks"])
+    assert manifest.metrics["accuracy"] == pytest.approx(kept[-1]["accuracy"])
+    assert manifest.metrics["accuracy"] > 0.9
+    assert manifest.metrics["rows"] == 48
+
+
+def test_the_served_model_tells_what_the_frozen_one_cannot(
+    stand: Stand, whole: tuple[ModelManifest, Listener]
+) -> None:
+    """Rows of both, and of a checkpoint, in one batch of the service."""
+    plain = stand.run(stand.job("ftjob-plain", strategy="feature_extraction"), Listener())
+    checkpoint = Checkpoints(stand.store, "default", "ftjob-whole").list()[-1]
+    trunk = Trunk.load(stand.registry, whole[0].trunk, threads=1, max_pixels=1)
+    manifests = (plain, whole[0], checkpoint)
+    heads = [Head.load(stand.registry, manifest, trunk) for manifest in manifests]
+    data = [line.split(",") for line in exclusive_or(240).decode().splitlines()[1:]]
+    rows = [trunk.preprocessor.prepare(text) for text, _ in data]  # type: ignore[arg-type]
+
+    async def encode_all() -> list[list[Any]]:
+        batcher = Batcher(trunk, "t", 1000, trunk.manifest.slots)
+        deadline = time.monotonic() + 60
+        try:
+            return await asyncio.gather(
+                *(batcher.encode(rows, deadline, head.adapter) for head in heads)
+            )
+        finally:
+            await batcher.close()
+
+    right = []
+    for head, features in zip(heads, asyncio.run(encode_all()), strict=True):
+        answers = head.predict(np.stack(features)).argmax(axis=1)
+        labels = [head.manifest.labels[answer] for answer in answers]
+        right.append(np.mean([label == row[1] for label, row in zip(labels, data, strict=True)]))
+    assert right[0] + 0.02 < right[1]
+    assert right[1] > 0.9
+    assert right[0] < right[2]
+
+
+def test_a_job_that_was_paused_ends_with_the_same_bytes(
+    stand: Stand, whole: tuple[ModelManifest, Listener]
+) -> None:
+    """Stopped within the first step, and again within the last training."""
+    total = len(whole[1].of("epoch_ended"))
+    for attempt, epochs in enumerate((3, total - 3 - 2), start=1):
+        with pytest.raises(Stopped):
+            stand.run(stand.job("ftjob-paused", attempt), Listener(stop_after_epochs=epochs))
+    listener = Listener()
+    manifest = stand.run(stand.job("ftjob-paused", 3), listener)
+    assert listener.of("state_restored")[0]["from_step"] > 0
+    assert len(listener.of("epoch_ended")) == 2
+    assert stand.files(manifest) == stand.files(whole[0])
+    assert manifest.metrics == whole[0].metrics
+    assert Checkpoints(stand.store, "default", "ftjob-paused").latest_state() is None
+
+
+def test_the_same_job_gives_the_same_bytes_and_another_seed_others(
+    stand: Stand, whole: tuple[ModelManifest, Listener]
+) -> None:
+    again = stand.run(stand.job("ftjob-again"), Listener())
+    assert stand.files(again) == stand.files(whole[0])
+    other = stand.run(stand.job("ftjob-other", seed=1), Listener())
+    assert stand.files(other) != stand.files(whole[0])
+
+
+@pytest.fixture
+def runs(monkeypatch: pytest.MonkeyPatch) -> Counter[str]:
+    """How often a layer of any copy of the encoder has run."""
+    counted: Counter[str] = Counter()
+    forward = BertLayer.forward
+
+    def count(self: BertLayer, *args: Any, **kwargs: Any) -> Any:
+        counted["layer"] += 1
+        return forward(self, *args, **kwargs)
+
+    monkeypatch.setattr(BertLayer, "forward", count)
+    return counted
+
+
+def test_frozen_blocks_never_run_in_an_epoch(stand: Stand, runs: Counter[str]) -> None:
+    """Between the first and the last epoch of a step on one of two blocks, one runs each time."""
+    marks: list[int] = []
+
+    class Counting(Listener):
+        def event(self, type: str, message: str, **data: object) -> None:
+            if type == "epoch_ended" and data["blocks"] == 1:
+                marks.append(runs.total())
+            super().event(type, message, **data)
+
+    stand.run(stand.job("ftjob-counted"), Counting())
+    # 192 rows in batches of 16, and 48 held-out rows in one.
+    assert marks[1] - marks[0] == 192 // 16 + 1
+
+
+def test_a_step_without_gain_leaves_the_frozen_head(stand: Stand) -> None:
+    listener = Listener()
+    few = {"n_epochs": 1, "learning_rate_multiplier": 0.001}
+    manifest = stand.run(stand.job("ftjob-frozen", hyperparameters=few), listener)
+    assert [step["kept"] for step in listener.of("unfrozen")] == [False]
+    assert listener.of("frozen_head_kept")
+    assert (manifest.kind, manifest.rank) == ("linear", 0)
+    plain = stand.run(stand.job("ftjob-linear", strategy="feature_extraction"), Listener())
+    assert manifest.files["head.onnx"] == plain.files["head.onnx"]
+
+
+def test_a_low_rank_head_is_not_loaded_without_its_trunk_or_with_other_deltas(
+    stand: Stand, whole: tuple[ModelManifest, Listener], tmp_path: Path
+) -> None:
+    from core.adapters import WEIGHTS_FILE, read_adapter, write_adapter
+    from core.errors import Conflict
+
+    manifest = whole[0]
+    with pytest.raises(Conflict, match="trunk"):
+        Head.load(stand.registry, manifest)
+    trunk = Trunk.load(stand.registry, manifest.trunk, threads=1, max_pixels=1)
+    files = stand.files(manifest)
+    slots = trunk.manifest.slots
+    adapter = read_adapter(files["adapter_config.json"], files[WEIGHTS_FILE], slots)
+    for delta in adapter.deltas.values():
+        delta.b[:] += 1.0
+    files[WEIGHTS_FILE] = write_adapter(adapter, slots, "x")[WEIGHTS_FILE]
+    registry = Registry(ArtifactStore(str(tmp_path)))
+    changed = registry.publish(manifest.model_copy(update={"files": {}}), files)
+    with pytest.raises(Conflict, match="golden"):
+        Head.load(registry, changed, trunk)
+
+
+@pytest.mark.parametrize("kind", [*TEXT_MODELS, *IMAGE_MODELS])
+def test_every_kind_of_encoder_can_be_cut(kind: str, tmp_path: Path) -> None:
+    """`Upper` compares itself with the whole encoder, and raises if they differ."""
+    save = save_text_model if kind in TEXT_MODELS else save_image_model
+    folder = str(save(kind, tmp_path / "model"))
+    backbone = backbones.load(f"hf:{folder}", (folder,))
+    rows = next(parity.probes(backbone))
+    expected = backbone.module(*parity.torch_inputs(backbone, rows)).detach()
+    for cut in (0, 1):
+        activations = capture(backbone, cut, rows)
+        features = Upper(backbone, cut)(Batch.of(activations, backbone.modality)).detach()
+        assert torch.allclose(features, expected, atol=1e-5)
+
+
+def test_packaged_encoders_can_be_cut_anywhere() -> None:
+    for model, cuts in (("minilm", (0, 3, 5)), ("efficientnet-lite0", (0, 8, 15))):
+        backbone = backbones.load(model, ())
+        for cut in cuts:
+            Upper(backbone, cut)

@@ -1,0 +1,133 @@
+"""The training loop on a tiny task: what it resumes is what it would have done."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from itertools import pairwise
+
+import pytest
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from training.trainer import Epoch, Parameter, Recipe, Trainer, rate_at
+
+RECIPE = Recipe(epochs=4, learning_rate=0.05)
+
+
+class Classifier:
+    """A linear classifier on random rows, with dropout, so that steps draw numbers."""
+
+    def __init__(self, *, falls: bool = True) -> None:
+        numbers = torch.Generator().manual_seed(1)
+        self.rows = torch.randn(40, 6, generator=numbers)
+        self.targets = (self.rows[:, 0] > 0).long()
+        self.weight = torch.zeros(6, 2, requires_grad=True)
+        self.scale = torch.ones(2, requires_grad=True)
+        self.falls = falls
+        self.validations = 0
+
+    def parameters(self) -> list[Parameter]:
+        return [Parameter("weight", self.weight), Parameter("scale", self.scale, rate=0.1)]
+
+    def batches(self, seed: int) -> list[Tensor]:
+        numbers = torch.Generator().manual_seed(seed)
+        return list(torch.randperm(30, generator=numbers).split(8))
+
+    def loss(self, rows: Tensor) -> Tensor:
+        dropped = functional.dropout(self.rows[rows], 0.3)
+        return functional.cross_entropy(dropped @ self.weight * self.scale, self.targets[rows])
+
+    def validate(self) -> float:
+        self.validations += 1
+        if not self.falls:
+            return float(self.validations)
+        with torch.no_grad():
+            logits = self.rows[30:] @ self.weight * self.scale
+            return float(functional.cross_entropy(logits, self.targets[30:]))
+
+
+class Interrupted(Exception):
+    pass
+
+
+def stop_at(step: int) -> Callable[[], None]:
+    calls = iter(range(10**6))
+
+    def check() -> None:
+        if next(calls) == step:
+            raise Interrupted
+
+    return check
+
+
+def go_on() -> None:
+    return None
+
+
+def test_it_learns() -> None:
+    task = Classifier()
+    trainer = Trainer(task, RECIPE, seed=3)
+    heard: list[Epoch] = []
+    trainer.run(check=go_on, on_epoch=lambda epoch: heard.append(epoch) is None)
+    assert heard == trainer.history
+    assert [len(heard), trainer.step] == [4, 16]
+    assert heard[-1].loss < heard[0].loss < 0.7
+
+
+@pytest.mark.parametrize("step", [0, 1, 3, 4, 6, 11, 15])
+def test_a_run_that_is_resumed_ends_with_the_same_bits(step: int) -> None:
+    whole = Trainer(Classifier(), RECIPE, seed=3)
+    whole.run(check=go_on)
+
+    first = Trainer(Classifier(), RECIPE, seed=3)
+    with pytest.raises(Interrupted):
+        first.run(check=stop_at(step))
+    torch.manual_seed(99)  # another process draws other numbers
+    second = Trainer(Classifier(), RECIPE, seed=3)
+    second.restore(first.state())
+    assert second.step == step
+    second.run(check=go_on)
+    assert second.state() == whole.state()
+    assert second.history == whole.history
+
+
+def test_another_seed_ends_elsewhere() -> None:
+    ends = []
+    for seed in (3, 4):
+        trainer = Trainer(Classifier(), RECIPE, seed=seed)
+        trainer.run(check=go_on)
+        ends.append(trainer.state())
+    assert ends[0] != ends[1]
+
+
+def test_it_stops_when_validation_gets_no_better_and_keeps_the_best() -> None:
+    task = Classifier(falls=False)
+    trainer = Trainer(task, Recipe(epochs=20, learning_rate=0.05, patience=2), seed=3)
+    after: list[Tensor] = []
+    trainer.run(check=go_on, on_epoch=lambda _: after.append(task.weight.detach().clone()) is None)
+    assert (len(trainer.history), trainer.best_epoch) == (3, 1)
+    assert torch.equal(task.weight, after[0])
+    assert not torch.equal(after[0], after[2])
+
+
+def test_the_listener_may_end_it() -> None:
+    trainer = Trainer(Classifier(), RECIPE, seed=3)
+    trainer.run(check=go_on, on_epoch=lambda _: False)
+    assert len(trainer.history) == 1
+
+
+@pytest.mark.parametrize("decay", ["linear", "cosine"])
+def test_the_rate_rises_and_falls(decay: str) -> None:
+    recipe = RECIPE.model_copy(update={"decay": decay, "warmup": 0.2})
+    rates = [rate_at(step, 20, recipe) for step in range(20)]
+    assert rates[:4] == pytest.approx([0.0125, 0.025, 0.0375, 0.05])
+    assert all(before > after for before, after in pairwise(rates[4:]))
+    assert 0 < rates[-1] < 0.005
+
+
+def test_a_slower_parameter_moves_less() -> None:
+    task = Classifier()
+    Trainer(task, Recipe(epochs=1, learning_rate=0.05, weight_decay=0), seed=3).run(check=go_on)
+    moved = (task.scale.detach() - 1).abs().max()
+    assert 0 < float(moved) < float(task.weight.detach().abs().max())
