@@ -14,15 +14,16 @@ from typing import Any
 
 import numpy as np
 
+import core.store
 import training.child
 from core.datasets import Modality
+from core.errors import Unavailable
 from core.files import sha256
 from core.jobs import Job, JobKind
 from core.manifests import ModelManifest
 from core.registry import Registry
 from core.store import ArtifactStore
 from tests.faults.faults import around, shift_clock, strike, without
-from training.process import FailedMessage
 
 SUPERVISOR = os.getppid()
 DIM = 4
@@ -86,11 +87,8 @@ def remove_guards() -> None:
         registry._publication_key = staticmethod(
             lambda tenant, job: f"{tenant}/runs/{job}/publication-{unique}.json"
         )
-    if without("retry"):
-        outcome_of = training.child.outcome_of
-        vars(training.child)["outcome_of"] = lambda error: FailedMessage(
-            failure=outcome_of(error).failure
-        )
+    if without("room"):
+        vars(core.store)["NoSpace"] = Unavailable
     if without("order"):
         around(Registry, "_store_version", before=list_first)
 

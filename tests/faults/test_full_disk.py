@@ -57,7 +57,8 @@ def test_a_job_fails_for_want_of_room(disk: Disk, rig: Rig) -> None:
     error = rig.ended(job_id).error
     assert error is not None
     assert error.code == "no_space"
-    assert rig.job(job_id).attempt == rig.max_attempts
+    # Whether the last of them has published, only one attempt more can tell.
+    assert rig.job(job_id).attempt in (rig.max_attempts, rig.max_attempts + 1)
     rig.check()
     assert rig.registry.catalogue("default") == {}
     disk.free()
@@ -67,10 +68,11 @@ def test_a_job_fails_for_want_of_room(disk: Disk, rig: Rig) -> None:
     rig.check()
 
 
-def test_without_a_retry_a_job_fails_at_once(disk: Disk, rig: Rig) -> None:
-    rig.start(without=("retry",))
-    job = rig.ended(rig.enqueue("model", "fill@put-head.onnx"))
-    assert (job.status, job.attempt) == ("failed", 1)
+def test_without_its_translation_a_full_disk_is_not_told(disk: Disk, rig: Rig) -> None:
+    rig.start(without=("room",))
+    error = rig.ended(rig.enqueue("model", "fill@put-head.onnx!")).error
+    assert error is not None
+    assert error.code != "no_space"
 
 
 def test_without_collection_a_full_disk_leaves_half_a_version(disk: Disk, rig: Rig) -> None:
