@@ -117,6 +117,7 @@ def print_accuracy(
     heads: dict[Precision, Head] = {}
     print(f"\nBanking77, 10 rows of each class, {len(test)} test rows")
     for precision, trunk in trunks.items():
+
         def features(rows: list[Row], trunk: Trunk = trunk) -> np.ndarray:
             texts = [text for text, _ in rows]
             return extract(trunk, texts, threads=1, on_progress=lambda *_: None)

@@ -107,9 +107,7 @@ class Trunk:
         graph = registry.trunk_file(manifest, "trunk.onnx")
         trunk = cls(manifest, graph, preprocessor, threads)
         rows, expected = trunk.golden(registry.trunk_file(manifest, "golden.npz"))
-        require_equal(
-            trunk.encode(rows), expected, f"trunk {digest[:12]}", manifest.precision
-        )
+        require_equal(trunk.encode(rows), expected, f"trunk {digest[:12]}", manifest.precision)
         trunk.golden_rows = rows
         return trunk
 

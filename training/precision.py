@@ -4,9 +4,9 @@
     int8 trunk ─▶ features ─▶ fit ─▶ accuracy ─┴─▶ int8 unless 0.5 points or more are lost
 
 Each head is fitted on the trunk it would run on, with the same folds, and judged on the validation
-file's rows if there are any, or else out of fold. Of large data a stratified sample is compared, so the
-choice takes a bounded time; with few rows one row may be worth more than the 0.5 points, and then
-no row more may be lost. The feature cache keeps what is computed here for the job's own features.
+file's rows if there are any, or else out of fold. Of large data a stratified sample is compared, so
+the choice takes a bounded time; with few rows one row may be worth more than the 0.5 points, and
+then no row more may be lost. The feature cache keeps what is computed here for the job's own features.
 
 Not here: what int8 is (training.quantization), making trunks (training.trunks).
 """
@@ -92,14 +92,14 @@ def choose(request: FineTuneRequest, candidates: Candidates) -> tuple[Trunk, Cho
 
 
 def sampled(data: Dataset, seed: int) -> Dataset:
-    """Return at most `SAMPLE_ROWS` rows, of each class its share but at least two if it has them."""
+    """Return at most `SAMPLE_ROWS` rows: of each class its share, and two if it has them."""
     rows = stratified(data.labels, SAMPLE_ROWS, seed)
     if len(rows) == len(data.labels):
         return data
     return replace(
         data,
         manifest=data.manifest.model_copy(update={"rows": len(rows)}),
-        items=[data.items[row] for row in rows],
+        items=[data.items[row] for row in rows],  # type: ignore[arg-type]  # of one kind
         labels=[data.labels[row] for row in rows],
     )
 

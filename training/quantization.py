@@ -2,9 +2,10 @@
 
     MatMul(x, W)  →  DynamicQuantizeLinear(x) ▶ MatMulInteger(·, W₈) ▶ Cast ▶ Mul(scales)
 
-Weights are symmetric with one scale for each output channel; activations get one scale and zero point for
-the whole tensor when it runs. So a row's numbers move a little with the rows beside it in a batch, and a
-batch of the same rows gives the same numbers again (docs/decisions/0022-precision.md has how much).
+Weights are symmetric with one scale for each output channel; activations get one scale and zero
+point for the whole tensor when it runs. So a row's numbers move a little with the rows beside it
+in a batch (docs/decisions/0022-precision.md has how much), and a batch of the same rows gives the
+same numbers again.
 
 Weights have 7 bits. Processors without the VNNI instructions add pairs of products in 16 bits, and
 those of 8-bit weights overflow there without a word; with 7 the sums are exact everywhere, so a
@@ -22,7 +23,6 @@ from collections.abc import Iterator, Mapping, Sequence
 
 import numpy as np
 import numpy.typing as npt
-import onnx
 from onnx import GraphProto, ModelProto, NodeProto, TensorProto, helper, numpy_helper
 
 from core.manifests import Slot

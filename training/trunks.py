@@ -50,8 +50,9 @@ def ensure_trunk(
 ) -> Trunk:
     """Return the trunk of a backbone, exporting it if this store has none; `on_export` is told.
 
-    Raises `DataError` (`param="model"`) for a backbone that cannot be used, or (`param="precision"`)
-    not at this precision, `ExportMismatch` if the graph disagrees with torch, and `Conflict` if a stored trunk is damaged.
+    Raises `DataError` (`param="model"`) for a backbone that cannot be used, or not at this
+    precision (`param="precision"`), `ExportMismatch` if the graph disagrees with torch, and
+    `Conflict` if a stored trunk is damaged.
     """
     key = _key(backbones.digest(model, hf_models), precision)
     manifest = registry.find_trunk(key)
