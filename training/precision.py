@@ -5,8 +5,8 @@
 
 Each head is fitted on the trunk it would run on, with the same folds, and judged on the validation
 file's rows if there are any, or else out of fold. Of large data a stratified sample is compared, so
-the choice takes a bounded time; with few rows one row may be worth more than the 0.5 points, and
-then no row more may be lost. The feature cache keeps what is computed here for the job's own features.
+the choice takes a bounded time; with few rows one row may be worth more than 0.5 points, and
+then no row more may be lost. The feature cache keeps what is computed here for the job itself.
 
 Not here: what int8 is (training.quantization), making trunks (training.trunks).
 """

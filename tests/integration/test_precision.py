@@ -24,7 +24,6 @@ from core.registry import Registry
 from core.settings import Settings
 from core.store import ArtifactStore
 from core.trunk import INT8_TOLERANCE, Head, Trunk, create_session, require_equal
-from tests.integration import test_gradual
 from tests.integration.hf_models import (
     TEXT_MODELS,
     save_image_model,
@@ -355,19 +354,6 @@ def test_auto_measures_and_says_what_it_chose(stand: Stand) -> None:
     assert (chosen["precision"] == "int8") == (loss < 0.005)
     report = json.loads(stand.registry.file(manifest, "report.json"))
     assert report["precision"] == {k: v for k, v in chosen.items() if k != "message"}
-
-
-def test_deltas_are_judged_and_served_on_the_int8_trunk(tmp_path: Path) -> None:
-    tuning = test_gradual.Stand(tmp_path)
-    manifest = tuning.run(tuning.job("ftjob-int8", precision="int8"), test_gradual.Listener())
-    assert manifest.kind == "low_rank"
-    trunk = Trunk.load(tuning.registry, manifest.trunk, threads=1, max_pixels=1)
-    assert trunk.manifest.precision == "int8"
-    head = Head.load(tuning.registry, manifest, trunk)  # which replays its golden rows
-    rows = trunk.preprocessor.prepare_many(["card pin", "pin money", "card money", "pin is"])  # type: ignore[union-attr]
-    features = trunk.encode(rows, stack([head.adapter] * 4, trunk.manifest.slots))
-    predicted = head.predict(features).argmax(axis=1)
-    assert [manifest.labels[label] for label in predicted] == ["one", "one", "other", "other"]
 
 
 def test_a_trunk_whose_golden_rows_come_out_differently_is_refused(stand: Stand) -> None:
