@@ -17,13 +17,14 @@ from core.adapters import stack
 from core.datasets import DatasetManifest, Modality, UploadedFile
 from core.errors import Conflict, DataError, ExportMismatch
 from core.files import FileStore
+from core.head import Head
 from core.jobs import FineTuneRequest, Job, JobKind, JobStatus, StopReason
 from core.manifests import Slot
 from core.preprocessing import FloatArray, PreparedText
 from core.registry import Registry
 from core.settings import Settings
 from core.store import ArtifactStore
-from core.trunk import INT8_TOLERANCE, Head, Trunk, create_session, require_equal
+from core.trunk import INT8_TOLERANCE, Trunk, create_session, require_equal
 from tests.integration.hf_models import (
     TEXT_MODELS,
     save_image_model,
