@@ -13,6 +13,8 @@ from dataclasses import dataclass
 from core.datasets import Modality
 
 HF_PREFIX = "hf:"
+AUTO = "auto"
+"""In place of a name: the job compares those that read its data."""
 
 
 @dataclass(frozen=True)

@@ -234,7 +234,8 @@ MetadataKey = Annotated[str, StringConstraints(min_length=1, max_length=64)]
 class FineTuneRequest(BaseModel):
     """The body of `POST /v1/fine_tuning/jobs`, and the `spec` of a `fine_tune` job.
 
-    `model` is a backbone id (`minilm`, `efficientnet-lite0`, `hf:<allowed entry>`).
+    `model` is a backbone id (`minilm`, `efficientnet-lite0`, `hf:<allowed entry>`), or `auto`: the
+    job compares those that read its data. So does `strategy` `auto`: the job decides.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -246,7 +247,7 @@ class FineTuneRequest(BaseModel):
     seed: int = Field(default=0, ge=0, le=2**31 - 1)
     metadata: dict[MetadataKey, MetadataValue] = Field(default_factory=dict, max_length=16)
     method: Method = Method()
-    strategy: Literal["feature_extraction", "gradual"] = "feature_extraction"
+    strategy: Literal["auto", "feature_extraction", "gradual"] = "feature_extraction"
     early_stopping: EarlyStopping = EarlyStopping()
     precision: Literal["auto", "fp32", "int8"] = "fp32"
     max_seconds: int = Field(default=3600, ge=1, le=86_400)

@@ -34,22 +34,21 @@ from core.datasets import Modality
 from core.manifests import Slot
 from core.preprocessing import FloatArray
 from training.backbones import TorchBackbone
-from training.fit import FOLDS, Head, IntArray, Judged, deal, fit_apart
+from training.fit import STRENGTHS, Head, IntArray, Judged, fit_apart, fit_at
+from training.judgement import compare, hold_out, likelihoods
+from training.novelty import unseen_quantiles
 from training.stopping import Stopped
 from training.trainer import Epoch, Recipe, Trainer, read_metadata
 from training.tuning import DeltaTask, Regularisation, Rows
 
-LADDER_GROWTH = 2
-FIRST_RUNG = 6
-"""The first rung is so small a part of the blocks: one of MiniLM's six, two of sixteen."""
+LADDER_GROWTH = 3
+FIRST_RUNG = 4
+"""The first rung is so small a part of the blocks: one of four, four of seventeen."""
 
 MISSES = 2
 """The ladder ends after so many rungs in a row that are not kept: one block may be too few."""
 
 FEW_ROWS_PER_CLASS = 20
-NEGLIGIBLE = 0.005
-"""Nats a row that are not worth deltas: nearly equal models differ by a sure next to nothing."""
-
 RESERVED_SHARE = 0.2
 """Of the job's time, for what comes after the search: features, export, publishing."""
 
@@ -83,6 +82,11 @@ class Defaults:
     epochs: int
     regularisation: Regularisation
     few_rows: Regularisation
+    start_strength: float
+    """L2 of the classifier that training starts from, one of `STRENGTHS`."""
+
+    head_rate: float
+    """The classifier's rate over that of the deltas."""
 
 
 DEFAULTS = {
@@ -94,6 +98,8 @@ DEFAULTS = {
         epochs=10,
         regularisation=Regularisation(label_smoothing=0.1),
         few_rows=Regularisation(label_smoothing=0.1, contrast=1.0),
+        start_strength=STRENGTHS[6],
+        head_rate=1.0,
     ),
     Modality.IMAGE: Defaults(
         rank=16,
@@ -103,6 +109,8 @@ DEFAULTS = {
         epochs=10,
         regularisation=Regularisation(label_smoothing=0.1, mixup=0.2),
         few_rows=Regularisation(label_smoothing=0.1, mixup=0.2),
+        start_strength=STRENGTHS[4],
+        head_rate=1.0,
     ),
 }
 
@@ -127,7 +135,8 @@ class Outcome:
     """The ladder's end: what is best on the held-out rows, and deltas trained on all if it is any.
 
     `head` was trained along with them; None if it is to be refitted with the best step's strength.
-    `probabilities` and `targets` are of the rows `held_out`, by the best step.
+    `probabilities` and `targets` are of the rows `held_out`, by the best step, and `distances`
+    the quantiles of how far they lie from the others (training.novelty).
     """
 
     steps: tuple[Step, ...]
@@ -137,6 +146,7 @@ class Outcome:
     probabilities: FloatArray
     targets: IntArray
     held_out: IntArray
+    distances: FloatArray
 
 
 @dataclass(frozen=True)
@@ -196,10 +206,11 @@ class Gradual:
         self._watcher = watcher
         self._at = _Progress()
         self._judged: dict[int, FloatArray] = {}
+        self._distances: dict[int, FloatArray] = {}
         self._trainer_state: bytes | None = None
         if state is not None:
             self._restore(state)
-        held_out = deal(source.targets, FOLDS, seed) == 0
+        held_out = hold_out(source.targets, seed)
         self._train, self._held_out = np.flatnonzero(~held_out), np.flatnonzero(held_out)
         self._rank = min(self._defaults.rank, *(min(s.in_dim, s.out_dim) for s in source.slots))
 
@@ -213,7 +224,8 @@ class Gradual:
         truth = self._source.targets[self._held_out]
         frozen = self._judge(self._source.features)
         if not self._at.steps:
-            self._keep(_step(0, 0, frozen, None, truth, 0.0), frozen)
+            step = _step(0, 0, frozen, None, truth, 0.0)
+            self._keep(step, frozen, self._source.features)
         best = max((step for step in self._at.steps if step.kept), key=lambda step: step.blocks)
         for blocks in ladder(1 + max(slot.block for slot in self._source.slots)):
             if any(step.blocks >= blocks for step in self._at.steps):
@@ -226,9 +238,9 @@ class Gradual:
             rows = self._source.activations(self._cut(blocks))
             if rows is None:
                 break
-            step = self._climb(blocks, rows, best, frozen.head, truth)
+            step = self._climb(blocks, rows, best, truth)
             best = step if step.kept else best
-        adapter, head = self._final(best, frozen.head) if best.blocks else (None, None)
+        adapter, head = self._final(best) if best.blocks else (None, None)
         return Outcome(
             steps=tuple(self._at.steps),
             best=best,
@@ -237,30 +249,34 @@ class Gradual:
             probabilities=self._judged[best.blocks],
             targets=truth,
             held_out=self._held_out,
+            distances=self._distances[best.blocks],
         )
 
     # -- rungs -------------------------------------------------------------------------------
 
-    def _climb(self, blocks: int, rows: Rows, best: Step, head: Head, truth: IntArray) -> Step:
+    def _climb(self, blocks: int, rows: Rows, best: Step, truth: IntArray) -> Step:
         began = time.monotonic()
+        head = self._start(self._train)
         task = self._task(blocks, head, rows.subset(self._train), rows.subset(self._held_out))
         trainer = Trainer(
             task, self._recipe(self._epochs, patience=self._plan.patience), seed=self._seed
         )
         self._train_task(trainer, blocks)
-        judged = self._better(task.head(), task.features(rows), truth)
+        features = task.features(rows)
+        judged = self._better(task.head(), features, truth)
         seconds = time.monotonic() - began
-        losses = self._judged[best.blocks][np.arange(len(truth)), truth]
-        step = _step(blocks, trainer.best_epoch, judged, losses, truth, seconds)
+        before = self._judged[best.blocks]
+        step = _step(blocks, trainer.best_epoch, judged, before, truth, seconds)
         self._at.trained_steps += trainer.step
-        self._keep(step, judged)
+        self._keep(step, judged, features)
         self._watcher.on_step(step, self._at.trained_steps, lambda: (task.adapter(), judged.head))
         return step
 
-    def _final(self, best: Step, head: Head) -> tuple[Adapter, Head]:
+    def _final(self, best: Step) -> tuple[Adapter, Head]:
         """Train the best rung's deltas and classifier on all rows."""
         rows = self._source.activations(self._cut(best.blocks))
         assert rows is not None  # as it was when the rung was climbed
+        head = self._start(np.arange(len(self._source.targets)))
         task = self._task(best.blocks, head, rows, None)
         trainer = Trainer(task, self._recipe(max(1, best.epochs), patience=None), seed=self._seed)
         self._train_task(trainer, -best.blocks)
@@ -294,7 +310,7 @@ class Gradual:
             self._source.backbone, self._source.slots, self._cut(blocks), self._rank, head,
             train, held_out,
             batch_size=self._plan.batch_size or self._defaults.batch_size,
-            layer_decay=self._defaults.layer_decay,
+            layer_decay=self._defaults.layer_decay, head_rate=self._defaults.head_rate,
             regularisation=self._defaults.few_rows if few else self._defaults.regularisation,
             seed=self._seed,
         )  # fmt: skip
@@ -302,6 +318,13 @@ class Gradual:
     def _recipe(self, epochs: int, *, patience: int | None) -> Recipe:
         rate = self._defaults.learning_rate * self._plan.learning_rate_multiplier
         return Recipe(epochs=epochs, learning_rate=rate, patience=patience)
+
+    def _start(self, rows: IntArray) -> Head:
+        """Return the head that some rows' training starts from, on frozen features."""
+        return fit_at(
+            self._source.features[rows], self._source.targets[rows], self._source.classes,
+            self._defaults.start_strength,
+        )  # fmt: skip
 
     def _judge(self, features: FloatArray) -> Judged:
         targets = self._source.targets
@@ -316,10 +339,9 @@ class Gradual:
         Trained features set the training rows so far apart that a refit may be too sure of itself.
         """
         along = Judged(trained, 0.0, trained.predict(features[self._held_out]))
-        rows = np.arange(len(truth))
         return max(
             (self._judge(features), along),
-            key=lambda judged: float(np.log(judged.probabilities[rows, truth] + 1e-7).mean()),
+            key=lambda judged: float(likelihoods(judged.probabilities, truth).mean()),
         )
 
     def _affords(self, blocks: int) -> bool:
@@ -337,12 +359,17 @@ class Gradual:
 
     # -- state -------------------------------------------------------------------------------
 
-    def _keep(self, step: Step, judged: Judged) -> None:
+    def _keep(self, step: Step, judged: Judged, features: FloatArray) -> None:
         self._at.steps.append(step)
         self._judged[step.blocks] = judged.probabilities
+        self._distances[step.blocks] = unseen_quantiles(
+            features[self._train], self._source.targets[self._train],
+            features[self._held_out], self._source.classes,
+        )  # fmt: skip
 
     def _state(self, trainer: Trainer) -> bytes:
         tensors = {f"judged/{b}": torch.from_numpy(p) for b, p in self._judged.items()}
+        tensors |= {f"distances/{b}": torch.from_numpy(d) for b, d in self._distances.items()}
         tensors["trainer"] = torch.frombuffer(bytearray(trainer.state()), dtype=torch.uint8)
         return save(tensors, {"gradual": self._at.model_dump_json()})
 
@@ -350,7 +377,10 @@ class Gradual:
         tensors = load(state)
         self._at = _Progress.model_validate_json(read_metadata(state)["gradual"])
         self._trainer_state = tensors.pop("trainer").numpy().tobytes()
-        self._judged = {int(k.removeprefix("judged/")): t.numpy() for k, t in tensors.items()}
+        for name, tensor in tensors.items():
+            kind, blocks = name.split("/")
+            kept = {"judged": self._judged, "distances": self._distances}[kind]
+            kept[int(blocks)] = tensor.numpy()
 
 
 def ladder(blocks: int) -> list[int]:
@@ -365,20 +395,17 @@ def _step(
     blocks: int, epochs: int, judged: Judged, before: FloatArray | None, truth: IntArray,
     seconds: float,
 ) -> Step:  # fmt: skip
-    """Compare a rung with the best before it, whose probabilities of the truth are `before`."""
-    chosen = np.maximum(judged.probabilities[np.arange(len(truth)), truth], 1e-7).astype(np.float64)
-    gains = np.log(chosen) - (
-        np.log(chosen) if before is None else np.log(np.maximum(before, 1e-7))
-    )
-    gain, error = float(gains.mean()), float(gains.std() / np.sqrt(len(truth)))
+    """Compare a rung with the best before it, whose probabilities are `before`."""
+    after = likelihoods(judged.probabilities, truth)
+    gain = compare(after, None if before is None else likelihoods(before, truth))
     return Step(
         blocks=blocks,
         epochs=epochs,
         strength=judged.strength,
         accuracy=float((judged.probabilities.argmax(axis=1) == truth).mean()),
-        nll=float(-np.log(chosen).mean()),
-        gain=gain,
-        gain_error=error,
-        kept=before is None or gain > max(error, NEGLIGIBLE),
+        nll=-float(after.mean()),
+        gain=gain.mean,
+        gain_error=gain.error,
+        kept=before is None or gain.counts,
         seconds=round(seconds, 2),
     )

@@ -21,14 +21,14 @@ import numpy.typing as npt
 import torch
 
 from core.adapters import Adapter, stack
-from core.backbones import is_allowed
+from core.backbones import AUTO, BACKBONES, allowed, is_allowed
 from core.checkpoints import Checkpoints
 from core.errors import DataError, QualityGateFailed
 from core.files import FileStore
 from core.head import Head
 from core.jobs import EventLevel, FineTuneRequest, Job
 from core.manifests import DatasetReference, GateOutcome, ModelManifest, Precision
-from core.novelty import NOVELTY_FILE
+from core.novelty import NOVELTY_FILE, Novelty
 from core.preprocessing import FloatArray
 from core.registry import Registry
 from core.settings import Settings
@@ -36,6 +36,7 @@ from core.store import ArtifactStore
 from core.trunk import Trunk
 from training import backbones
 from training.assessment import Alternative, Assessment, Source, assess
+from training.backbone_choice import choose_backbone
 from training.data import Dataset, read_dataset
 from training.data_report import DataReport, RowSet, describe, inspect_data
 from training.export import export_adapted, export_head
@@ -43,13 +44,13 @@ from training.feature_cache import FeatureCache
 from training.features import extract
 from training.fit import Fit, fit
 from training.gate import Comparison, HeldOut, compare_with_current, judge
-from training.gradual import RESERVED_SHARE
+from training.gradual import RESERVED_SHARE, Step
 from training.investigation import Investigation, investigate
-from training.novelty import estimate_novelty
-from training.precision import Candidates, Choice, choose
-from training.reporting import Evidence, write_report
+from training.novelty import estimate_novelty, estimate_tuned_novelty
+from training.precision import Candidates, choose
+from training.reporting import Choices, Evidence, write_report
 from training.stopping import Stoppable
-from training.strategies import Setting, Tuned, unfreeze
+from training.strategies import Setting, Tuned, decide, unfreeze
 from training.trunks import ensure_trunk
 
 RELEASED_BY = "fine_tune"
@@ -111,7 +112,8 @@ class FineTune:
         self._began = time.monotonic()
         self._threads = torch.get_num_threads()
         self._seconds: dict[str, float] = {}
-        self._choice: Choice | None = None
+        self._choices = Choices()
+        self._steps: tuple[Step, ...] = ()
 
     def run(self) -> ModelManifest:
         """Return the published version's manifest; raises the errors of `core.errors`."""
@@ -135,9 +137,9 @@ class FineTune:
         with self._stage("fit", 0.62):
             fitted = fit(rows.features, rows.targets, len(labels), seed=self._request.seed)
         tuned, adapted = None, other
-        if self._request.strategy == "gradual":
+        if self._request.strategy != "feature_extraction":
             with self._stage("unfreeze", 0.7):
-                tuned = self._unfreeze(trunk, train, rows)
+                tuned = self._unfreeze(trunk, train, rows, fitted)
                 if tuned is not None and held_out is not None:
                     adapted = self._adapted(trunk, tuned, held_out, labels)
         with self._stage("evaluate", 0.85):
@@ -147,18 +149,14 @@ class FineTune:
             found = self._investigate(rows, other, fitted, assessment, trunk)
             evidence = Evidence(
                 train, rows.row_set, targets, held_out, other.row_set if other else None, trunk,
-                data, fitted, tuned.steps if tuned else (), assessment, found, gate,
-                comparison.current if comparison else None, self._choice,
+                data, fitted, self._steps, assessment, found, gate,
+                comparison.current if comparison else None, self._choices,
             )  # fmt: skip
             name = model_name(self._job, self._request)
             report = write_report(self._job.id, name, self._request, evidence, self._seconds)
         with self._stage("export", 0.94):
             files = self._export(trunk, assessment, tuned, rows) | report
-            if tuned is None:  # an adapter moves the features of the rows that it was fitted on
-                novelty = estimate_novelty(
-                    rows.features, rows.targets, len(labels), seed=self._request.seed
-                )
-                files[NOVELTY_FILE] = novelty.write()
+            files[NOVELTY_FILE] = self._novelty(tuned, rows, len(labels)).write()
             self._reporter.event("exported", "Head exported to ONNX and checked against torch.")
         with self._stage("publish", 0.95):
             self._reporter.authorise()
@@ -180,7 +178,32 @@ class FineTune:
             )
         return train, held_out
 
+    def _choose_backbone(self, train: Dataset) -> None:
+        """Settle which backbone `auto` is, and go on as if the request had named it."""
+        models = [
+            model
+            for model in allowed(self._settings.hf_models)
+            if model not in BACKBONES or BACKBONES[model].modality is train.manifest.modality
+        ]
+
+        def features(model: str, sample: Dataset) -> FloatArray | None:
+            trunk = self._load_trunk(model, "fp32")
+            if trunk.modality is not train.manifest.modality:
+                return None
+            return self._extract(trunk, sample, 0.05, 0.1)
+
+        choice = choose_backbone(models, features, train, self._request.seed)
+        self._choices = replace(self._choices, backbone=choice)
+        self._reporter.event(
+            "backbone_chosen",
+            f"Backbone {choice.model}: {choice.reason}.",
+            **choice.model_dump(mode="json"),
+        )
+        self._request = self._request.model_copy(update={"model": choice.model})
+
     def _trunk(self, train: Dataset, held_out: Dataset | None) -> Trunk:
+        if self._request.model == AUTO:
+            self._choose_backbone(train)
         if not is_allowed(self._request.model, self._settings.hf_models):
             raise DataError("this worker is not set up for the backbone", param="model")
         candidates = Candidates(
@@ -189,29 +212,18 @@ class FineTune:
             train,
             held_out,
         )
-        trunk, self._choice = choose(self._request, candidates)
-        if self._choice is not None:
+        trunk, choice = choose(self._request, candidates)
+        self._choices = replace(self._choices, precision=choice)
+        if choice is not None:
             self._reporter.event(
                 "precision_chosen",
-                f"Precision {self._choice.precision}: {self._choice.reason}.",
-                **self._choice.model_dump(mode="json"),
+                f"Precision {choice.precision}: {choice.reason}.",
+                **choice.model_dump(mode="json"),
             )
         return trunk
 
     def _open_trunk(self, precision: Precision, train: Dataset) -> Trunk:
-        trunk = ensure_trunk(
-            self._registry,
-            self._request.model,
-            precision=precision,
-            hf_models=self._settings.hf_models,
-            threads=1,  # `extract` runs one batch per thread
-            max_pixels=self._settings.max_pixels,
-            on_export=lambda: self._reporter.event(
-                "stage",
-                f"First use of this backbone in {precision} here: exporting its trunk.",
-                stage="trunk",
-            ),
-        )
+        trunk = self._load_trunk(self._request.model, precision)
         if trunk.modality is not train.manifest.modality:
             raise DataError(
                 f"{self._request.model} reads {trunk.modality}; the training file holds "
@@ -219,6 +231,21 @@ class FineTune:
                 param="model",
             )
         return trunk
+
+    def _load_trunk(self, model: str, precision: Precision) -> Trunk:
+        return ensure_trunk(
+            self._registry,
+            model,
+            precision=precision,
+            hf_models=self._settings.hf_models,
+            threads=1,  # `extract` runs one batch per thread
+            max_pixels=self._settings.max_pixels,
+            on_export=lambda: self._reporter.event(
+                "stage",
+                f"First use of {model} in {precision} here: exporting its trunk.",
+                stage="trunk",
+            ),
+        )
 
     def _extract(self, trunk: Trunk, data: Dataset, begin: float, end: float) -> FloatArray:
         def on_progress(done: int, total: int) -> None:
@@ -245,8 +272,9 @@ class FineTune:
         self._reporter.event("data_report", describe(found), level=level, **summary)
         return found
 
-    def _unfreeze(self, trunk: Trunk, train: Dataset, rows: Rows) -> Tuned | None:
-        if not trunk.manifest.slots:
+    def _unfreeze(self, trunk: Trunk, train: Dataset, rows: Rows, fitted: Fit) -> Tuned | None:
+        automatic = self._request.strategy == "auto"
+        if not automatic and not trunk.manifest.slots:
             self._reporter.event(
                 "frozen_head_kept",
                 "This backbone has no layers that take deltas; the frozen head ships.",
@@ -265,7 +293,13 @@ class FineTune:
             ),
         )  # fmt: skip
         backbone = backbones.load(self._request.model, self._settings.hf_models)
-        return unfreeze(setting, trunk, backbone, train, rows.targets, rows.features)
+        if automatic:
+            prospect = decide(setting, trunk, backbone, train, fitted, rows.targets)
+            self._choices = replace(self._choices, strategy=prospect)
+            if not prospect.tune:
+                return None
+        tuned, self._steps = unfreeze(setting, trunk, backbone, train, rows.targets, rows.features)
+        return tuned
 
     def _adapted(self, trunk: Trunk, tuned: Tuned, data: Dataset, labels: list[str]) -> Rows:
         """The validation file's rows as the tuned model sees them."""
@@ -361,6 +395,11 @@ class FineTune:
             return export_head(assessment.head, rows.features)
         backbone = backbones.load(self._request.model, self._settings.hf_models)
         return export_adapted(assessment.head, tuned.adapter, trunk, backbone)
+
+    def _novelty(self, tuned: Tuned | None, rows: Rows, classes: int) -> Novelty:
+        if tuned is None:
+            return estimate_novelty(rows.features, rows.targets, classes, seed=self._request.seed)
+        return estimate_tuned_novelty(tuned.features, rows.targets, classes, tuned.distances)
 
     def _release(self, manifest: ModelManifest) -> ModelManifest:
         """Promote what was published, if it is asked for and the quality gate lets it pass.

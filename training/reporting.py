@@ -11,7 +11,7 @@ import platform
 import resource
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from importlib.metadata import version
 
@@ -23,6 +23,7 @@ from core.runs import REPORT, REPORT_HTML
 from core.trunk import Trunk
 from training import findings
 from training.assessment import Assessment
+from training.backbone_choice import BackboneChoice
 from training.data import Dataset
 from training.data_report import DataReport, RowSet
 from training.fit import Fit, IntArray
@@ -30,8 +31,18 @@ from training.gradual import Step
 from training.imbalance import IMBALANCED
 from training.investigation import Investigation
 from training.precision import Choice
+from training.prospect import Prospect
 from training.report import Decision, Lineage, Report
 from training.report_html import render, thumbnails
+
+
+@dataclass(frozen=True)
+class Choices:
+    """What a job decided where its request said `auto`; None where it did not."""
+
+    backbone: BackboneChoice | None = None
+    precision: Choice | None = None
+    strategy: Prospect | None = None
 
 
 @dataclass(frozen=True)
@@ -51,7 +62,7 @@ class Evidence:
     investigation: Investigation
     gate: GateOutcome | None
     production: str | None
-    precision: Choice | None = None
+    choices: Choices = Choices()
 
     @property
     def judged(self) -> RowSet:
@@ -105,7 +116,7 @@ def build_report(
         steps=evidence.steps,
         remedy=fitted.remedy,
         remedies=fitted.remedies,
-        decisions=_decisions(fitted, assessment, evidence.precision),
+        decisions=_decisions(evidence),
         seconds=dict(seconds)
         | {f"report_{part}": value for part, value in investigated.seconds.items()},
         peak_memory_bytes=peak_memory_bytes(),
@@ -142,18 +153,13 @@ def environment() -> Json:
     }
 
 
-def _decisions(
-    fitted: Fit, assessment: Assessment, precision: Choice | None
-) -> tuple[Decision, ...]:
+def _decisions(evidence: Evidence) -> tuple[Decision, ...]:
     """Say what was chosen without being asked, and why."""
+    fitted, assessment = evidence.fitted, evidence.assessment
     chosen = next(c for c in fitted.candidates if c.strength == fitted.strength)
-    first = (
-        [Decision(what="Precision", chosen=precision.precision, why=precision.reason)]
-        if precision is not None
-        else []
-    )
     return (
-        *first,
+        *_of_auto(evidence.choices),
+        *_of_unfreezing(evidence.steps),
         Decision(
             what="L2 strength",
             chosen=f"{fitted.strength:.2g}",
@@ -173,3 +179,32 @@ def _decisions(
             why="the likeliest on held-out rows; it divides the weights and the bias of head.onnx",
         ),
     )
+
+
+def _of_auto(choices: Choices) -> Iterator[Decision]:
+    if choices.backbone is not None:
+        tried = ", ".join(
+            f"{each.model} {each.accuracy:.3f}"
+            for each in choices.backbone.candidates
+            if each.accuracy is not None
+        )
+        why = f"{choices.backbone.reason}; cross-validated accuracy: {tried}"
+        yield Decision(what="Backbone", chosen=choices.backbone.model, why=why)
+    if choices.precision is not None:
+        yield Decision(
+            what="Precision", chosen=choices.precision.precision, why=choices.precision.reason
+        )
+    if choices.strategy is not None:
+        yield Decision(
+            what="Strategy", chosen=choices.strategy.strategy, why=choices.strategy.reason
+        )
+
+
+def _of_unfreezing(steps: tuple[Step, ...]) -> Iterator[Decision]:
+    for step in steps[1:]:
+        yield Decision(
+            what=f"Top {step.blocks} blocks",
+            chosen="kept" if step.kept else "not kept",
+            why=f"log-likelihood {step.gain:+.4f} ± {step.gain_error:.4f} a held-out row against "
+            f"the best before; accuracy {step.accuracy:.3f}",
+        )

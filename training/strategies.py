@@ -2,6 +2,7 @@
 
     feature_extraction    fit a head on frozen features; nothing of this module
     gradual               besides, low-rank deltas on the top blocks, for as long as they help
+    auto                  `gradual`, if that can pay (training.prospect)
 
 What comes out is judged and made as all heads are: features from the trunk that serves, with the
 deltas, and the convex fit on them. Not here: the search itself (training.gradual).
@@ -9,10 +10,13 @@ deltas, and the convex fit on them. Not here: the search itself (training.gradua
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
+import numpy as np
+import torch
 from safetensors import SafetensorError
 
 from core.adapters import Adapter, Deltas, stack
@@ -21,13 +25,14 @@ from core.jobs import FineTuneRequest
 from core.manifests import ModelManifest
 from core.preprocessing import FloatArray
 from core.trunk import Trunk
-from training import views
+from training import parity, views
 from training.backbones import TorchBackbone
 from training.data import Dataset
 from training.export import export_adapted
 from training.features import extract
-from training.fit import Head, IntArray, fit_at
-from training.gradual import Gradual, Outcome, Plan, Source, Step
+from training.fit import Fit, Head, IntArray, fit_at
+from training.gradual import DEFAULTS, Gradual, Outcome, Plan, Source, Step, ladder
+from training.prospect import Prospect, afford, foresee, weigh
 from training.trainer import Epoch
 from training.tuning import Rows
 
@@ -35,23 +40,27 @@ if TYPE_CHECKING:
     from training.pipeline import Reporter
 
 KEPT_CHECKPOINTS = 3
+TIMED_ROWS = 16
 
 
 @dataclass(frozen=True)
 class Tuned:
     """A head with deltas, and how the same step did on rows that it had not seen.
 
+    `features` [n, dim] are of all training rows, which the deltas have seen; `distances` are how
+    far from them unseen rows lie, as quantiles (training.novelty).
     `probabilities` [n, classes] and `targets` [n] are of those rows, `held_out` [n] their numbers.
     """
 
     head: Head
     adapter: Adapter
+    features: FloatArray
     strength: float
     blocks: int
-    steps: tuple[Step, ...]
     probabilities: FloatArray
     targets: IntArray
     held_out: IntArray
+    distances: FloatArray
 
     def deltas(self, trunk: Trunk) -> Deltas:
         """Return what the trunk is fed for every row of this model."""
@@ -77,10 +86,10 @@ class Setting:
 def unfreeze(
     setting: Setting, trunk: Trunk, backbone: TorchBackbone, data: Dataset, targets: IntArray,
     features: FloatArray,
-) -> Tuned | None:  # fmt: skip
+) -> tuple[Tuned | None, tuple[Step, ...]]:  # fmt: skip
     """Search for deltas that beat the head on frozen `features`; None if there are none.
 
-    Raises `Stopped`, with the search's state saved, when the job is to stop.
+    The steps are all that were tried. Raises `Stopped`, with the search's state saved, when the job is to stop.
     """
     request, reporter = setting.request, setting.reporter
     classes = len(data.manifest.classes)
@@ -100,7 +109,7 @@ def unfreeze(
             "No step beat the frozen head by more than one standard error; the frozen head ships.",
             steps=[step.model_dump(mode="json") for step in outcome.steps],
         )
-        return None
+        return None, outcome.steps
     adapted = extract(
         trunk,
         data.items,
@@ -113,7 +122,46 @@ def unfreeze(
         f"Deltas of rank {outcome.adapter.rank} on the top {outcome.best.blocks} blocks ship.",
         **outcome.best.model_dump(mode="json"),
     )
-    return _tuned(outcome, outcome.adapter, adapted, targets, classes)
+    return _tuned(outcome, outcome.adapter, adapted, targets, classes), outcome.steps
+
+
+def decide(
+    setting: Setting, trunk: Trunk, backbone: TorchBackbone, data: Dataset, fitted: Fit,
+    targets: IntArray,
+) -> Prospect:  # fmt: skip
+    """Return whether `auto` is to tune the backbone, and say so."""
+    prospect = weigh(fitted, targets, has_slots=bool(trunk.manifest.slots))
+    # Whoever began this search had the time for it; a run that goes on must not decide otherwise.
+    if prospect.tune and setting.checkpoints.latest_state() is None:
+        defaults, blocks = DEFAULTS[backbone.modality], trunk.manifest.blocks
+        chosen = setting.request.chosen_hyperparameters.n_epochs
+        needed = foresee(
+            _row_seconds(backbone, trunk, data),
+            len(targets),
+            views=views.view_count(backbone.modality),
+            epochs=defaults.epochs if chosen == "auto" else chosen,
+            share=ladder(blocks)[0] / blocks,
+        )
+        prospect = afford(prospect, needed=needed, left=setting.deadline - time.monotonic())
+    setting.reporter.event(
+        "strategy_chosen",
+        f"Strategy {prospect.strategy}: {prospect.reason}.",
+        strategy=prospect.strategy,
+        **prospect.model_dump(mode="json"),
+    )
+    return prospect
+
+
+def _row_seconds(backbone: TorchBackbone, trunk: Trunk, data: Dataset) -> float:
+    """Return how long one row takes through the whole backbone in torch."""
+    rows = np.random.default_rng(0).permutation(len(data.items))[:TIMED_ROWS]
+    items: Any = [data.items[row] for row in rows]
+    inputs = parity.torch_inputs(backbone, trunk.preprocessor.prepare_many(items))
+    with torch.no_grad():
+        backbone.module(*inputs)
+        began = time.perf_counter()
+        backbone.module(*inputs)
+    return (time.perf_counter() - began) / len(rows)
 
 
 def _search(setting: Setting, source: Source, watcher: _Watcher) -> Gradual:
@@ -155,12 +203,13 @@ def _tuned(
     return Tuned(
         head=outcome.head or fit_at(features, targets, classes, outcome.best.strength),
         adapter=adapter,
+        features=features,
         strength=outcome.best.strength,
         blocks=outcome.best.blocks,
-        steps=outcome.steps,
         probabilities=outcome.probabilities,
         targets=outcome.targets,
         held_out=outcome.held_out,
+        distances=outcome.distances,
     )
 
 

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from core.datasets import Modality
 from core.preprocessing import Prepared, PreparedImage, Preprocessor, TextPreprocessor
 from training.activations import capture
 from training.backbones import TorchBackbone
@@ -42,7 +43,7 @@ def cache(
     `check` is called between batches.
     """
     found: list[list[Tensor]] = [[] for _ in items]
-    views = 1 if isinstance(preprocessor, TextPreprocessor) else IMAGE_VIEWS
+    views = view_count(backbone.modality)
     taken = 0
     for indices, rows in _batches(preprocessor, items):
         check()
@@ -61,6 +62,11 @@ def cache(
         if too_much:
             return None
     return Rows([row[:views] for row in found], targets)
+
+
+def view_count(modality: Modality) -> int:
+    """Return how many views a row has at most."""
+    return IMAGE_VIEWS if modality is Modality.IMAGE else 1
 
 
 def _batches(

@@ -1,0 +1,123 @@
+"""Which backbone a job starts from, when its request leaves that open (`model: "auto"`).
+
+    each allowed backbone of the modality ─▶ features of a sample ─▶ head ─▶ out-of-fold likelihood
+
+The candidates are cross-validated with the head and the folds that the job itself would use, on at
+most `SAMPLE_ROWS` rows. The quickest of those within one standard error of the best is taken: which
+is quicker is known from the table of backbones and the size of the features, not from a clock, so
+that a job that is run again decides the same. What is computed here the feature cache keeps.
+
+Not here: the backbones (core.backbones), their precision (training.precision).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+import numpy.typing as npt
+from pydantic import BaseModel
+
+from core.errors import DataError
+from core.preprocessing import FloatArray
+from training.data import Dataset
+from training.fit import fit
+from training.judgement import compare, likelihoods
+from training.precision import stratified
+
+SAMPLE_ROWS = 1000
+
+
+class BackboneCandidate(BaseModel, frozen=True):
+    """One backbone and how its head did out of fold; `problem` is why it could not be tried.
+
+    `loss` is how many nats a row it is worse than the best, `loss_error` the standard error.
+    """
+
+    model: str
+    problem: str | None = None
+    dim: int = 0
+    accuracy: float | None = None
+    nll: float | None = None
+    loss: float | None = None
+    loss_error: float | None = None
+
+
+class BackboneChoice(BaseModel, frozen=True):
+    """The backbone that was taken of the candidates, and why: a line of the report."""
+
+    model: str
+    reason: str
+    rows: int
+    candidates: tuple[BackboneCandidate, ...]
+
+
+@dataclass(frozen=True)
+class _Tried:
+    model: str
+    dim: int
+    accuracy: float
+    likelihoods: npt.NDArray[np.float64]
+
+
+def choose_backbone(
+    models: Sequence[str],
+    features: Callable[[str, Dataset], FloatArray | None],
+    data: Dataset,
+    seed: int,
+) -> BackboneChoice:
+    """Return the best of `models`, which are in order of speed; None features are another modality.
+
+    Raises `DataError` if there is no backbone for the data.
+    """
+    kept = stratified(data.labels, SAMPLE_ROWS, seed)
+    sample = replace(
+        data, items=[data.items[row] for row in kept], labels=[data.labels[row] for row in kept]
+    )
+    labels = data.manifest.classes
+    targets = sample.targets(labels, param="training_file")
+    tried: list[_Tried] = []
+    failed: list[BackboneCandidate] = []
+    for model in models:
+        try:
+            found = features(model, sample)
+            if found is None:
+                continue
+            fitted = fit(found, targets, len(labels), seed=seed)
+        except DataError as error:
+            failed.append(BackboneCandidate(model=model, problem=error.message))
+            continue
+        accuracy = float((fitted.out_of_fold.argmax(axis=1) == targets).mean())
+        rows = likelihoods(fitted.out_of_fold, targets)
+        tried.append(_Tried(model, found.shape[1], accuracy, rows))
+    if not tried:
+        why = "; ".join(f"{each.model}: {each.problem}" for each in failed)
+        raise DataError(
+            f"no backbone here reads {data.manifest.modality} rows" + (f" ({why})" if why else ""),
+            param="model",
+        )
+    return _choice(tried, failed, len(targets))
+
+
+def _choice(tried: list[_Tried], failed: list[BackboneCandidate], rows: int) -> BackboneChoice:
+    best = max(tried, key=lambda each: float(each.likelihoods.mean()))
+    losses = [compare(best.likelihoods, each.likelihoods) for each in tried]
+    # The best itself loses nothing, so there is always one.
+    taken = next(i for i, loss in enumerate(losses) if not loss.counts)
+    candidates = [
+        BackboneCandidate(
+            model=each.model, dim=each.dim, accuracy=each.accuracy,
+            nll=-float(each.likelihoods.mean()), loss=loss.mean, loss_error=loss.error,
+        )
+        for each, loss in zip(tried, losses, strict=True)
+    ]  # fmt: skip
+    if len(tried) == 1:
+        reason = "the only one that reads the data"
+    elif tried[taken] is best:
+        reason = f"the best of {len(tried)} by cross-validated likelihood"
+    else:
+        reason = f"the quickest within one standard error of the best, {best.model}"
+    return BackboneChoice(
+        model=tried[taken].model, reason=reason, rows=rows, candidates=(*candidates, *failed)
+    )

@@ -1,0 +1,80 @@
+"""Can tuning the backbone pay? What `strategy: "auto"` asks once the frozen head is fitted.
+
+Not if the frozen head is all but perfect, if there are too few rows to tune with or to judge by,
+or if the job's time is too short. Otherwise the search begins (training.gradual), and the frozen
+head still ships unless it is beaten by more than one standard error.
+
+Seconds are foreseen from the time that a few rows take through the whole backbone, so this answer,
+unlike all others of a job, may differ between machines; the report has its numbers.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+from pydantic import BaseModel
+
+from training.fit import Fit, IntArray
+
+ENOUGH_ACCURACY = 0.995
+FEWEST_ROWS_PER_CLASS = 6
+"""On the median class: with fewer, deltas learn rows instead of classes."""
+
+FEWEST_ROWS = 60
+"""One in three judges: from fewer than twenty, no gain can be told from chance."""
+
+BACKWARD_COST = 2.0
+"""A training step in forward passes, beside the forward itself."""
+
+
+class Prospect(BaseModel, frozen=True):
+    """Whether to tune and why: a line of the report. Seconds are None if they did not matter."""
+
+    tune: bool
+    reason: str
+    accuracy: float
+    rows_per_class: float
+    seconds_needed: float | None = None
+    seconds_left: float | None = None
+
+    @property
+    def strategy(self) -> str:
+        """What `auto` comes to."""
+        return "gradual" if self.tune else "feature_extraction"
+
+
+def weigh(fitted: Fit, targets: IntArray, *, has_slots: bool) -> Prospect:
+    """Return whether the data allow a gain, time aside."""
+    accuracy = float((fitted.out_of_fold.argmax(axis=1) == targets).mean())
+    median = float(np.median(np.unique(targets, return_counts=True)[1]))
+    reason = None
+    if not has_slots:
+        reason = "the backbone has no layers that take deltas"
+    elif accuracy >= ENOUGH_ACCURACY:
+        reason = f"the frozen head is right on {100 * accuracy:.1f} % out of fold"
+    elif len(targets) < FEWEST_ROWS:
+        reason = f"{len(targets)} rows are too few to judge a gain by"
+    elif median < FEWEST_ROWS_PER_CLASS:
+        reason = f"{median:g} rows in the median class are too few to tune with"
+    return Prospect(
+        tune=reason is None,
+        reason=reason or "there is room for a gain, and rows to find it with",
+        accuracy=accuracy,
+        rows_per_class=median,
+    )
+
+
+def afford(prospect: Prospect, *, needed: float, left: float) -> Prospect:
+    """Return whether there is time as well, in seconds."""
+    numbers = {"seconds_needed": round(needed, 1), "seconds_left": round(left, 1)}
+    if prospect.tune and needed > left:
+        reason = f"tuning would take about {needed:.0f} s, and {max(left, 0):.0f} s are left"
+        return prospect.model_copy(update={"tune": False, "reason": reason} | numbers)
+    return prospect.model_copy(update=numbers)
+
+
+def foresee(row_seconds: float, rows: int, *, views: int, epochs: int, share: float) -> float:
+    """Return the seconds of a first rung and of the last training, which train a share of the blocks.
+
+    `row_seconds` is one row's way through the whole backbone, without gradients.
+    """
+    return 2 * row_seconds * rows * (views + epochs * share * (1 + BACKWARD_COST))
