@@ -73,7 +73,7 @@ def afford(prospect: Prospect, *, needed: float, left: float) -> Prospect:
 
 
 def foresee(row_seconds: float, rows: int, *, views: int, epochs: int, share: float) -> float:
-    """Return the seconds of a first rung and of the last training, which train a share of the blocks.
+    """Return the seconds of a first rung, of a share of the blocks, and of its last training.
 
     `row_seconds` is one row's way through the whole backbone, without gradients.
     """

@@ -89,7 +89,8 @@ def unfreeze(
 ) -> tuple[Tuned | None, tuple[Step, ...]]:  # fmt: skip
     """Search for deltas that beat the head on frozen `features`; None if there are none.
 
-    The steps are all that were tried. Raises `Stopped`, with the search's state saved, when the job is to stop.
+    The steps are all that were tried. Raises `Stopped`, with the search's state saved, when the
+    job is to stop.
     """
     request, reporter = setting.request, setting.reporter
     classes = len(data.manifest.classes)
