@@ -71,3 +71,12 @@ def is_allowed(model: str, hf_models: tuple[str, ...]) -> bool:
 def allowed(hf_models: tuple[str, ...]) -> list[str]:
     """Return every model name that a job may use."""
     return [*BACKBONES, *(HF_PREFIX + entry for entry in hf_models)]
+
+
+def candidates(modality: Modality, hf_models: tuple[str, ...]) -> list[str]:
+    """Return what `auto` may come to for data of a modality, the quickest of the table first.
+
+    What an `hf:` entry reads is not known before it is loaded, so all are in it.
+    """
+    fits = [row.id for row in BACKBONES.values() if row.modality is modality]
+    return fits + [HF_PREFIX + entry for entry in hf_models]

@@ -234,8 +234,9 @@ MetadataKey = Annotated[str, StringConstraints(min_length=1, max_length=64)]
 class FineTuneRequest(BaseModel):
     """The body of `POST /v1/fine_tuning/jobs`, and the `spec` of a `fine_tune` job.
 
-    `model` is a backbone id (`minilm`, `efficientnet-lite0`, `hf:<allowed entry>`), or `auto`: the
-    job compares those that read its data. So does `strategy` `auto`: the job decides.
+    `model` is a backbone id (`minilm`, `efficientnet-lite0`, `hf:<allowed entry>`), a version to
+    continue, such as `support-intents@3`, or `auto`: the job compares the backbones that read its
+    data. With `strategy` `auto`, it decides whether tuning the backbone can pay.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)

@@ -63,6 +63,7 @@ class Evidence:
     gate: GateOutcome | None
     production: str | None
     choices: Choices = Choices()
+    parent: str | None = None
 
     @property
     def judged(self) -> RowSet:
@@ -129,7 +130,7 @@ def build_report(
             dataset=evidence.train.manifest.sha256,
             validation_file=evidence.held_out.file if evidence.held_out else None,
             validation_dataset=evidence.held_out.manifest.sha256 if evidence.held_out else None,
-            parent=None,
+            parent=evidence.parent,
             production=evidence.production,
         ),
     )  # fmt: skip

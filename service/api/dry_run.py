@@ -17,11 +17,13 @@ from pydantic import BaseModel, ValidationError
 from starlette.requests import Request
 from starlette.responses import Response
 
-from core.backbones import BACKBONES
+from core.backbones import AUTO, BACKBONES, candidates
 from core.datasets import DatasetManifest, FileErrors, FileStatus, UploadedFile
 from core.errors import DataError, InvalidRequest, NotFound
 from core.identifiers import is_identifier
 from core.jobs import FineTuneRequest, Hyperparameters
+from core.manifests import ModelManifest
+from core.settings import Settings
 from service.api.errors import error_body
 from service.api.files import file_object
 from service.api.job_creation import (
@@ -29,6 +31,7 @@ from service.api.job_creation import (
     check_model,
     check_precision,
     check_suffix,
+    find_parent,
     no_file,
 )
 from service.api.responses import field_errors, json_response, read_json
@@ -93,12 +96,14 @@ async def preview(request: Request) -> Response:
     findings = Findings()
     wanted = _parse(body, findings)
     fields = body if isinstance(body, dict) else {}
+    parent = None
     if isinstance(model := fields.get("model"), str) and model:
         with findings.collecting():
+            parent = await asyncio.to_thread(find_parent, run, owner, model)
+            model = parent.backbone if parent else model
             check_model(model, run.settings)
-    if wanted is not None:
-        with findings.collecting():
-            check_precision(wanted.model, wanted.precision)
+            if wanted is not None:
+                check_precision(model, wanted.precision)
     if isinstance(suffix := fields.get("suffix"), str):
         with findings.collecting():
             check_suffix(suffix)
@@ -113,7 +118,8 @@ async def preview(request: Request) -> Response:
     _check_data(model, sources, findings)
     if wanted is None or findings.total:
         return _refusal(findings)
-    return json_response(_answer(wanted, sources))
+    wanted = _resolve_model(wanted, sources, run.settings)
+    return json_response(_answer(wanted, sources, parent))
 
 
 def _parse(body: Any, findings: Findings) -> FineTuneRequest | None:
@@ -195,11 +201,17 @@ def _refusal(findings: Findings) -> Response:
     return json_response({"error": body}, 400)
 
 
-def _answer(wanted: FineTuneRequest, sources: dict[str, Source]) -> dict[str, Any]:
+def _answer(
+    wanted: FineTuneRequest, sources: dict[str, Source], parent: ModelManifest | None
+) -> dict[str, Any]:
     train, held_out = (sources.get(param) for param in FILE_PARAMS)
     assert train is not None
+    if parent is not None:
+        continues = {"model": parent.reference, "suffix": wanted.suffix or parent.name}
+        wanted = wanted.model_copy(update=continues)
     return {
         "object": "fine_tuning.job.dry_run",
+        "continues": {"model": parent.reference, "rows": parent.dataset.rows} if parent else None,
         "training_file": train.described(),
         "validation_file": held_out.described() if held_out else None,
         "waits_for_files": any(source.manifest is None for source in sources.values()),
@@ -208,6 +220,17 @@ def _answer(wanted: FineTuneRequest, sources: dict[str, Source]) -> dict[str, An
         if wanted.strategy == "feature_extraction"
         else None,
     }
+
+
+def _resolve_model(
+    wanted: FineTuneRequest, sources: dict[str, Source], settings: Settings
+) -> FineTuneRequest:
+    """Put the backbone in place of `auto` if only one reads the data; else the job measures."""
+    train = sources.get("training_file")
+    if wanted.model != AUTO or train is None or train.manifest is None:
+        return wanted
+    models = candidates(train.manifest.modality, settings.hf_models)
+    return wanted.model_copy(update={"model": models[0]}) if len(models) == 1 else wanted
 
 
 def _resolved(wanted: FineTuneRequest) -> dict[str, Any]:
@@ -223,10 +246,10 @@ def _resolved(wanted: FineTuneRequest) -> dict[str, Any]:
     backbone = BACKBONES.get(wanted.model)
     if wanted.precision == "auto" and backbone is not None and not backbone.has_int8:
         resolved["precision"] = "fp32"
-    trains = wanted.strategy == "gradual"
+    trains = wanted.strategy != "feature_extraction"
     without_file = "held_out" if trains else "cross_validation"
     return resolved | {
-        "measured": ["precision"] if resolved["precision"] == "auto" else [],
+        "measured": [n for n in ("model", "precision", "strategy") if resolved[n] == AUTO],
         "hyperparameters": given.model_dump(mode="json") if trains else dict.fromkeys(names),
         "ignored": [n for n in names if not trains and getattr(given, n) != "auto"],
         "evaluation": "validation_file" if wanted.validation_file else without_file,
