@@ -189,49 +189,19 @@ def fit_once(
     return head
 
 
-@dataclass(frozen=True)
-class Judged:
-    """A head fitted on some rows, with the strength that other rows chose.
-
-    `probabilities` [n, classes] are of those others.
-    """
-
-    head: Head
-    strength: float
-    probabilities: FloatArray
-
-
-def fit_apart(
-    features: FloatArray, targets: IntArray, held_out: FloatArray, truth: IntArray, classes: int
-) -> Judged:
-    """Fit on features [n, dim] the head whose strength suits `held_out` rows [m, dim] best.
-
-    For features that were trained on the fitted rows: these then look better than they are, and a
-    cross-validation among them would choose too weak a strength.
-    """
+def path(features: FloatArray, targets: IntArray, classes: int) -> Iterator[tuple[float, Head]]:
+    """Yield a head for each of `STRENGTHS`, strong to weak, each fit starting from the last."""
     scaling = _Scaling.of(features)
-    path = _Path(scaling.apply(features), torch.from_numpy(targets), classes)
-    heads: list[Head] = []
-    losses = np.empty((0, len(truth)))
-    with single_threaded():
-        for strength in STRENGTHS:
-            heads.append(scaling.head(path.step(strength)))
-            chosen = heads[-1].predict(held_out)[np.arange(len(truth)), truth].astype(np.float64)
-            losses = np.vstack([losses, -np.log(np.maximum(chosen, _SMALLEST))])
-            index = choose(losses)
-            if len(losses) - 1 - index >= _PATIENCE:
-                break
-    return Judged(heads[index], STRENGTHS[index], heads[index].predict(held_out))
+    steps = _Path(scaling.apply(features), torch.from_numpy(targets), classes)
+    for strength in STRENGTHS:
+        with single_threaded():
+            head = scaling.head(steps.step(strength))
+        yield strength, head
 
 
 def fit_at(features: FloatArray, targets: IntArray, classes: int, strength: float) -> Head:
     """Fit a head of one of `STRENGTHS`, by the path from the strongest that all heads come by."""
-    scaling = _Scaling.of(features)
-    path = _Path(scaling.apply(features), torch.from_numpy(targets), classes)
-    with single_threaded():
-        for stronger in STRENGTHS[: STRENGTHS.index(strength) + 1]:
-            solution = path.step(stronger)
-    return scaling.head(solution)
+    return next(head for at, head in path(features, targets, classes) if at == strength)
 
 
 def choose(losses: npt.NDArray[np.float64]) -> int:

@@ -19,6 +19,7 @@ Not here: one step's training (training.tuning, training.trainer), the features 
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -34,8 +35,8 @@ from core.datasets import Modality
 from core.manifests import Slot
 from core.preprocessing import FloatArray
 from training.backbones import TorchBackbone
-from training.fit import STRENGTHS, Head, IntArray, Judged, fit_apart, fit_at
-from training.judgement import compare, hold_out, likelihoods
+from training.fit import STRENGTHS, Head, IntArray, fit_at
+from training.judgement import Judged, compare, fit_apart, hold_out, likelihoods
 from training.novelty import unseen_quantiles
 from training.stopping import Stopped
 from training.trainer import Epoch, Recipe, Trainer, read_metadata
@@ -48,7 +49,9 @@ FIRST_RUNG = 4
 MISSES = 2
 """The ladder ends after so many rungs in a row that are not kept: one block may be too few."""
 
-FEW_ROWS_PER_CLASS = 20
+FEW_ROWS = 400
+FEW_ROWS_BATCH, BATCH = 16, 32
+FEWEST_EPOCHS, MOST_EPOCHS = 3, 30
 RESERVED_SHARE = 0.2
 """Of the job's time, for what comes after the search: features, export, publishing."""
 
@@ -73,44 +76,43 @@ class Step(BaseModel, frozen=True):
 
 @dataclass(frozen=True)
 class Defaults:
-    """What `auto` means for a modality."""
+    """What `auto` means for a modality; docs/decisions/0012 has what the numbers come from.
+
+    `start_strength` is the L2, one of `STRENGTHS`, of the classifier that training starts from.
+    Training takes about `steps` steps, however many rows there are.
+    """
 
     rank: int
     learning_rate: float
-    layer_decay: float
-    batch_size: int
-    epochs: int
-    regularisation: Regularisation
-    few_rows: Regularisation
     start_strength: float
-    """L2 of the classifier that training starts from, one of `STRENGTHS`."""
+    steps: int
+    regularisation: Regularisation
+    layer_decay: float = 1.0
 
-    head_rate: float
-    """The classifier's rate over that of the deltas."""
+    def batch_size(self, rows: int) -> int:
+        """Rows of a batch."""
+        return FEW_ROWS_BATCH if rows < FEW_ROWS else BATCH
+
+    def epochs(self, rows: int) -> int:
+        """Epochs that come near to `steps`."""
+        batches = math.ceil(rows / self.batch_size(rows))
+        return min(max(round(self.steps / batches), FEWEST_EPOCHS), MOST_EPOCHS)
 
 
 DEFAULTS = {
     Modality.TEXT: Defaults(
         rank=8,
-        learning_rate=1e-3,
-        layer_decay=1.0,
-        batch_size=32,
-        epochs=10,
-        regularisation=Regularisation(label_smoothing=0.1),
-        few_rows=Regularisation(label_smoothing=0.1, contrast=1.0),
+        learning_rate=3e-3,
         start_strength=STRENGTHS[6],
-        head_rate=1.0,
+        steps=160,
+        regularisation=Regularisation(label_smoothing=0.1),
     ),
     Modality.IMAGE: Defaults(
         rank=16,
         learning_rate=5e-3,
-        layer_decay=1.0,
-        batch_size=32,
-        epochs=10,
-        regularisation=Regularisation(label_smoothing=0.1, mixup=0.2),
-        few_rows=Regularisation(label_smoothing=0.1, mixup=0.2),
         start_strength=STRENGTHS[4],
-        head_rate=1.0,
+        steps=190,
+        regularisation=Regularisation(label_smoothing=0.1, mixup=0.2),
     ),
 }
 
@@ -276,7 +278,7 @@ class Gradual:
         """Train the best rung's deltas and classifier on all rows."""
         rows = self._source.activations(self._cut(best.blocks))
         assert rows is not None  # as it was when the rung was climbed
-        head = self._start(np.arange(len(self._source.targets)))
+        head = self._start(np.arange(self._rows))
         task = self._task(best.blocks, head, rows, None)
         trainer = Trainer(task, self._recipe(max(1, best.epochs), patience=None), seed=self._seed)
         self._train_task(trainer, -best.blocks)
@@ -305,13 +307,12 @@ class Gradual:
         self._at.training = None
 
     def _task(self, blocks: int, head: Head, train: Rows, held_out: Rows | None) -> DeltaTask:
-        few = len(self._source.targets) < FEW_ROWS_PER_CLASS * self._source.classes
         return DeltaTask(
             self._source.backbone, self._source.slots, self._cut(blocks), self._rank, head,
             train, held_out,
-            batch_size=self._plan.batch_size or self._defaults.batch_size,
-            layer_decay=self._defaults.layer_decay, head_rate=self._defaults.head_rate,
-            regularisation=self._defaults.few_rows if few else self._defaults.regularisation,
+            batch_size=self._plan.batch_size or self._defaults.batch_size(self._rows),
+            layer_decay=self._defaults.layer_decay,
+            regularisation=self._defaults.regularisation,
             seed=self._seed,
         )  # fmt: skip
 
@@ -352,7 +353,11 @@ class Gradual:
 
     @property
     def _epochs(self) -> int:
-        return self._plan.epochs or self._defaults.epochs
+        return self._plan.epochs or self._defaults.epochs(self._rows)
+
+    @property
+    def _rows(self) -> int:
+        return len(self._source.targets)
 
     def _cut(self, blocks: int) -> int:
         return 1 + max(slot.block for slot in self._source.slots) - blocks

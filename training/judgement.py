@@ -18,7 +18,7 @@ import numpy.typing as npt
 
 from core.preprocessing import FloatArray
 from training.calibration import cross_rescale
-from training.fit import FOLDS, MANY_ROWS, IntArray, deal, fold_count
+from training.fit import FOLDS, MANY_ROWS, Head, IntArray, deal, fold_count, path
 
 NEGLIGIBLE = 0.005
 """Nats a row that are not worth deltas: nearly equal models differ by a sure next to nothing."""
@@ -38,6 +38,38 @@ class Gain:
     def counts(self) -> bool:
         """True if it is sure enough, and large enough."""
         return self.mean > max(self.error, NEGLIGIBLE)
+
+
+@dataclass(frozen=True)
+class Judged:
+    """A head fitted on some rows, with the strength that other rows chose.
+
+    `probabilities` [n, classes] are of those others.
+    """
+
+    head: Head
+    strength: float
+    probabilities: FloatArray
+
+
+def fit_apart(
+    features: FloatArray, targets: IntArray, held_out: FloatArray, truth: IntArray, classes: int
+) -> Judged:
+    """Fit on features [n, dim] the head whose strength suits `held_out` rows [m, dim] best.
+
+    For features that were trained on the fitted rows: these then look better than they are, and a
+    cross-validation among them would choose too weak a strength. Without calibration the held-out
+    rows would choose too strong a one, only to make up for the sureness.
+    """
+    best: Judged | None = None
+    most = -np.inf
+    for strength, head in path(features, targets, classes):
+        judged = Judged(head, strength, head.predict(held_out))
+        likelihood = float(likelihoods(judged.probabilities, truth).mean())
+        if likelihood > most:
+            best, most = judged, likelihood
+    assert best is not None  # a path has strengths
+    return best
 
 
 def hold_out(targets: IntArray, seed: int) -> npt.NDArray[np.bool_]:

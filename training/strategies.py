@@ -140,7 +140,7 @@ def decide(
             _row_seconds(backbone, trunk, data),
             len(targets),
             views=views.view_count(backbone.modality),
-            epochs=defaults.epochs if chosen == "auto" else chosen,
+            epochs=defaults.epochs(len(targets)) if chosen == "auto" else chosen,
             share=ladder(blocks)[0] / blocks,
         )
         prospect = afford(prospect, needed=needed, left=setting.deadline - time.monotonic())

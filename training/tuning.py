@@ -72,7 +72,7 @@ class DeltaTask:
     def __init__(
         self, backbone: TorchBackbone, slots: Sequence[Slot], cut: int, rank: int, head: Head,
         train: Rows, held_out: Rows | None, *, batch_size: int, layer_decay: float,
-        head_rate: float, regularisation: Regularisation, seed: int,
+        regularisation: Regularisation, seed: int,
     ) -> None:  # fmt: skip
         self._modality = backbone.modality
         self._slots = [slot for slot in slots if slot.block >= cut]
@@ -80,7 +80,6 @@ class DeltaTask:
         self._train, self._held_out = train, held_out
         self._batch_size = batch_size
         self._layer_decay = layer_decay
-        self._head_rate = head_rate
         self._regularisation = regularisation
         self._upper = Upper(backbone, cut).eval().requires_grad_(False)
         torch.manual_seed(seed)
@@ -98,11 +97,7 @@ class DeltaTask:
             Parameter(name, tensor, self._layer_decay ** (block - self._top))
             for name, block, tensor in deltas.parameters(self._upper.encoder, self._slots)
         ]
-        classifier = [
-            Parameter("weight", self._weight, self._head_rate),
-            Parameter("bias", self._bias, self._head_rate),
-        ]
-        return [*classifier, *found]
+        return [Parameter("weight", self._weight), Parameter("bias", self._bias), *found]
 
     def batches(self, seed: int) -> list[Tensor]:
         """Every row once, in random order.

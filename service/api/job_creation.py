@@ -93,7 +93,8 @@ def check_model(model: str, settings: Settings) -> None:
     if model != AUTO and not is_allowed(model, settings.hf_models):
         models = ", ".join(allowed(settings.hf_models))
         raise InvalidRequest(
-            f"no backbone or model {model[:80]!r}; use 'auto', a fine-tuned model or one of: {models}",
+            f"no backbone or model {model[:80]!r}; use a fine-tuned model, 'auto' or one of: "
+            f"{models}",
             param="model", code="model_not_found",
         )  # fmt: skip
 
