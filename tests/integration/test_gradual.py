@@ -149,7 +149,7 @@ def test_deltas_ship_when_they_win_by_more_than_the_error(
     assert (manifest.kind, manifest.rank, manifest.blocks) == ("low_rank", 8, kept[-1]["blocks"])
     assert manifest.metrics["accuracy"] == pytest.approx(kept[-1]["accuracy"])
     assert manifest.metrics["accuracy"] > 0.9
-    assert manifest.metrics["rows"] == 48
+    assert manifest.metrics["rows"] == 80
 
 
 def test_the_served_model_tells_what_the_frozen_one_cannot(
@@ -235,8 +235,8 @@ def test_frozen_blocks_never_run_in_an_epoch(stand: Stand, runs: Counter[str]) -
             super().event(type, message, **data)
 
     stand.run(stand.job("ftjob-counted"), Counting())
-    # 192 rows in batches of 16, and 48 held-out rows in one.
-    assert marks[1] - marks[0] == 192 // 16 + 1
+    # 160 rows in batches of 16, and 80 held-out rows in two.
+    assert marks[1] - marks[0] == 160 // 16 + 2
 
 
 def test_a_step_without_gain_leaves_the_frozen_head(stand: Stand) -> None:
