@@ -10,6 +10,7 @@ the same rows. Absolute times drift on shared machines; compare within one run.
 from __future__ import annotations
 
 import argparse
+import io
 import random
 import tempfile
 import time
@@ -33,7 +34,7 @@ from training import backbones
 from training.data import Dataset
 from training.features import extract
 from training.fit import fit
-from training.strategies import Setting, unfreeze
+from training.strategies import Setting, decide, unfreeze
 from training.trunks import ensure_trunk
 
 BACKBONES = {Modality.TEXT: "minilm", Modality.IMAGE: "efficientnet-lite0"}
@@ -74,13 +75,61 @@ def clothing(per_class: int) -> Callable[[Path, int], Split]:
     return read
 
 
+def topics(per_class: int) -> Callable[[Path, int], Split]:
+    """Banking77 by the first word of the intent: some forty coarse classes of uneven breadth."""
+
+    def read(data: Path, seed: int) -> Split:
+        whole = banking(None)(data, seed)
+        train, test = (
+            [(text, label.split("_")[0].lower()) for text, label in rows]
+            for rows in (whole.train, whole.test)
+        )
+        known = {label for _, label in train}
+        return Split(
+            Modality.TEXT,
+            few_shot(train, per_class, seed),
+            [row for row in test if row[1] in known],
+        )
+
+    return read
+
+
+def digits(per_class: int) -> Callable[[Path, int], Split]:
+    """scikit-learn's handwritten digits, 8 × 8 pixels, as PNGs."""
+
+    def read(data: Path, seed: int) -> Split:
+        del data
+        from PIL import Image
+        from sklearn.datasets import load_digits
+
+        found = load_digits()
+        rows: Rows = []
+        for pixels, label in zip(found.images, found.target, strict=True):
+            buffer = io.BytesIO()
+            Image.fromarray((pixels * 15.9).astype(np.uint8)).convert("RGB").save(buffer, "PNG")
+            rows.append((buffer.getvalue(), str(label)))
+        test = rows[1::2][:500]
+        return Split(Modality.IMAGE, few_shot(rows[::2], per_class, seed), test)
+
+    return read
+
+
 SETS: dict[str, Callable[[Path, int], Split]] = {
     "banking8": banking(8),
     "banking10": banking(10),
     "banking": banking(None),
+    "banking5": banking(5),
+    "banking20": banking(20),
+    "topics20": topics(20),
+    "digits10": digits(10),
     "clothing10": clothing(10),
     "clothing": clothing(60),
 }
+
+
+SHOWN = ("unfrozen", "frozen_head_kept", "deltas_kept", "strategy_chosen")
+STRATEGIES = ("feature_extraction", "gradual", "auto", "sklearn")
+"""`sklearn` is the peer: its logistic regression, C by cross-validation, on the same features."""
 
 
 class Printer:
@@ -92,7 +141,7 @@ class Printer:
         self._verbose = verbose
 
     def event(self, type: str, message: str, **data: object) -> None:
-        if self._verbose or type in ("unfrozen", "frozen_head_kept", "deltas_kept"):
+        if self._verbose or type in SHOWN:
             print(f"    {message}", flush=True)
 
     def progress(self, stage: str, fraction: float) -> None:
@@ -131,6 +180,10 @@ class Bench:
         frozen = _accuracy(fitted.head.predict(self._features(trunk, tests)), truth)
         if strategy == "feature_extraction":
             return frozen, frozen, frozen_seconds
+        if strategy == "sklearn":
+            began = time.perf_counter()
+            answers = _logistic_regression(features, targets, self._features(trunk, tests))
+            return frozen, float((answers == truth).mean()), time.perf_counter() - began
         began = time.perf_counter()
         setting = Setting(
             request=FineTuneRequest(
@@ -144,7 +197,9 @@ class Bench:
             draft=lambda step, adapter: _draft(trunk, data, step.blocks, adapter.rank),
         )
         backbone = backbones.load(model, ())
-        tuned = unfreeze(setting, trunk, backbone, data, targets, features)
+        tuned = None
+        if strategy == "gradual" or decide(setting, trunk, backbone, data, fitted, targets).tune:
+            tuned, _ = unfreeze(setting, trunk, backbone, data, targets, features)
         seconds = frozen_seconds + time.perf_counter() - began
         if tuned is None:
             return frozen, frozen, seconds
@@ -155,6 +210,16 @@ class Bench:
         return extract(
             trunk, items, threads=self._threads, on_progress=lambda *_: None, deltas=deltas
         )
+
+
+def _logistic_regression(features: Any, targets: Any, tests: Any) -> Any:
+    from sklearn.linear_model import LogisticRegressionCV
+
+    search = LogisticRegressionCV(
+        Cs=np.logspace(-1, 4, 6), cv=5, max_iter=1000, use_legacy_attributes=False,
+        scoring="accuracy", l1_ratios=(0.0,),
+    )  # fmt: skip
+    return search.fit(features, targets).predict(tests)
 
 
 def dataset(split: Split) -> Dataset:
@@ -184,9 +249,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--data", type=Path, required=True)
     parser.add_argument("--sets", nargs="+", choices=SETS, default=["banking10", "clothing"])
-    parser.add_argument(
-        "--strategies", nargs="+", choices=["feature_extraction", "gradual"], default=["gradual"]
-    )
+    parser.add_argument("--strategies", nargs="+", choices=STRATEGIES, default=["gradual"])
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2, 3, 4])
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     parser.add_argument("--test-rows", type=int, default=None)

@@ -13,7 +13,7 @@ Not here: the backbones (core.backbones), their precision (training.precision).
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
@@ -24,7 +24,7 @@ from core.preprocessing import FloatArray
 from training.data import Dataset
 from training.fit import fit
 from training.judgement import compare, likelihoods
-from training.precision import stratified
+from training.precision import sampled
 
 SAMPLE_ROWS = 1000
 
@@ -71,10 +71,7 @@ def choose_backbone(
 
     Raises `DataError` if there is no backbone for the data.
     """
-    kept = stratified(data.labels, SAMPLE_ROWS, seed)
-    sample = replace(
-        data, items=[data.items[row] for row in kept], labels=[data.labels[row] for row in kept]
-    )
+    sample = sampled(data, seed, most=SAMPLE_ROWS)
     labels = data.manifest.classes
     targets = sample.targets(labels, param="training_file")
     tried: list[_Tried] = []

@@ -91,9 +91,9 @@ def choose(request: FineTuneRequest, candidates: Candidates) -> tuple[Trunk, Cho
     return (int8 if precision == "int8" else fp32), choice
 
 
-def sampled(data: Dataset, seed: int) -> Dataset:
-    """Return at most `SAMPLE_ROWS` rows: of each class its share, and two if it has them."""
-    rows = stratified(data.labels, SAMPLE_ROWS, seed)
+def sampled(data: Dataset, seed: int, *, most: int = SAMPLE_ROWS) -> Dataset:
+    """Return at most so many rows: of each class its share, and two if it has them."""
+    rows = stratified(data.labels, most, seed)
     if len(rows) == len(data.labels):
         return data
     return replace(

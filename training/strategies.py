@@ -157,7 +157,8 @@ def _row_seconds(backbone: TorchBackbone, trunk: Trunk, data: Dataset) -> float:
     """Return how long one row takes through the whole backbone in torch."""
     rows = np.random.default_rng(0).permutation(len(data.items))[:TIMED_ROWS]
     items: Any = [data.items[row] for row in rows]
-    inputs = parity.torch_inputs(backbone, trunk.preprocessor.prepare_many(items))
+    prepared = [trunk.preprocessor.prepare(item) for item in items]
+    inputs = parity.torch_inputs(backbone, prepared)
     with torch.no_grad():
         backbone.module(*inputs)
         began = time.perf_counter()

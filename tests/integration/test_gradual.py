@@ -25,6 +25,7 @@ from core.files import FileStore
 from core.head import Head
 from core.jobs import Job, JobKind, JobStatus, StopReason
 from core.manifests import ModelManifest
+from core.novelty import NOVELTY_FILE
 from core.registry import Registry
 from core.settings import Settings
 from core.store import ArtifactStore
@@ -150,6 +151,7 @@ def test_deltas_ship_when_they_win_by_more_than_the_error(
     assert manifest.metrics["accuracy"] == pytest.approx(kept[-1]["accuracy"])
     assert manifest.metrics["accuracy"] > 0.9
     assert manifest.metrics["rows"] == 80
+    assert NOVELTY_FILE in manifest.files
 
 
 def test_the_served_model_tells_what_the_frozen_one_cannot(
@@ -201,13 +203,37 @@ def test_a_job_that_was_paused_ends_with_the_same_bytes(
     assert Checkpoints(stand.store, "default", "ftjob-paused").latest_state() is None
 
 
-def test_the_same_job_gives_the_same_bytes_and_another_seed_others(
+def test_the_same_job_gives_the_same_bytes(
     stand: Stand, whole: tuple[ModelManifest, Listener]
 ) -> None:
     again = stand.run(stand.job("ftjob-again"), Listener())
     assert stand.files(again) == stand.files(whole[0])
-    other = stand.run(stand.job("ftjob-other", seed=1), Listener())
-    assert stand.files(other) != stand.files(whole[0])
+
+
+def test_auto_tunes_where_that_can_pay_and_says_why(stand: Stand) -> None:
+    """On the same data: with the time for it, and without; the backbone is left open as well."""
+    listener = Listener()
+    hyperparameters = {"n_epochs": 1, "learning_rate_multiplier": 0.001, "batch_size": 16}
+    job = stand.job("ftjob-auto", strategy="auto", model="auto", hyperparameters=hyperparameters)
+    manifest = stand.run(job, listener)
+    [backbone] = listener.of("backbone_chosen")
+    candidates = {each["model"]: each for each in backbone["candidates"]}
+    assert manifest.backbone == backbone["model"]
+    assert set(candidates) == {"minilm", f"hf:{stand.model}"}
+    assert all(each["accuracy"] > 0 for each in candidates.values())
+    [choice] = listener.of("strategy_chosen")
+    assert (choice["strategy"], choice["rows_per_class"]) == ("gradual", 120)
+    assert choice["seconds_needed"] < choice["seconds_left"]
+    assert listener.of("unfrozen")
+    report = stand.registry.file(manifest, "report.json").decode()
+    assert '"what": "Backbone"' in report
+    assert '"what": "Strategy"' in report
+
+    hurried = Listener()
+    manifest = stand.run(stand.job("ftjob-hurried", strategy="auto", max_seconds=1), hurried)
+    assert hurried.of("strategy_chosen")[0]["strategy"] == "feature_extraction"
+    assert not hurried.of("unfrozen")
+    assert manifest.kind == "linear"
 
 
 @pytest.fixture

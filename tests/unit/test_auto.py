@@ -1,0 +1,121 @@
+"""What `auto` decides, on features that are made up: training.prospect, backbone_choice, judgement."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from core.datasets import DatasetManifest, Modality
+from core.errors import DataError
+from core.preprocessing import FloatArray
+from training.backbone_choice import choose_backbone
+from training.data import Dataset
+from training.fit import IntArray, fit
+from training.judgement import compare, fit_apart, hold_out, likelihoods
+from training.novelty import unseen_quantiles
+from training.prospect import afford, foresee, weigh
+
+
+def clusters(
+    rows: int, spread: float, *, dim: int = 8, seed: int = 0
+) -> tuple[FloatArray, IntArray]:
+    """Two classes in turn, a unit of `dim` apart."""
+    numbers = np.random.default_rng(seed)
+    targets = np.arange(rows) % 2
+    features = numbers.normal(0, spread, (rows, dim))
+    features[:, 0] += targets
+    return features.astype(np.float32), targets
+
+
+@pytest.mark.parametrize(
+    ("rows", "spread", "has_slots", "tunes", "why"),
+    [
+        (200, 0.5, True, True, "room"),
+        (200, 0.5, False, False, "no layers"),
+        (200, 0.01, True, False, "right on 100.0 %"),
+        (40, 0.5, True, False, "40 rows are too few"),
+    ],
+)
+def test_tuning_is_tried_only_where_it_can_pay(
+    rows: int, spread: float, has_slots: bool, tunes: bool, why: str
+) -> None:
+    features, targets = clusters(rows, spread)
+    prospect = weigh(fit(features, targets, 2, seed=0), targets, has_slots=has_slots)
+    assert prospect.tune is tunes
+    assert why in prospect.reason
+
+
+def test_tuning_is_not_begun_without_the_time_for_it() -> None:
+    features, targets = clusters(200, 0.5)
+    prospect = weigh(fit(features, targets, 2, seed=0), targets, has_slots=True)
+    needed = foresee(0.01, 200, views=1, epochs=10, share=0.5)
+    assert needed == pytest.approx(2 * 0.01 * 200 * 16)
+    assert afford(prospect, needed=needed, left=needed + 1).strategy == "gradual"
+    refused = afford(prospect, needed=needed, left=10)
+    assert refused.strategy == "feature_extraction"
+    assert "64 s, and 10 s are left" in refused.reason
+
+
+def dataset(rows: int) -> Dataset:
+    labels = [str(row % 2) for row in range(rows)]
+    counts = {"0": rows // 2, "1": rows // 2}
+    manifest = DatasetManifest(modality=Modality.TEXT, rows=rows, counts=counts, sha256="")
+    return Dataset("file-1", manifest, [str(row) for row in range(rows)], labels)
+
+
+def features_of(model: str, data: Dataset) -> FloatArray | None:
+    if model == "broken":
+        raise DataError("no weights")
+    if model == "images":
+        return None
+    spread = {"quick": 1.0, "good": 0.4, "slow": 0.4}[model]
+    return clusters(len(data.items), spread, seed=len(model))[0]
+
+
+def test_the_best_backbone_is_taken_or_the_quickest_that_is_as_good() -> None:
+    models = ["images", "broken", "quick", "good", "slow"]
+    choice = choose_backbone(models, features_of, dataset(400), 0)
+    assert choice.model in ("good", "slow")
+    assert {each.model: each.problem for each in choice.candidates}["broken"] == "no weights"
+    assert "images" not in {each.model for each in choice.candidates}
+    alike = choose_backbone(["good", "good"], features_of, dataset(400), 0)
+    assert alike.model == "good"
+    assert choose_backbone(["quick"], features_of, dataset(400), 0).model == "quick"
+    with pytest.raises(DataError, match="no weights"):
+        choose_backbone(["images", "broken"], features_of, dataset(400), 0)
+
+
+def test_being_too_sure_is_not_held_against_a_classifier() -> None:
+    """The same answers, sharpened: without calibration their likelihood would be far lower."""
+    features, targets = clusters(600, 0.5)
+    probabilities = fit(features, targets, 2, seed=0).out_of_fold
+    sharp = probabilities**8 / (probabilities**8).sum(axis=1, keepdims=True)
+    gain = compare(likelihoods(sharp, targets), likelihoods(probabilities, targets))
+    assert abs(gain.mean) < 0.005
+    assert not gain.counts
+    chance = np.full_like(probabilities, 0.5)
+    assert compare(likelihoods(probabilities, targets), likelihoods(chance, targets)).counts
+
+
+def test_a_refit_is_as_strong_as_unseen_rows_want_it() -> None:
+    """On features that give the fitted rows away, and the others only in part."""
+    features, targets = clusters(300, 0.6, dim=64)
+    held_out = hold_out(targets, 0)
+    assert held_out.sum() == 100
+    told = features.copy()
+    told[~held_out, 1] += 3 * targets[~held_out]
+    judged = fit_apart(told[~held_out], targets[~held_out], told[held_out], targets[held_out], 2)
+    assert (judged.probabilities.argmax(axis=1) == targets[held_out]).mean() > 0.6
+
+
+def test_unseen_rows_tell_how_far_away_an_ordinary_row_is() -> None:
+    """Where the rows that were trained on lie on top of each other, their own distances are 0."""
+    features, targets = clusters(200, 0.3)
+    seen, unseen = features[:100], features[100:]
+    drawn = seen.copy()
+    drawn[:, :] = np.array([seen[targets[:100] == each].mean(axis=0) for each in (0, 1)])[
+        targets[:100]
+    ] + 0.1 * (seen - seen.mean(axis=0))
+    ordinary = unseen_quantiles(seen, targets[:100], unseen, 2)
+    stretched = unseen_quantiles(drawn, targets[:100], unseen, 2)
+    assert stretched[100] > 4 * ordinary[100]
