@@ -1,14 +1,15 @@
 """`gradual`: unfreeze from the top, one step after another, for as long as it helps.
 
-    frozen head ─▶ deltas on the top 1, 2, 4 … blocks, each judged on held-out rows
+    frozen head ─▶ deltas on a quarter of the blocks, on more, each judged on held-out rows
                 ─▶ the best number of blocks once more, on all rows
 
-One row in five is held out, class by class. A step trains deltas and classifier on the others over
-activations cached at its cut and keeps the epoch with the lowest loss on the held-out rows. Its
-classifier is the one that was trained along, or one refitted on the features that came out, as the
-held-out rows prefer; `strength` is 0 for the former. A step counts if the held-out rows'
-log-likelihood, row by row, is better than the best's so far by more than one standard error, and
-not negligibly; after two steps in a row that are not, the ladder ends. If none counts, the frozen
+One row in three is held out, class by class, and of many rows one in five. A step trains deltas and
+classifier on the others over activations cached at its cut and keeps the epoch with the lowest loss
+on the held-out rows. It starts from a strongly regularised head: one that is fitted to the end
+separates few rows perfectly and leaves no loss to learn from. Its classifier is the one that was
+trained along, or one refitted on the features that came out, as the held-out rows prefer;
+`strength` is 0 for the former. A step counts if it beats the best so far (training.judgement);
+after two steps in a row that do not, the ladder ends. If none counts, the frozen
 head ships: on few rows any unfreezing may lose to it (docs/decisions).
 
 The final deltas see all rows, for as many epochs as were best, so no row is left to judge them by:
@@ -43,8 +44,8 @@ from training.trainer import Epoch, Recipe, Trainer, read_metadata
 from training.tuning import DeltaTask, Regularisation, Rows
 
 LADDER_GROWTH = 3
-FIRST_RUNG = 4
-"""The first rung is so small a part of the blocks: one of four, four of seventeen."""
+FIRST_RUNG = 0.25
+"""The first rung's part of the blocks: two of MiniLM's six, four of EfficientNet-Lite0's 17."""
 
 MISSES = 2
 """The ladder ends after so many rungs in a row that are not kept: one block may be too few."""
@@ -79,7 +80,8 @@ class Defaults:
     """What `auto` means for a modality; docs/decisions/0012 has what the numbers come from.
 
     `start_strength` is the L2, one of `STRENGTHS`, of the classifier that training starts from.
-    Training takes about `steps` steps, however many rows there are.
+    Training takes about `steps` steps, however many rows there are. The ladder ends at the part
+    `deepest` of the blocks: lower ones of an image take most of the time for the least gain.
     """
 
     rank: int
@@ -87,6 +89,7 @@ class Defaults:
     start_strength: float
     steps: int
     regularisation: Regularisation
+    deepest: float = 1.0
     layer_decay: float = 1.0
 
     def batch_size(self, rows: int) -> int:
@@ -112,6 +115,7 @@ DEFAULTS = {
         learning_rate=5e-3,
         start_strength=STRENGTHS[4],
         steps=190,
+        deepest=0.25,
         regularisation=Regularisation(label_smoothing=0.1, mixup=0.2),
     ),
 }
@@ -209,6 +213,7 @@ class Gradual:
         self._at = _Progress()
         self._judged: dict[int, FloatArray] = {}
         self._distances: dict[int, FloatArray] = {}
+        self._kept_rows: tuple[int, Rows] | None = None
         self._trainer_state: bytes | None = None
         if state is not None:
             self._restore(state)
@@ -229,7 +234,7 @@ class Gradual:
             step = _step(0, 0, frozen, None, truth, 0.0)
             self._keep(step, frozen, self._source.features)
         best = max((step for step in self._at.steps if step.kept), key=lambda step: step.blocks)
-        for blocks in ladder(1 + max(slot.block for slot in self._source.slots)):
+        for blocks in ladder(self._cut(0), self._defaults.deepest):
             if any(step.blocks >= blocks for step in self._at.steps):
                 continue
             missed = self._at.steps[-MISSES:]
@@ -237,7 +242,7 @@ class Gradual:
                 break
             if not self._affords(blocks):
                 break
-            rows = self._source.activations(self._cut(blocks))
+            rows = self._activations(blocks)
             if rows is None:
                 break
             step = self._climb(blocks, rows, best, truth)
@@ -276,7 +281,7 @@ class Gradual:
 
     def _final(self, best: Step) -> tuple[Adapter, Head]:
         """Train the best rung's deltas and classifier on all rows."""
-        rows = self._source.activations(self._cut(best.blocks))
+        rows = self._activations(best.blocks)
         assert rows is not None  # as it was when the rung was climbed
         head = self._start(np.arange(self._rows))
         task = self._task(best.blocks, head, rows, None)
@@ -345,6 +350,14 @@ class Gradual:
             key=lambda judged: float(likelihoods(judged.probabilities, truth).mean()),
         )
 
+    def _activations(self, blocks: int) -> Rows | None:
+        """Return what enters the top blocks; the last is kept, for it may be trained on again."""
+        if self._kept_rows is None or self._kept_rows[0] != blocks:
+            self._kept_rows = None  # two at once may not fit
+            rows = self._source.activations(self._cut(blocks))
+            self._kept_rows = None if rows is None else (blocks, rows)
+        return None if self._kept_rows is None else self._kept_rows[1]
+
     def _affords(self, blocks: int) -> bool:
         """Tell whether a rung, and the final training if it is the best, will be done in time."""
         last = self._at.steps[-1]
@@ -388,12 +401,15 @@ class Gradual:
             kept[int(blocks)] = tensor.numpy()
 
 
-def ladder(blocks: int) -> list[int]:
-    """Return how many blocks to unfreeze, step by step: for 6 blocks 1, 2, 4, 6."""
-    rungs = [max(1, blocks // FIRST_RUNG)]
-    while rungs[-1] * LADDER_GROWTH < blocks:
-        rungs.append(rungs[-1] * LADDER_GROWTH)
-    return rungs if rungs[-1] == blocks else [*rungs, blocks]
+def ladder(blocks: int, deepest: float = 1.0) -> list[int]:
+    """Return how many blocks to unfreeze, step by step: for 6 blocks 2 and 6.
+
+    Not more than the part `deepest` of them, unless that is less than the first rung.
+    """
+    rungs = [max(1, round(FIRST_RUNG * blocks))]
+    while rungs[-1] < blocks:
+        rungs.append(min(rungs[-1] * LADDER_GROWTH, blocks))
+    return [rungs[0], *(rung for rung in rungs[1:] if rung <= deepest * blocks)]
 
 
 def _step(

@@ -141,7 +141,7 @@ def decide(
             len(targets),
             views=views.view_count(backbone.modality),
             epochs=defaults.epochs(len(targets)) if chosen == "auto" else chosen,
-            share=ladder(blocks)[0] / blocks,
+            share=ladder(blocks, defaults.deepest)[0] / blocks,
         )
         prospect = afford(prospect, needed=needed, left=setting.deadline - time.monotonic())
     setting.reporter.event(
