@@ -73,7 +73,7 @@ class Head:
                 raise Conflict(f"{manifest.reference} needs its trunk to be loaded")
             adapter = _bank_adapter(registry, manifest, trunk)
             actual = trunk.encode(trunk.golden_rows, trunk.bank.gather([adapter]))
-            require_equal(actual, features, manifest.reference)
+            require_equal(actual, features, manifest.reference, trunk.manifest.precision)
         head = cls(manifest, weight, bias, novelty, adapter)
         require_equal(head.predict(features), expected, manifest.reference)
         return head

@@ -120,6 +120,12 @@ def lighten() -> None:
     )
     stub("torch", get_num_threads=lambda: 1, __version__="none")
     stub("training.trunks", ensure_trunk=lambda *_, **__: trunk)
+    stub(
+        "training.precision",
+        Candidates=SimpleNamespace,
+        Choice=object,
+        choose=lambda *_: (trunk, None),
+    )
     stub("training.features", extract=lambda _, items, **__: np.zeros((len(items), DIM), "f4"))
     stub("training.fit", Fit=object, fit=light_fit)
     stub("training.export", export_head=lambda *_: head_files(DIM, seed=os.getpid()))
