@@ -86,7 +86,8 @@ def feed(adapter: Adapter | None, slots: Sequence[Slot]) -> Deltas:
     deltas: dict[str, FloatArray] = {}
     for slot in slots:
         delta = adapter.deltas.get(slot.name) or no_delta(slot)
-        deltas.update(zip(input_names(slot), (delta.a[None], delta.b[None]), strict=True))
+        pair = (np.ascontiguousarray(matrix)[None] for matrix in (delta.a, delta.b))
+        deltas.update(zip(input_names(slot), pair, strict=True))
     return deltas
 
 
@@ -168,8 +169,8 @@ def _delta(slot: Slot, tensors: Mapping[str, np.ndarray], settings: Mapping[str,
         raise DataError(f"the adapter's delta on {slot.name} is not finite")
     alpha = _pattern(settings.get("alpha_pattern"), slot.name, settings["lora_alpha"])
     scale = alpha / (math.sqrt(rank) if settings.get("use_rslora") else rank)
-    a, b = a.reshape(rank, -1).T, b.reshape(slot.out_dim, rank).T * np.float32(scale)
-    return Delta(np.ascontiguousarray(a), np.ascontiguousarray(b, np.float32))
+    a, b = a.reshape(rank, -1).T, b.reshape(slot.out_dim, rank).T
+    return Delta(a, b if scale == 1 else b * np.float32(scale))
 
 
 def _pattern(patterns: Mapping[str, float] | None, name: str, default: float) -> float:

@@ -22,8 +22,8 @@ BINARY = "application/octet-stream"
 class Operation:
     """A summary, the body and the answer; `media` is the answer's type where it is not JSON.
 
-    `other_media` are types that the answer may have besides. `query` names parameters of the query string with what each means. `also` are further types of
-    the request's body.
+    `other_media` are types that the answer may have besides. `query` names parameters of the query
+    string with what each means. `also` are further types of the request's body.
     """
 
     summary: str
