@@ -126,14 +126,14 @@ class Lane:
             # The parsing of a file has no state to save.
             stop_seconds=self._settings.stop_seconds if self._kind is JobKind.FINE_TUNE else 0,
             stopping=self._stopping,
-            has_published=self._has_published,
+            withdraw=self._withdraw,
             presence=self._presence,
         ).run()
         logger.info("%s: attempt %d ended", job.id, claim.attempt)
 
-    async def _has_published(self, job: Job) -> bool:
-        found = await asyncio.to_thread(self._registry.publication, job.tenant, job.id)
-        return found is not None
+    async def _withdraw(self, job: Job) -> bool:
+        withdraw = self._registry.withdraw
+        return await asyncio.to_thread(withdraw, job.tenant, job.id, job.attempt) is None
 
     def _max_seconds(self, claim: Claim) -> float:
         if self._kind is JobKind.INGEST:

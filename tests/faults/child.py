@@ -21,6 +21,7 @@ from core.errors import Unavailable
 from core.files import sha256
 from core.jobs import Job, JobKind
 from core.manifests import ModelManifest
+from core.publications import Publications
 from core.registry import Registry
 from core.store import ArtifactStore
 from tests.faults.faults import around, shift_clock, strike, without
@@ -47,7 +48,7 @@ def install() -> None:
                 reach("manifest")
             case [_, "models", _, "releases", _]:
                 reach("release")
-            case [_, "runs", _, "publication.json"]:
+            case [_, "runs", _, name] if name.startswith("publication-"):
                 reach("publication")
 
     def storing(_: object, key: str, *__: object) -> None:
@@ -83,10 +84,8 @@ def remove_guards() -> None:
         reporter.authorise = lambda self: None
     if without("publication"):
         unique = f"{os.getpid()}-{time.time_ns()}"
-        registry: Any = Registry
-        registry._publication_key = staticmethod(
-            lambda tenant, job: f"{tenant}/runs/{job}/publication-{unique}.json"
-        )
+        publications: Any = Publications
+        publications._key = lambda self, number: f"{self._root}/publication-{unique}-{number}.json"
     if without("room"):
         vars(core.store)["NoSpace"] = Unavailable
     if without("order"):
