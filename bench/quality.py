@@ -20,8 +20,8 @@ from typing import Any
 
 import numpy as np
 import torch
+from main_job import few_shot, read_banking
 
-from bench.main_job import few_shot, read_banking
 from core.checkpoints import Checkpoints
 from core.datasets import DatasetManifest, Modality
 from core.jobs import FineTuneRequest

@@ -15,6 +15,7 @@
     └── JobFailure            a job cannot succeed; `code` is the job's public failure code
         ├── DataError         the data set is unusable
         ├── ExportMismatch    the exported graph disagrees with the one that was trained
+        ├── QualityGateFailed the new version is kept, but not good enough to be released
         ├── JobTimeout        the job used up its `max_seconds`
         ├── OutOfMemory       the child was killed for memory, or refused an allocation
         ├── Crashed           the child ended without an answer
@@ -130,6 +131,12 @@ class ExportMismatch(JobFailure):
     code = "export_mismatch"
 
 
+class QualityGateFailed(JobFailure):
+    """Raised when a job was to promote its version and the quality gate did not let it pass."""
+
+    code = "quality_gate"
+
+
 class JobTimeout(JobFailure):
     """Raised when a job ran longer than it may."""
 
@@ -163,6 +170,7 @@ class NoSpace(JobFailure):
 JOB_FAILURES: dict[str, type[JobFailure]] = {
     failure.code: failure
     for failure in (
-        DataError, ExportMismatch, JobTimeout, OutOfMemory, Crashed, WorkerLost, NoSpace,
+        DataError, ExportMismatch, QualityGateFailed, JobTimeout, OutOfMemory, Crashed, WorkerLost,
+        NoSpace,
     )
 }  # fmt: skip

@@ -22,6 +22,7 @@ from pydantic import BaseModel, ConfigDict, Field, JsonValue, StringConstraints
 from core.identifiers import Identifier
 
 Json = dict[str, JsonValue]
+EventLevel = Literal["info", "warn", "error"]
 
 
 class JobKind(StrEnum):
@@ -81,7 +82,7 @@ class JobEvent(BaseModel, frozen=True):
     id: str
     created_at: float
     type: str
-    level: Literal["info", "warn", "error"] = "info"
+    level: EventLevel = "info"
     message: str
     data: Json = Field(default_factory=dict)
 
@@ -193,7 +194,7 @@ class EarlyStopping(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    patience: int = Field(default=3, ge=1, le=100)
+    patience: int = Field(default=10, ge=1, le=100)
 
 
 class Supervised(BaseModel):
@@ -211,6 +212,19 @@ class Method(BaseModel):
 
     type: Literal["supervised"] = "supervised"
     supervised: Supervised = Supervised()
+
+
+class QualityGate(BaseModel):
+    """What a new version must reach to be promoted, in accuracy on held-out rows.
+
+    `min_improvement_over_current` is a difference; -0.01 allows one point less than the version in
+    production. A model's first version has nothing to improve on.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    min_accuracy: Annotated[float, Field(ge=0, le=1)] | None = None
+    min_improvement_over_current: Annotated[float, Field(ge=-1, le=1)] | None = None
 
 
 MetadataValue = Annotated[str, StringConstraints(max_length=512)]
@@ -237,6 +251,7 @@ class FineTuneRequest(BaseModel):
     precision: Literal["fp32"] = "fp32"
     max_seconds: int = Field(default=3600, ge=1, le=86_400)
     promote: bool = True
+    quality_gate: QualityGate | None = None
     priority: int = Field(default=0, ge=-100, le=100)
     hyperparameters: Hyperparameters | None = None
     integrations: list[Any] | None = Field(default=None, max_length=0)

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from typing import Literal
 
-from pydantic import BaseModel, Field
+from pydantic import BaseModel, ConfigDict, Field
 
 from core.datasets import Modality
 from core.jobs import Json
@@ -61,6 +61,28 @@ class DatasetReference(BaseModel, frozen=True):
     rows: int
 
 
+GateBasis = Literal["same_rows", "recorded"]
+
+
+class GateOutcome(BaseModel, frozen=True):
+    """What a quality gate said of a version, with its numbers.
+
+    `improvement` is the new accuracy minus `current_accuracy`, that of the version which production
+    named: on the same `rows`, or as it was `recorded` when every row is one it was fitted on.
+    """
+
+    passed: bool
+    reasons: tuple[str, ...]
+    min_accuracy: float | None
+    accuracy: float
+    min_improvement_over_current: float | None
+    improvement: float | None
+    current: str | None
+    current_accuracy: float | None
+    basis: GateBasis | None
+    rows: int
+
+
 class ModelManifest(BaseModel, frozen=True):
     """One version of a fine-tuned model.
 
@@ -93,6 +115,7 @@ class ModelManifest(BaseModel, frozen=True):
     training: Json
     metrics: dict[str, float]
     step: int | None = None
+    gate: GateOutcome | None = None
 
     @property
     def reference(self) -> str:
@@ -110,12 +133,55 @@ class ModelManifest(BaseModel, frozen=True):
         return f"{self.tenant}/runs/{self.job}/checkpoints/{step}"
 
 
-class Release(BaseModel, frozen=True):
-    """A step in a model's history: which version each alias names from now on."""
+class Share(BaseModel, frozen=True):
+    """A version's part of a model's traffic; weights need not add up to anything."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    version: int = Field(ge=1, le=999_999_999)
+    weight: int = Field(ge=1, le=1_000_000)
+
+
+class Guard(BaseModel, frozen=True):
+    """When the service takes a release back by itself; a limit that is None is not looked at.
+
+    `max_error_rate` is of the rows that the release answered, `max_disagreement` of those that its
+    shadow answered too; both are judged over `min_rows` rows of one process at a time.
+    """
+
+    model_config = ConfigDict(extra="forbid")
+
+    max_error_rate: float | None = Field(default=None, ge=0, lt=1)
+    max_disagreement: float | None = Field(default=None, ge=0, lt=1)
+    min_rows: int = Field(default=200, ge=1, le=1_000_000)
+
+
+class ReleaseContent(BaseModel, frozen=True):
+    """What a release says: which version answers, and which is tried beside it.
+
+    `traffic` splits what asks for the production alias; empty, that alias' version has it all.
+    `shadow` computes the same inputs unseen, after the answer.
+    """
+
+    aliases: dict[str, int]
+    traffic: tuple[Share, ...] = ()
+    shadow: int | None = None
+    guard: Guard | None = None
+
+    @property
+    def versions(self) -> frozenset[int]:
+        """Every version that the release names in some way."""
+        others = () if self.shadow is None else (self.shadow,)
+        return frozenset(
+            (*self.aliases.values(), *(share.version for share in self.traffic), *others)
+        )
+
+
+class Release(ReleaseContent, frozen=True):
+    """A step in a model's history: what holds from now on, who said so, and why."""
 
     format: Literal["graft-release-1"] = "graft-release-1"
     number: int
-    aliases: dict[str, int]
     created_at: float
     created_by: str
     reason: str

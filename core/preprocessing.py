@@ -43,12 +43,15 @@ class ImagePreprocess(BaseModel, frozen=True):
 
     `resize` is the length in pixels to which the shorter side goes, or None to resize to the crop
     directly, which ignores the aspect ratio. `mean` and `std` are per channel, on values 0 to 255.
+    With `reduced_decode` a JPEG is decoded at a fraction of its size where that is more than
+    enough; it is written into each trunk, so that older ones go on as their heads were fitted.
     """
 
     type: Literal["image"] = "image"
     resize: int | None = Field(default=None, ge=1, le=2048)
     crop: tuple[Annotated[int, Field(ge=1, le=2048)], Annotated[int, Field(ge=1, le=2048)]]
     resample: Literal["bilinear", "bicubic", "lanczos"]
+    reduced_decode: bool = False
     mean: tuple[float, float, float]
     std: tuple[float, float, float]
 
@@ -109,10 +112,16 @@ def open_image(data: bytes, max_pixels: int) -> Image.Image:
     return image
 
 
-def decode_image(data: bytes, max_pixels: int) -> Image.Image:
-    """Decode an image whole, upright and in RGB; raises as `open_image` does."""
+def decode_image(data: bytes, max_pixels: int, side: int | None = None) -> Image.Image:
+    """Decode an image, upright and in RGB; raises as `open_image` does.
+
+    With `side`, a JPEG is decoded at 1/2, 1/4 or 1/8 of its size if neither of its sides gets
+    shorter than that: most of the pixels of a photograph would be thrown away by the scaling.
+    """
     image = open_image(data, max_pixels)
     try:
+        if side is not None:
+            image.draft(None, (side, side))
         image.load()
         upright = ImageOps.exif_transpose(image)
         if upright.mode.startswith("I"):
@@ -147,6 +156,16 @@ class TextPreprocessor:
         """Tokenise many texts, in parallel where the tokenizer can."""
         return [PreparedText(encoding.ids) for encoding in self._tokenizer.encode_batch(items)]
 
+    def truncated(self, items: list[str]) -> list[int]:
+        """Return the numbers of the texts that are longer than `max_tokens`."""
+        # A token takes at least one byte, so a short text need not be tokenised again; two more
+        # may be added around it.
+        long = [
+            n for n, text in enumerate(items) if len(text.encode()) > self.config.max_tokens - 2
+        ]
+        encodings = self._tokenizer.encode_batch([items[n] for n in long])
+        return [n for n, encoding in zip(long, encodings, strict=True) if encoding.overflowing]
+
 
 class ImagePreprocessor:
     """Decodes and scales images for one trunk. Safe to call from several threads."""
@@ -161,8 +180,9 @@ class ImagePreprocessor:
 
     def prepare(self, item: bytes) -> PreparedImage:
         """Decode and scale one encoded image; raises as `decode_image` does."""
-        image = decode_image(item, self._max_pixels)
         height, width = self.config.crop
+        side = max(height, width, self.config.resize or 0)
+        image = decode_image(item, self._max_pixels, side if self.config.reduced_decode else None)
         resampling = _RESAMPLING[self.config.resample]
         if self.config.resize is None:
             image = image.resize((width, height), resampling)

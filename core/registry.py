@@ -5,7 +5,7 @@
     <tenant>/models/<name>/versions/<n>/owner.json        the job that took the number; comes first
     <tenant>/models/<name>/versions/<n>/…                 files, then manifest.json
     <tenant>/models/<name>/versions/<n>/deleted.json      a deleted version's number stays taken
-    <tenant>/models/<name>/releases/<n>.json              what the aliases name; highest number wins
+    <tenant>/models/<name>/releases/<n>.json              see core.releases
 
 A number is taken by whoever creates its first object. No locks, and two workers that publish at
 once get two versions. A job publishes at most once, whatever its attempts do: which manifest it is
@@ -17,21 +17,18 @@ served is `service.serving_set`.
 from __future__ import annotations
 
 import json
-import time
 from collections.abc import Mapping
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from core.checkpoints import Checkpoints, parse_checkpoint
 from core.errors import AlreadyExists, Conflict, NotFound
 from core.files import sha256
-from core.identifiers import PRODUCTION, ModelReference, is_identifier
-from core.manifests import ModelManifest, Release, TrunkManifest
+from core.identifiers import ModelReference, is_identifier
+from core.manifests import ModelManifest, TrunkManifest
 from core.publications import Publications
+from core.releases import Releases, object_number
 from core.store import ArtifactStore
-
-MAX_SKEW_SECONDS = 2 * 3600.0
-"""Two hosts' clocks differ by less."""
 
 SHARED_FOLDERS = frozenset({"trunks", "backbones"})
 
@@ -42,12 +39,15 @@ class Listing:
 
     versions: tuple[int, ...]
     release: int
+    changed_at: float = field(default=0.0, compare=False)
+    """When its latest release or version was stored, in seconds since the epoch."""
 
 
 class Registry:
-    """Reads and writes trunks, versions and releases."""
+    """Reads and writes trunks and versions; `releases` has the histories of what answers."""
 
     def __init__(self, store: ArtifactStore) -> None:
+        self.releases = Releases(store)
         self._store = store
 
     # -- trunks ------------------------------------------------------------------------------
@@ -73,6 +73,18 @@ class Registry:
         )
         self._put_same("backbones", {f"{key}.json": manifest.digest.encode()})
         return self.find_trunk(key) or manifest
+
+    def newest_trunk(self, backbone: str, precision: str = "fp32") -> TrunkManifest | None:
+        """Return the trunk that was exported last from a backbone, or None."""
+        found: list[TrunkManifest] = []
+        for digest in self._store.children("trunks"):
+            with suppress(NotFound):  # its manifest is written last
+                found.append(self.trunk(digest))
+        return max(
+            (each for each in found if (each.backbone, each.precision) == (backbone, precision)),
+            key=lambda each: each.created_at,
+            default=None,
+        )
 
     def trunk(self, digest: str) -> TrunkManifest:
         """Return a trunk's manifest; raise `NotFound`."""
@@ -135,16 +147,19 @@ class Registry:
         versions: dict[str, set[int]] = {}
         deleted: dict[str, set[int]] = {}
         releases: dict[str, int] = {}
+        changed: dict[str, float] = {}
         for entry in self._store.walk(f"{tenant}/models" + (f"/{name}" if name else "")):
             match entry.key.split("/"):
                 case [_, "models", model, "versions", number, "manifest.json"]:
-                    versions.setdefault(model, set()).add(_number(number))
+                    versions.setdefault(model, set()).add(object_number(number))
+                    changed[model] = max(changed.get(model, 0.0), entry.modified_at)
                 case [_, "models", model, "versions", number, "deleted.json"]:
-                    deleted.setdefault(model, {0}).add(_number(number))
+                    deleted.setdefault(model, {0}).add(object_number(number))
                 case [_, "models", model, "releases", file]:
-                    releases[model] = max(releases.get(model, 0), _number(file))
+                    releases[model] = max(releases.get(model, 0), object_number(file))
+                    changed[model] = max(changed.get(model, 0.0), entry.modified_at)
         return {
-            model: Listing(tuple(sorted(listed)), releases.get(model, 0))
+            model: Listing(tuple(sorted(listed)), releases.get(model, 0), changed[model])
             for model, numbers in versions.items()
             # An attempt that rolls forward while its version is deleted may leave both.
             if (listed := numbers - deleted.get(model, {0}))
@@ -159,50 +174,7 @@ class Registry:
             if name not in SHARED_FOLDERS and is_identifier(name)
         ]
 
-    # -- releases ----------------------------------------------------------------------------
-
-    def release(
-        self, tenant: str, name: str, aliases: dict[str, int], *, created_by: str, reason: str
-    ) -> Release:
-        """Append a release that changes `aliases` and keeps the others; raise `NotFound`."""
-        for version in aliases.values():
-            self.manifest(tenant, name, version)
-        while True:
-            current = self.current_release(tenant, name)
-            with suppress(AlreadyExists):  # someone took the number; build on their release
-                return self._append(tenant, name, current, aliases, created_by, reason)
-
-    def promote(self, manifest: ModelManifest, *, created_by: str, reason: str) -> None:
-        """Let production name a new version, once; raise `NotFound` if the version is not listed.
-
-        An attempt that took over, or one that was stopped for a while, may come late: what was
-        promoted since, or has been rolled back since, is left as it is.
-        """
-        self.manifest(manifest.tenant, manifest.name, manifest.version)
-        aliases = {PRODUCTION: manifest.version}
-        while not self._was_promoted(
-            manifest, current := self.current_release(manifest.tenant, manifest.name)
-        ):
-            with suppress(AlreadyExists):
-                self._append(manifest.tenant, manifest.name, current, aliases, created_by, reason)
-                return
-
-    def current_release(self, tenant: str, name: str) -> Release | None:
-        """Return the release with the highest number, or None."""
-        number = max(
-            (
-                _number(entry.key.rsplit("/", 1)[-1])
-                for entry in self._store.walk(f"{tenant}/models/{name}/releases")
-            ),
-            default=0,
-        )
-        return self.read_release(tenant, name, number) if number else None
-
-    def read_release(self, tenant: str, name: str, number: int) -> Release:
-        """Return one release; raise `NotFound`."""
-        return Release.model_validate_json(
-            self._store.get(f"{tenant}/models/{name}/releases/{number}.json")
-        )
+    # -- references --------------------------------------------------------------------------
 
     def resolve(self, tenant: str, reference: ModelReference) -> ModelManifest:
         """Return the version or checkpoint that a reference means now; raise `NotFound`."""
@@ -214,7 +186,7 @@ class Registry:
             return manifest
         version = reference.version
         if version is None:
-            release = self.current_release(tenant, reference.name)
+            release = self.releases.current(tenant, reference.name)
             version = release.aliases.get(reference.alias) if release else None
         if version is None:
             raise NotFound(f"no model {reference}", param="model")
@@ -223,19 +195,18 @@ class Registry:
     def delete(self, tenant: str, name: str, version: int | None = None) -> list[int]:
         """Delete one version or all of them; return the numbers, or raise `NotFound`.
 
-        A version that an alias names can only be deleted with the whole model (`Conflict`).
+        A version that the current release names goes only with the whole model (`Conflict`).
         """
         listed = self.versions(tenant, name)
         doomed = listed if version is None else [n for n in listed if n == version]
         if not doomed:
             raise NotFound(f"no model {name}", param="model")
-        current = self.current_release(tenant, name)
-        used = set(current.aliases.values()) if current else set()
+        current = self.releases.current(tenant, name)
+        used = current.versions if current else frozenset()
         if used & set(doomed) and doomed != listed:
             raise Conflict(f"{name}@{version} is released; release another version first")
         if doomed == listed:
-            folder = f"{tenant}/models/{name}/releases"
-            self._store.delete(*(entry.key for entry in self._store.walk(folder)))
+            self.releases.delete(tenant, name)
         for number in doomed:
             self.bury(tenant, name, number)
         return doomed
@@ -268,41 +239,11 @@ class Registry:
 
     # -- inside ------------------------------------------------------------------------------
 
-    def _append(
-        self, tenant: str, name: str, current: Release | None, aliases: dict[str, int],
-        created_by: str, reason: str,
-    ) -> Release:  # fmt: skip
-        """Put the release behind `current`; raise `AlreadyExists` if there is one by now."""
-        release = Release(
-            number=current.number + 1 if current else 1,
-            aliases={**(current.aliases if current else {}), **aliases},
-            created_at=time.time(),
-            created_by=created_by,
-            reason=reason,
-        )
-        key = f"{tenant}/models/{name}/releases/{release.number}.json"
-        self._store.put_new(key, release.model_dump_json().encode())
-        return release
-
-    def _was_promoted(self, manifest: ModelManifest, release: Release | None) -> bool:
-        """Tell if production named this version or a later one since this one was made."""
-        while release is not None:
-            if release.aliases.get(PRODUCTION, 0) >= manifest.version:
-                return True
-            age = manifest.created_at - release.created_at
-            if age > MAX_SKEW_SECONDS or release.number == 1:
-                return False
-            try:
-                release = self.read_release(manifest.tenant, manifest.name, release.number - 1)
-            except NotFound:  # the model was deleted meanwhile
-                return False
-        return False
-
     def _store_version(self, draft: ModelManifest, files: Mapping[str, bytes]) -> ModelManifest:
         """Take a number by saying whose it is, then store the files."""
         owner = json.dumps({"job": draft.job, "attempt": draft.attempt}).encode()
         folder = f"{draft.tenant}/models/{draft.name}/versions"
-        number = max(map(_number, self._store.children(folder)), default=0) + 1
+        number = max(map(object_number, self._store.children(folder)), default=0) + 1
         while True:
             try:
                 self._store.put_new(f"{folder}/{number}/owner.json", owner)
@@ -327,9 +268,3 @@ class Registry:
 
     def _publications(self, tenant: str, job: str) -> Publications:
         return Publications(self._store, tenant, job)
-
-
-def _number(name: str) -> int:
-    """Return the number of a version's folder or a release's file; 0 for what is not ours."""
-    digits = name.removesuffix(".json")
-    return int(digits) if digits.isascii() and digits.isdigit() else 0

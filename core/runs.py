@@ -2,14 +2,15 @@
 
     <tenant>/runs/<job>/events.jsonl   a JobEvent per line, oldest first
     <tenant>/runs/<job>/metrics.csv    a line per `metrics` event, if there were any or it succeeded
-    <tenant>/runs/<job>/report.json    of a job that succeeded
-    <tenant>/runs/<job>/record.json    the Job, written after the three
+    <tenant>/runs/<job>/report.json    of a job that published, even if it was not promoted
+    <tenant>/runs/<job>/report.html    the same for people
+    <tenant>/runs/<job>/record.json    the Job, written after the others
     <tenant>/runs-by-time/<µs>-<job>   a name without content, by which jobs are listed; comes last
 
 All of it is made from what no longer changes, so that two who archive one job write the same, and
 one that is killed half-way is finished by the next. The metrics and the report are also files of
-the API, whose ids say which (`result_file_ids`). `publication-<k>.json` in a run's folder belongs to
-core.publications, `checkpoints` and `state` to core.checkpoints. Not here: which jobs are to be
+the API, whose ids say which (`result_file_ids`). `publication-<k>.json` in a run's folder belongs
+to core.publications, `checkpoints` and `state` to core.checkpoints. Not here: which jobs are to be
 archived (core.queue) and by whom (training.archive).
 """
 
@@ -23,15 +24,23 @@ from contextlib import suppress
 from typing import NamedTuple
 
 from core.checkpoints import Checkpoints, best_checkpoint
-from core.errors import AlreadyExists, Conflict, NotFound
+from core.errors import AlreadyExists, Conflict, NotFound, QualityGateFailed
 from core.identifiers import is_identifier
 from core.jobs import Job, JobEvent, JobStatus
 from core.manifests import ModelManifest
 from core.registry import Registry
 from core.store import ArtifactStore
 
-METRICS, REPORT = "metrics.csv", "report.json"
-_FILE_ID_PREFIXES = {METRICS: "file-metrics-", REPORT: "file-report-"}
+METRICS, REPORT, REPORT_HTML = "metrics.csv", "report.json", "report.html"
+# In this order: a job's id might begin like the end of a longer prefix.
+_FILE_ID_PREFIXES = {
+    METRICS: "file-metrics-",
+    REPORT_HTML: "file-report-html-",
+    REPORT: "file-report-",
+}
+
+
+_GONE = b"<!doctype html><title>Report</title><p>The version that it was about was deleted.</p>"
 
 
 class Place(NamedTuple):
@@ -47,8 +56,8 @@ class Place(NamedTuple):
 
 
 def result_file_ids(job: Job) -> dict[str, str]:
-    """Return the ids of a job's result files by their names; only a success has any."""
-    if job.status is not JobStatus.SUCCEEDED:
+    """Return the ids of a job's result files by their names; only one that published has any."""
+    if not _has_published(job):
         return {}
     return {name: prefix + job.id for name, prefix in _FILE_ID_PREFIXES.items()}
 
@@ -129,21 +138,30 @@ class RunStore:
     def results(self, job: Job, events: Sequence[JobEvent]) -> dict[str, bytes]:
         """Return the result files of a job that has ended, made from its events and its version."""
         measured = [event for event in events if event.type == "metrics"]
-        succeeded = job.status is JobStatus.SUCCEEDED
-        files = {METRICS: _metrics_csv(measured)} if measured or succeeded else {}
-        return files | ({REPORT: self._report(job)} if succeeded else {})
+        published = _has_published(job)
+        files = {METRICS: _metrics_csv(measured)} if measured or published else {}
+        return files | (self._reports(job) if published else {})
 
-    def _report(self, job: Job) -> bytes:
-        """The report beside the version that the job published, or a short one if that is gone."""
+    def _reports(self, job: Job) -> dict[str, bytes]:
+        """The reports beside the version that the job published, or short ones if that is gone."""
+        short = json.dumps({"job": job.id, "request": job.spec, "result": job.result}).encode()
+        files = {REPORT: short, REPORT_HTML: _GONE}
         manifest = self._registry.publication(job.tenant, job.id)
-        if manifest is not None and REPORT in manifest.files:
+        for name in files.keys() & manifest.files.keys() if manifest is not None else ():
+            assert manifest is not None
             with suppress(NotFound, Conflict):
-                return self._registry.file(manifest, REPORT)
-        return json.dumps({"job": job.id, "request": job.spec, "result": job.result}).encode()
+                files[name] = self._registry.file(manifest, name)
+        return files
 
     def _put(self, key: str, data: bytes) -> None:
         with suppress(AlreadyExists):
             self._store.put_new(key, data)
+
+
+def _has_published(job: Job) -> bool:
+    """Tell if there is a version: a quality gate that was not passed forbids its release only."""
+    refused = job.error is not None and job.error.code == QualityGateFailed.code
+    return job.status is JobStatus.SUCCEEDED or (job.status is JobStatus.FAILED and refused)
 
 
 def _folder(tenant: str, job_id: str) -> str:

@@ -44,6 +44,24 @@ class Settings(BaseSettings):
         description="JSON list of the `hf:` models that jobs may use: "
         "directories, or `org/name@revision`.",
     )
+    request_log_fraction: float = Field(
+        default=0.01, ge=0, le=1,
+        description="Part of the requests that get a line of JSON in the log, besides all that "
+        "fail with 5xx; 0 turns it off.",
+    )  # fmt: skip
+    trace_endpoint: str | None = Field(
+        default=None, pattern=r"^https?://",
+        description="OTLP/HTTP collector of OpenTelemetry traces, such as "
+        "`http://otel:4318/v1/traces`; off without one. Needs `graft[tracing]`.",
+    )  # fmt: skip
+    trace_fraction: float = Field(
+        default=1, ge=0, le=1, description="Part of the requests that are traced."
+    )
+    labelled_models: int = Field(
+        default=100, ge=0, le=10_000,
+        description="Models of a process that have metrics of their own; "
+        "the others share the label `other`.",
+    )  # fmt: skip
     service_workers: int = Field(default=1, ge=1, le=64, description="Service processes.")
     inference_threads: int = Field(
         default=0, ge=0, le=256,
@@ -62,6 +80,14 @@ class Settings(BaseSettings):
     max_inputs: int = Field(default=256, ge=1, description="Most inputs of one prediction request.")
     max_queued_rows: int = Field(
         default=2048, ge=1, description="Prediction rows that may wait for one trunk."
+    )
+    model_memory_bytes: int = Field(
+        default=1024 * MIB, ge=1,
+        description="Memory of one service process for loaded heads; trunks come on top.",
+    )  # fmt: skip
+    pinned_models: tuple[str, ...] = Field(
+        default=(),
+        description="JSON list of models whose released versions stay loaded whatever the memory.",
     )
     max_upload_bytes: int = Field(default=512 * MIB, ge=1, description="Largest uploaded file.")
     max_rows: int = Field(default=200_000, ge=2, description="Most rows of a data set.")

@@ -1,11 +1,11 @@
-"""Running trunks and heads with ONNX Runtime: the one code path of feature extraction and serving.
+"""Running trunks with ONNX Runtime: the one code path of feature extraction and serving.
 
 The worker fits heads on features that this module computed, and the service predicts with them
 through this module, so there is no difference between training and serving to go wrong.
 
 A trunk is safe to call from several threads; ONNX Runtime releases the GIL while it runs. Not here:
-how rows of several requests become one batch (service.batcher), where graphs come from
-(core.registry, training.export).
+how rows of several requests become one batch (service.batcher), heads (core.head), where
+graphs come from (core.registry, training.export).
 """
 
 from __future__ import annotations
@@ -22,10 +22,10 @@ import numpy as np
 os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
 import onnxruntime as ort
 
-from core.adapters import CONFIG_FILE, WEIGHTS_FILE, Adapter, Deltas, read_adapter, stack
+from core.adapters import Deltas
 from core.datasets import Modality
-from core.errors import Conflict, DataError
-from core.manifests import ModelManifest, TrunkManifest
+from core.errors import Conflict
+from core.manifests import TrunkManifest
 from core.preprocessing import (
     FloatArray,
     ImagePreprocess,
@@ -161,59 +161,6 @@ class Trunk:
     @staticmethod
     def _image_feed(rows: Sequence[Prepared]) -> dict[str, np.ndarray]:
         return {"pixels": np.stack([row.pixels for row in rows if isinstance(row, PreparedImage)])}
-
-
-class Head:
-    """One fine-tuned model's own part: features to class probabilities, and perhaps an adapter.
-
-    `adapter` is what the trunk is to be fed for this model's rows; None for a plain row.
-    """
-
-    def __init__(
-        self, manifest: ModelManifest, graph: bytes, adapter: Adapter | None = None
-    ) -> None:
-        self.manifest = manifest
-        self.adapter = adapter
-        self._session = create_session(graph, threads=1)
-
-    @classmethod
-    def load(cls, registry: Registry, manifest: ModelManifest, trunk: Trunk | None = None) -> Head:
-        """Load a listed version and replay its golden rows, with an adapter through its trunk.
-
-        Raises `Conflict` when a file, the signature or an output is not what was published.
-        """
-        adapter = None
-        if manifest.kind == "low_rank":
-            if trunk is None or trunk.manifest.digest != manifest.trunk:
-                raise Conflict(f"{manifest.reference} needs its trunk to be loaded")
-            adapter = _load_adapter(registry, manifest, trunk)
-        head = cls(manifest, registry.file(manifest, "head.onnx"), adapter)
-        with np.load(
-            io.BytesIO(registry.file(manifest, "golden.npz")), allow_pickle=False
-        ) as arrays:
-            features, expected = arrays["features"], arrays["probabilities"]
-        shape = (len(features), manifest.dim), (len(features), len(manifest.labels))
-        if (features.shape, expected.shape) != shape:
-            raise Conflict(f"{manifest.reference} does not have the signature of its manifest")
-        if trunk is not None and adapter is not None:
-            rows = trunk.golden_rows
-            actual = trunk.encode(rows, stack([adapter] * len(rows), trunk.manifest.slots))
-            require_equal(actual, features, manifest.reference)
-        require_equal(head.predict(features), expected, manifest.reference)
-        return head
-
-    def predict(self, features: FloatArray) -> FloatArray:
-        """Return probabilities, float32 [n, classes], of features, float32 [n, dim]."""
-        probabilities: FloatArray = self._session.run(["probabilities"], {"features": features})[0]
-        return probabilities
-
-
-def _load_adapter(registry: Registry, manifest: ModelManifest, trunk: Trunk) -> Adapter:
-    config, weights = (registry.file(manifest, name) for name in (CONFIG_FILE, WEIGHTS_FILE))
-    try:
-        return read_adapter(config, weights, trunk.manifest.slots)
-    except DataError as error:
-        raise Conflict(f"{manifest.reference}: {error.message}") from error
 
 
 def build_preprocessor(

@@ -1,6 +1,6 @@
 """The BentoML service: start here to follow a request.
 
-    BentoML's server ──▶ Guard (id, key, limits) ──▶ routes below ──▶ service.api.<resource>
+    BentoML's server ──▶ Guard (id, key, limits) ──▶ service.routes ──▶ service.api.<resource>
                                                 └──▶ BentoML's own routes and the API method
 
 `bentoml serve service.app:Graft` imports this module in a parent and in every worker process;
@@ -16,54 +16,19 @@ from typing import Any
 import bentoml
 import click
 from bentoml.exceptions import BentoMLException
-from starlette.applications import Starlette
-from starlette.routing import Route
 
-from core.errors import GraftError
+from core.errors import GraftError, InvalidRequest
 from core.identifiers import DEFAULT_TENANT
 from core.settings import Settings
-from service.api import checkpoints, files, health, job_control, jobs, models, predict
-from service.api.errors import HANDLERS, no_endpoint, status_of
+from service.api import embeddings, predict
+from service.api.errors import status_of
 from service.guard import Guard, is_loopback
 from service.metrics import forget_dead_processes
+from service.routes import api, probes
 from service.runtime import Runtime
 
 SETTINGS = Settings()
 START_SECONDS = 15.0
-ALL_METHODS = ["GET", "POST", "PUT", "PATCH", "DELETE"]
-
-api = Starlette(
-    routes=[
-        Route("/v1/predict", predict.create_prediction, methods=["POST"]),
-        Route("/v1/files", files.create_file, methods=["POST"]),
-        Route("/v1/files", files.list_files, methods=["GET"]),
-        Route("/v1/files/{file_id}", files.get_file, methods=["GET"]),
-        Route("/v1/files/{file_id}", files.delete_file, methods=["DELETE"]),
-        Route("/v1/files/{file_id}/content", files.get_content, methods=["GET"]),
-        Route("/v1/fine_tuning/jobs", jobs.create_job, methods=["POST"]),
-        Route("/v1/fine_tuning/jobs", jobs.list_jobs, methods=["GET"]),
-        Route("/v1/fine_tuning/jobs/{job_id}", jobs.get_job, methods=["GET"]),
-        Route("/v1/fine_tuning/jobs/{job_id}/cancel", job_control.cancel_job, methods=["POST"]),
-        Route("/v1/fine_tuning/jobs/{job_id}/pause", job_control.pause_job, methods=["POST"]),
-        Route("/v1/fine_tuning/jobs/{job_id}/resume", job_control.resume_job, methods=["POST"]),
-        Route(
-            "/v1/fine_tuning/jobs/{job_id}/checkpoints",
-            checkpoints.list_checkpoints,
-            methods=["GET"],
-        ),
-        Route("/v1/fine_tuning/jobs/{job_id}/events", jobs.list_events, methods=["GET"]),
-        Route("/v1/models", models.list_models, methods=["GET"]),
-        Route("/v1/models/{ref:path}", models.get_model, methods=["GET"]),
-        Route("/v1/models/{ref:path}", models.delete_model, methods=["DELETE"]),
-        Route("/v1/{path:path}", no_endpoint, methods=ALL_METHODS),
-        Route("/metrics", health.metrics, methods=["GET"]),
-    ],
-    exception_handlers=HANDLERS,
-)
-probes = Starlette(
-    routes=[Route("/livez", health.livez), Route("/readyz", health.readyz)],
-    exception_handlers=HANDLERS,
-)
 
 
 class Refused(BentoMLException):
@@ -132,5 +97,20 @@ class Graft:
         except GraftError as error:
             raise Refused(error) from None
 
+    @bentoml.api  # type: ignore[untyped-decorator]
+    async def embed(self, model: str, input: list[Any]) -> dict[str, Any]:
+        """Return the features of texts, or images as data URLs; as `POST /v1/embeddings`."""
+        try:
+            if not 0 < len(model) <= embeddings.MAX_MODEL_CHARS:
+                raise InvalidRequest("name a model", param="model")
+            return await embeddings.embed(
+                self.runtime,
+                DEFAULT_TENANT,
+                embeddings.EmbeddingsRequest(model=model, input=input),
+                SETTINGS.predict_timeout_seconds,
+            )
+        except GraftError as error:
+            raise Refused(error) from None
 
-Graft.add_asgi_middleware(Guard, settings=SETTINGS, health=probes)  # type: ignore[attr-defined]
+
+Graft.add_asgi_middleware(Guard, settings=SETTINGS, health=probes, api=api)  # type: ignore[attr-defined]

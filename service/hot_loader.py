@@ -1,95 +1,138 @@
 """The hot loader: keeps one process's serving set equal to the registry, off the request path.
 
-It follows the change feed, and besides looks into the registry every `poll_seconds`, so a lost
-change costs time, never a model. For each model that differs: load → check hashes → replay golden
-rows → swap the reference. A version that does not pass is refused, with its reason kept in the set;
-the versions before it go on serving, and other models do not notice. Old versions, and trunks that
-no live version needs, are freed when the last request that holds them has ended.
+Of each model that differs, what is new and what its release names is loaded first
+(service.live_models), then the reference is swapped: the next request sees the new release whole,
+those under way end on the old one, and only then is memory given back. A version that does not pass
+its checks is refused, with its reason kept in the set; the versions before it go on serving, and
+other models do not notice. Versions that no release names are loaded when asked for, and so is
+everything that the memory budget has no room for.
 
-Not here: what a version must fulfil (core.trunk `load`), what a request sees (service.serving_set).
+Not here: when to look (service.watch), what a version must fulfil (core.head, core.trunk), how a
+split is decided (service.routing).
 """
 
 from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Callable
+from collections.abc import Iterable
 from contextlib import suppress
 from dataclasses import replace
+from weakref import WeakValueDictionary
 
-from pydantic import ValidationError
-
-from core.changes import Change, ChangeFeed
-from core.errors import Conflict, GraftError, NoSpace, NotFound, Unavailable
+from core.checkpoints import parse_checkpoint
+from core.errors import NoSpace, NotFound, Unavailable
+from core.identifiers import ModelReference
 from core.registry import Listing, Registry
-from core.trunk import Head, Trunk
-from service.batcher import Batcher
-from service.metrics import LIVE_VERSIONS, LOADS
-from service.serving_set import LiveModel, LiveTrunk, ModelKey, ModelState, ServingSet
+from service.live_models import LiveModel, LiveModels, Refused
+from service.routing import choose_version
+from service.serving_set import IndexEntry, ModelKey, ModelState, ServingSet, Slot
 
 logger = logging.getLogger("graft.service")
 
-FEED_WAIT_SECONDS = 2.0
-RETRY_SECONDS = 1.0
-ALIAS_HISTORY = 20
-"""How many releases back to look for a version that still loads."""
+WARM_MODELS = 2_000
+"""Models loaded before a process says that it is ready."""
 
-
-async def _ignore(change: Change, state: ModelState | None) -> None:
-    """Tell nobody."""
+WARM_CONCURRENCY = 4
 
 
 class HotLoader:
-    """Owns the current `ServingSet` of this process."""
+    """Owns the current `ServingSet` of this process, and what of it is in memory."""
 
     def __init__(
         self,
         registry: Registry,
-        feed: ChangeFeed,
         *,
-        poll_seconds: float,
         threads: int,
         max_pixels: int,
         max_queued_rows: int,
-        on_change: Callable[[Change, ModelState | None], Awaitable[None]] = _ignore,
+        memory_bytes: int,
+        pinned_models: Iterable[str] = (),
     ) -> None:
-        """`on_change` is called with a change of the feed when the set is up to date with it."""
         self.current = ServingSet()
-        self.hears_changes = False
-        """True while the change feed answers."""
+        self.live = LiveModels(
+            registry,
+            memory_bytes=memory_bytes,
+            is_pinned=self._is_pinned,
+            threads=threads,
+            max_pixels=max_pixels,
+            max_queued_rows=max_queued_rows,
+        )
         self._registry = registry
-        self._feed = feed
-        self._poll_seconds = poll_seconds
-        self._threads = threads
-        self._max_pixels = max_pixels
-        self._max_queued_rows = max_queued_rows
-        self._on_change = on_change
-        self._cursor: str | None = None
+        self._pinned_models = frozenset(pinned_models)
         self._completed = asyncio.Event()
-        self._trunks: dict[str, LiveTrunk] = {}
-        self._reconciling = asyncio.Lock()
-        self._tasks: list[asyncio.Task[None]] = []
-
-    def start(self) -> None:
-        """Begin to follow the feed and to poll."""
-        self._tasks = [
-            asyncio.create_task(_forever(self._follow)),
-            asyncio.create_task(_forever(self._poll)),
-        ]
+        self._locks: WeakValueDictionary[ModelKey, asyncio.Lock] = WeakValueDictionary()
 
     async def close(self) -> None:
-        """Stop, and end every batcher."""
-        for task in self._tasks:
-            task.cancel()
-        await asyncio.gather(*self._tasks, return_exceptions=True)
-        for live in self._trunks.values():
-            await live.batcher.close()
+        """Stop loading, and end every batcher."""
+        await self.live.close()
 
     async def wait_complete(self, timeout_seconds: float) -> None:
-        """Return when every model of the registry has been looked at once, or after the timeout."""
+        """Return when the registry has been looked through once, or after the timeout."""
         with suppress(TimeoutError):
             async with asyncio.timeout(timeout_seconds):
                 await self._completed.wait()
+
+    # -- for requests ------------------------------------------------------------------------
+
+    async def resolve(
+        self, tenant: str, reference: ModelReference, routing_key: str = ""
+    ) -> LiveModel:
+        """Return who answers for a reference, loaded if need be.
+
+        Raises `NotFound`, or `Unavailable` when the version was refused by this process, or may be
+        one that it has not looked at yet. Waits as long as loading takes.
+        """
+        if parse_checkpoint(reference) is not None:
+            return await self._checkpoint(tenant, reference)
+        state = self.current.state(tenant, reference)
+        version, release = reference.version, None
+        if version is None:
+            if not state.is_settled:
+                state = await self._settle((tenant, reference.name))
+            if (release := state.release) is not None:
+                version = choose_version(release, reference.name, reference.alias, routing_key)
+        if version is not None and version in state.refused:
+            raise Unavailable(f"{reference} cannot be served: {state.refused[version]}")
+        if version is None or version not in state.listing.versions:
+            raise self.current.unknown(reference)
+        try:
+            model = await self.live.get((tenant, reference.name, version))
+        except Refused as error:
+            # It came out of memory and does not come back: from now on the release is without it.
+            await self._refuse((tenant, reference.name), version, error.reason)
+            return await self.resolve(tenant, reference, routing_key)
+        return replace(model, release=release)
+
+    # -- for operators -----------------------------------------------------------------------
+
+    def index(self) -> list[IndexEntry]:
+        """Return every listed version of every tenant, in order of name and number."""
+        return self.current.index(self.live)
+
+    async def load(self, tenant: str, name: str, version: int | None = None) -> None:
+        """Load a version, or what the release names; one that was refused is tried again.
+
+        Raises `NotFound`, or `Unavailable` with the reason of the refusal.
+        """
+        await self.reconcile_model(tenant, name, retry=True)
+        reference = ModelReference(name, version)
+        await self.resolve(tenant, reference)
+
+    async def unload(self, tenant: str, name: str, version: int | None = None) -> None:
+        """Let a version, or all of a model, go from this process's memory; raises `NotFound`.
+
+        It is not taken out of service: the next request for it loads it again.
+        """
+        state = self.current.state(tenant, ModelReference(name, version))
+        if version is not None and version not in state.listing.versions:
+            raise NotFound(f"no model {name}@{version}", param="model")
+        for number in state.listing.versions if version is None else (version,):
+            self.live.drop((tenant, name, number))
+        if version is None:
+            self.live.drop_checkpoints(tenant, name)
+
+    # -- keeping equal to the registry -------------------------------------------------------
 
     async def reconcile(self) -> None:
         """Make the serving set equal to the whole registry; raises `Unavailable`."""
@@ -97,6 +140,11 @@ class HotLoader:
         for tenant in await asyncio.to_thread(self._registry.tenants):
             catalogue = await asyncio.to_thread(self._registry.catalogue, tenant)
             listed.update({(tenant, name): listing for name, listing in catalogue.items()})
+        if not self.current.is_complete:
+            unseen = {k: ModelState(each) for k, each in listed.items()}
+            models = unseen | dict(self.current.models)
+            self.current = replace(self.current, models=models)
+            await self._warm(listed)
         for key in {*listed, *self.current.models}:
             if not _is_current(self.current.models.get(key), listed.get(key)):
                 try:
@@ -109,131 +157,125 @@ class HotLoader:
         self.current = replace(self.current, is_complete=True)
         self._completed.set()
 
-    async def reconcile_model(self, tenant: str, name: str) -> None:
-        """Make the serving set equal to the registry for one model; raises `Unavailable`."""
+    async def reconcile_model(self, tenant: str, name: str, *, retry: bool = False) -> None:
+        """Make the serving set equal to the registry for one model; raises `Unavailable`.
+
+        With `retry`, versions that were refused are tried again.
+        """
         key = tenant, name
-        async with self._reconciling:
+        async with self._lock(key):
             # Listed anew under the lock: an older picture must never replace a newer one.
             listing = (await asyncio.to_thread(self._registry.catalogue, tenant, name)).get(name)
             before = self.current.models.get(key)
-            if _is_current(before, listing):
+            if _is_current(before, listing) and not (retry and before and before.refused):
                 return
-            after = await self._load(key, listing, before or ModelState()) if listing else None
+            before = before or ModelState()
+            after = await self._next(key, listing, before, retry) if listing else None
             self.current = self.current.replace(key, after)
-            LIVE_VERSIONS.set(self.current.live_versions)
-            # A request that still uses a trunk which goes here keeps it until it has ended.
-            needed = self.current.trunks()
-            self._trunks = {d: live for d, live in self._trunks.items() if d in needed}
+            # What no longer answers drains; whoever asks for such a version by number loads it.
+            kept = after.versions if after else ()
+            superseded = before.named - (after.named if after else frozenset())
+            for number in {*before.listing.versions} - {*kept} | superseded:
+                self.live.drop((tenant, name, number))
+            if after is None:
+                self.live.drop_checkpoints(tenant, name)
 
-    async def _load(self, key: ModelKey, listing: Listing, before: ModelState) -> ModelState:
-        versions: dict[int, LiveModel] = {}
-        refused: dict[int, str] = {}
-        for number in listing.versions:
-            if number in before.versions:
-                versions[number] = before.versions[number]
-            elif number in before.refused:
-                # Versions never change, so a refused one would be refused again.
-                refused[number] = before.refused[number]
-            else:
-                loaded = await self._try_version(*key, number)
-                if isinstance(loaded, LiveModel):
-                    versions[number] = loaded
-                elif loaded is not None:
-                    refused[number] = loaded
-        aliases = await asyncio.to_thread(self._aliases, key, listing.release, versions)
-        return ModelState(versions, aliases, refused, listing.release)
+    async def _next(
+        self, key: ModelKey, listing: Listing, before: ModelState, retry: bool
+    ) -> ModelState:
+        refused = {} if retry else dict(before.refused)
+        fresh = {*listing.versions} - {*before.listing.versions}
+        tried = fresh | ({*before.refused} & {*listing.versions} if retry else set())
+        for number in sorted(tried):
+            await self._try(key, number, refused)
+        refused = {number: why for number, why in refused.items() if number in listing.versions}
+        state = ModelState(listing, refused=refused)
+        return await self._settled(key, state)
 
-    def _aliases(
-        self, key: ModelKey, number: int, versions: dict[int, LiveModel]
-    ) -> dict[str, int]:
-        """What the aliases name; one that names a refused version keeps its last live one."""
-        aliases: dict[str, int] | None = None
-        for earlier in range(number, max(0, number - ALIAS_HISTORY), -1):
-            try:
-                named = self._registry.read_release(*key, earlier).aliases
-            except (NotFound, ValidationError) as error:
-                logger.warning("release %d of %s is passed over: %r", earlier, key[1], error)
-                continue
-            if aliases is None:
-                aliases = dict(named)
-            dead = [alias for alias, version in aliases.items() if version not in versions]
-            aliases.update({alias: named[alias] for alias in dead if named.get(alias) in versions})
-            if all(version in versions for version in aliases.values()):
-                break
-        return aliases or {}
+    async def _settle(self, key: ModelKey) -> ModelState:
+        """Read a model's release, and load what it names."""
+        async with self._lock(key):
+            state = self.current.models.get(key)
+            if state is None:
+                raise self.current.unknown(ModelReference(key[1]))
+            if not state.is_settled:
+                state = await self._settled(key, state)
+                self.current = self.current.replace(key, state)
+            return state
 
-    async def _try_version(self, tenant: str, name: str, number: int) -> LiveModel | str | None:
-        """Return a version loaded, or why it is refused, or None when it has been deleted."""
+    async def _settled(self, key: ModelKey, state: ModelState) -> ModelState:
+        refused = dict(state.refused)
+        while True:
+            release = await asyncio.to_thread(
+                self._registry.releases.applied, *key, state.listing.release,
+                lives=lambda n: n in state.listing.versions and n not in refused,
+            )  # fmt: skip
+            known = len(refused)
+            for number in sorted(release.versions if release else ()):
+                if number in state.listing.versions and number not in refused:
+                    await self._try(key, number, refused)
+            if len(refused) == known:
+                return ModelState(state.listing, release, True, refused)
+
+    async def _try(self, key: ModelKey, number: int, refused: dict[int, str]) -> None:
         try:
-            loaded = await self._load_version(tenant, name, number)
-        except (Unavailable, NoSpace):
-            raise
-        except Exception as error:
-            # One bad version must not stop the others, whatever it raises.
-            if isinstance(error, NotFound):
-                if number not in await asyncio.to_thread(self._registry.versions, tenant, name):
-                    return None
-                reason = "one of its files is missing"
-            else:
-                reason = error.message if isinstance(error, GraftError) else "it does not load"
-            logger.warning("%s@%d refused: %r", name, number, error)
-            LOADS.labels(outcome="refused").inc()
-            return reason
-        LOADS.labels(outcome="loaded").inc()
-        return loaded
+            await self.live.get((*key, number))
+        except Refused as error:
+            refused[number] = error.reason
+        except NotFound:
+            pass  # deleted since it was listed; the next listing will tell
 
-    async def _load_version(self, tenant: str, name: str, number: int) -> LiveModel:
-        manifest = await asyncio.to_thread(self._registry.manifest, tenant, name, number)
-        if manifest.trunk not in self._trunks:
-            trunk = await asyncio.to_thread(
-                Trunk.load,
-                self._registry,
-                manifest.trunk,
-                threads=self._threads,
-                max_pixels=self._max_pixels,
-            )
-            batcher = Batcher(
-                trunk, manifest.trunk[:12], self._max_queued_rows, trunk.manifest.slots
-            )
-            self._trunks[manifest.trunk] = LiveTrunk(trunk, batcher)
-        live = self._trunks[manifest.trunk]
-        if (manifest.dim, manifest.modality) != (live.trunk.dim, live.trunk.modality):
-            raise Conflict(f"{manifest.reference} does not fit its trunk")
-        head = await asyncio.to_thread(Head.load, self._registry, manifest, live.trunk)
-        return LiveModel(head, live)
+    async def _refuse(self, key: ModelKey, number: int, reason: str) -> None:
+        """Remember a refusal that a request met, and fall back from it if the release names it."""
+        async with self._lock(key):
+            state = self.current.models.get(key)
+            if state is not None and number not in state.refused:
+                state = replace(state, refused={**state.refused, number: reason})
+                if number in state.named:
+                    state = await self._settled(key, state)
+                self.current = self.current.replace(key, state)
 
-    async def _follow(self) -> None:
+    async def _checkpoint(self, tenant: str, reference: ModelReference) -> LiveModel:
         try:
-            self._cursor, changes = await self._feed.follow(self._cursor, FEED_WAIT_SECONDS)
-        except Unavailable:
-            self.hears_changes = False
-            raise
-        self.hears_changes = True
-        for tenant, model in dict.fromkeys((c.tenant, c.model) for c in changes):
-            await self.reconcile_model(tenant, model)
-        for change in changes:
-            await self._on_change(change, self.current.models.get((change.tenant, change.model)))
+            return await self.live.get((tenant, reference.name, reference.alias))
+        except Refused as error:
+            raise Unavailable(f"{reference} cannot be served: {error.reason}") from None
 
-    async def _poll(self) -> None:
-        await self.reconcile()
-        await asyncio.sleep(self._poll_seconds)
+    async def _warm(self, listed: dict[ModelKey, Listing]) -> None:
+        """Load what releases name: pinned models, then the latest released, while there is room."""
+        order = sorted(
+            (key for key, listing in listed.items() if listing.release),
+            key=lambda key: (key[1] not in self._pinned_models, -listed[key].changed_at, key),
+        )
+        waiting = iter(order[:WARM_MODELS])
 
+        async def load() -> None:
+            for key in waiting:
+                if not self.live.has_room and key[1] not in self._pinned_models:
+                    return
+                with suppress(NotFound):
+                    await self._settle(key)
 
-async def _forever(step: Callable[[], Awaitable[None]]) -> None:
-    """Repeat a step; what it raises is logged and tried again, so that no loop ever dies."""
-    while True:
-        try:
-            await step()
-        except Unavailable as error:
-            logger.warning("%s", error.message)
-            await asyncio.sleep(RETRY_SECONDS)
-        except Exception:
-            logger.exception("hot loader")
-            await asyncio.sleep(RETRY_SECONDS)
+        loads = (load() for _ in range(WARM_CONCURRENCY))
+        for error in await asyncio.gather(*loads, return_exceptions=True):
+            if error is not None:
+                raise error
+
+    def _is_pinned(self, slot: Slot) -> bool:
+        tenant, name, version = slot
+        if name not in self._pinned_models:
+            return False
+        state = self.current.models.get((tenant, name))
+        return state is None or not state.is_settled or version in state.named
+
+    def _lock(self, key: ModelKey) -> asyncio.Lock:
+        lock = self._locks.get(key)
+        if lock is None:
+            lock = self._locks[key] = asyncio.Lock()
+        return lock
 
 
 def _is_current(state: ModelState | None, listing: Listing | None) -> bool:
     if state is None or listing is None:
         return state is None and listing is None
-    known = {*state.versions, *state.refused}
-    return known == set(listing.versions) and state.release == listing.release
+    return state.listing == listing

@@ -1,5 +1,8 @@
 """What the service counts, for Prometheus. Labels are bounded: route templates, never raw paths.
 
+The first models that a process answers for, up to a number, have series of their own; those after
+them share the label `other`, so that ten thousand models do not make a million series.
+
 BentoML's own metrics label the raw path, so every unknown URL would make a new series; they are
 off. BentoML sets `PROMETHEUS_MULTIPROC_DIR`, so that any process answers `/metrics` for all of
 them.
@@ -8,6 +11,7 @@ them.
 from __future__ import annotations
 
 import os
+from collections.abc import Iterable
 from pathlib import Path
 
 from prometheus_client import (
@@ -29,14 +33,88 @@ REQUESTS = Counter(
 REQUEST_SECONDS = Histogram(
     "graft_http_request_seconds", "Time to answer, in seconds.", ["route"], buckets=SECONDS
 )
-PREDICTED_ROWS = Counter("graft_predicted_rows", "Prediction inputs by outcome.", ["outcome"])
+MODEL_REQUESTS = Counter(
+    "graft_model_requests", "Inferences by model and outcome.", ["model", "outcome"]
+)
+MODEL_ROWS = Counter("graft_model_rows", "Inputs by model and outcome.", ["model", "outcome"])
+MODEL_SECONDS = Histogram(
+    "graft_model_seconds", "Time of an inference, in seconds.", ["model"], buckets=SECONDS
+)
+STAGE_SECONDS = Histogram(
+    "graft_model_stage_seconds",
+    "Time of an inference in one stage: prepare, queue, trunk or head.",
+    ["model", "stage"],
+    buckets=(0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.1, 0.5, 2.5),
+)
 BATCH_ROWS = Histogram(
     "graft_batch_rows", "Rows in one run of a trunk.", ["trunk"], buckets=(1, 2, 4, 8, 16, 32, 64)
 )
 LIVE_VERSIONS = Gauge(
     "graft_live_versions", "Versions that a process serves.", multiprocess_mode="livemin"
 )
+LIVE_BYTES = Gauge(
+    "graft_live_bytes", "Memory of a process's loaded heads.", multiprocess_mode="livemax"
+)
+SHADOW_ROWS = Counter(
+    "graft_shadow_rows", "Rows of shadows: agreed, disagreed, failed or dropped.", ["outcome"]
+)
+ROLLBACKS = Counter("graft_rollbacks", "Releases that the service took back by itself.")
 LOADS = Counter("graft_loads", "Versions loaded or refused.", ["outcome"])
+EVICTIONS = Counter("graft_evictions", "Heads taken out of memory to stay within the budget.")
+QUEUED_ROWS = Gauge(
+    "graft_queued_rows", "Rows that wait for a trunk.", ["trunk"], multiprocess_mode="livesum"
+)
+REFUSED_ROWS = Counter("graft_refused_rows", "Rows that a full queue refused.", ["trunk"])
+OTHER_MODELS = "other"
+
+
+class ModelMeters:
+    """The series of one model, bound once: looking labels up costs more than counting."""
+
+    def __init__(self, model: str) -> None:
+        self._model = model
+        self._requests: dict[str, Counter] = {}
+        self._ok = MODEL_ROWS.labels(model=model, outcome="ok")
+        self._failed = MODEL_ROWS.labels(model=model, outcome="error")
+        self._seconds = MODEL_SECONDS.labels(model=model)
+        self._stages: dict[str, Histogram] = {}
+
+    def requests(self, outcome: str) -> Counter:
+        """The counter of inferences that ended so: `ok`, or the code of an error."""
+        if outcome not in self._requests:
+            self._requests[outcome] = MODEL_REQUESTS.labels(model=self._model, outcome=outcome)
+        return self._requests[outcome]
+
+    def observe(
+        self, rows: int, failed_rows: int, seconds: float, stages: Iterable[tuple[str, float]]
+    ) -> None:
+        """Count an inference that was answered."""
+        self._ok.inc(rows - failed_rows)
+        if failed_rows:
+            self._failed.inc(failed_rows)
+        self._seconds.observe(seconds)
+        for stage, spent in stages:
+            if stage not in self._stages:
+                self._stages[stage] = STAGE_SECONDS.labels(model=self._model, stage=stage)
+            self._stages[stage].observe(spent)
+
+
+class ModelLabels:
+    """Which models of this process have series of their own: the first `limit` that answer."""
+
+    def __init__(self, limit: int) -> None:
+        self._limit = limit
+        self._meters: dict[str, ModelMeters] = {}
+        self._others = ModelMeters(OTHER_MODELS)
+
+    def meters(self, model: str) -> ModelMeters:
+        """Return the series to count a model under; only give it models that exist."""
+        found = self._meters.get(model)
+        if found is None:
+            if len(self._meters) >= self._limit:
+                return self._others
+            found = self._meters[model] = ModelMeters(model)
+        return found
 
 
 def forget_dead_processes() -> None:

@@ -1,50 +1,48 @@
-"""The data plane of prediction: what every protocol's endpoint calls, and nothing of HTTP.
+"""The data plane: what every protocol's endpoint calls, and nothing of HTTP.
 
     reference ──▶ live model ──▶ prepare each input ──▶ trunk (batched) ──▶ head ──▶ labels
+    backbone  ──▶ live trunk ──▶ prepare each input ──▶ trunk (batched) ──▶ features
 
-An input that cannot be prepared or computed becomes an error in its own place; the others are
-answered. Short texts are tokenised on the event loop; long ones would hold it up, so they go to
-threads as images do, no more at a time than there are cores.
+Endpoints translate; what is answered, refused and measured is decided here. An input that cannot be
+prepared or computed becomes an error in its own place, and the others are answered.
+
+Not here: preparing (service.inputs), batching (service.batcher), which version answers
+(service.hot_loader), what becomes of the measurements (service.observation).
 """
 
 from __future__ import annotations
 
 import asyncio
-import base64
-import binascii
 import time
-from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import partial
 
 import numpy as np
 
+from core.adapters import Adapter
 from core.errors import DeadlineExceeded, GraftError, InvalidRequest
 from core.identifiers import ModelReference
-from core.preprocessing import FloatArray, ImagePreprocessor, Prepared, TextPreprocessor
-from service.metrics import PREDICTED_ROWS
-from service.serving_set import LiveModel, ServingSet
-
-SHORT_TEXT_CHARS = 4_000
-"""Characters of a request that are tokenised at once: some two milliseconds."""
-
-
-@dataclass(frozen=True)
-class ImageInput:
-    """One encoded image, or its base64 text, to be decoded off the event loop."""
-
-    data: bytes | str
-
-
-Input = str | ImageInput
+from core.preprocessing import FloatArray, PreparedImage, PreparedText, TextPreprocessor
+from service.auto_rollback import AutoRollback
+from service.caller import CALLER
+from service.explanation import Weight, occlude_image, occlude_text
+from service.hot_loader import HotLoader
+from service.inputs import Input, InputPreparer
+from service.live_models import LiveModel, LiveTrunk
+from service.metrics import ModelLabels
+from service.observation import Timing, observed
+from service.shadow import Shadows
 
 
 @dataclass(frozen=True)
 class Prediction:
-    """Class probabilities for one input, largest first, as (label, probability)."""
+    """Class probabilities for one input, largest first, as (label, probability).
+
+    `novelty`, 0 to 1, is None for a model that was made without (core.novelty).
+    """
 
     scores: list[tuple[str, float]]
+    novelty: float | None = None
 
 
 @dataclass(frozen=True)
@@ -56,121 +54,246 @@ class Predictions:
     timing_ms: dict[str, float]
 
 
+@dataclass(frozen=True)
+class Classification:
+    """Every class's probability, float32 [classes], for each input, in order.
+
+    `features` are what they were computed from, float32 [dim].
+    """
+
+    model: LiveModel
+    rows: list[FloatArray | GraftError]
+    features: list[FloatArray | GraftError]
+    timing: Timing
+
+
+@dataclass(frozen=True)
+class Embedding:
+    """Features, float32 [dim], of one input; `tokens` that a text was read as, 0 for an image."""
+
+    features: FloatArray
+    tokens: int
+
+
+@dataclass(frozen=True)
+class Embeddings:
+    """The features of each input, in order."""
+
+    model: str
+    rows: list[Embedding | GraftError]
+    timing: Timing
+
+
 class Predictor:
-    """Answers predictions from the current serving set of this process."""
+    """Answers predictions from what this process serves."""
 
     def __init__(
-        self, serving_set: Callable[[], ServingSet], *, threads: int, max_text_chars: int
+        self,
+        loader: HotLoader,
+        rollback: AutoRollback,
+        *,
+        threads: int,
+        max_text_chars: int,
+        labelled_models: int = 100,
     ) -> None:
-        self._serving_set = serving_set
-        self._max_text_chars = max_text_chars
-        self._executor = ThreadPoolExecutor(threads, thread_name_prefix="decode")
+        self._loader = loader
+        self._rollback = rollback
+        self._inputs = InputPreparer(threads=threads, max_text_chars=max_text_chars)
+        self._shadows = Shadows(loader.live.get, self._inputs, rollback.compared)
+        self._labels = ModelLabels(labelled_models)
+
+    async def resolve(
+        self, tenant: str, reference: ModelReference, *, timeout_seconds: float
+    ) -> LiveModel:
+        """Return the live model that a reference means, loaded if it was not.
+
+        Raises `NotFound`, `Unavailable`, or `DeadlineExceeded`; the loading goes on then.
+        """
+        try:
+            async with asyncio.timeout(timeout_seconds):
+                return await self._loader.resolve(tenant, reference, CALLER.get().routing_key)
+        except TimeoutError:
+            raise DeadlineExceeded("the model was not loaded before the deadline") from None
 
     async def predict(
         self,
         tenant: str,
         reference: ModelReference,
-        inputs: list[Input],
+        inputs: Sequence[Input],
         *,
         top_k: int,
         timeout_seconds: float,
     ) -> Predictions:
-        """Predict every input with one model.
+        """Return the `top_k` likeliest labels of every input; raises as `classify` does."""
+        began = time.monotonic()
+        model = await self.resolve(tenant, reference, timeout_seconds=timeout_seconds)
+        left = timeout_seconds - (time.monotonic() - began)
+        found = await self.classify(model, inputs, timeout_seconds=left)
+        rows: list[Prediction | GraftError] = [
+            row
+            if isinstance(row, GraftError)
+            else Prediction(_likeliest(row, model.manifest.labels, top_k), novelty)
+            for row, novelty in zip(found.rows, _novelty(model, found.features), strict=True)
+        ]
+        return Predictions(model.manifest.reference, rows, found.timing.milliseconds())
 
-        Raises `NotFound` or `Unavailable` for the model, `Overloaded` and `DeadlineExceeded` for
-        the whole request; what is wrong with one input is returned in its place.
+    async def explain(
+        self, model: LiveModel, item: Input, label: str, *, timeout_seconds: float
+    ) -> list[Weight]:
+        """Return how much each part of an input speaks for a label; only for usable inputs.
+
+        Raises `Overloaded` and `DeadlineExceeded`. A part without which nothing can be computed
+        is left out.
         """
-        started = time.monotonic()
-        model = self._serving_set().resolve(tenant, reference)
-        try:
-            async with asyncio.timeout(timeout_seconds):
-                prepared = await self._prepare(model, inputs)
-        except TimeoutError:
-            raise DeadlineExceeded("the inputs were not decoded before the deadline") from None
-        good = [row for row in prepared if not isinstance(row, GraftError)]
-        ready = time.monotonic()
-        deadline = started + timeout_seconds
-        encoded = iter(await model.trunk.batcher.encode(good, deadline, model.head.adapter))
-        results = [row if isinstance(row, GraftError) else next(encoded) for row in prepared]
-        computed = time.monotonic()
-        rows = _classify(model, results, top_k)
-        ended = time.monotonic()
-        failed = sum(isinstance(row, GraftError) for row in rows)
-        PREDICTED_ROWS.labels(outcome="ok").inc(len(rows) - failed)
-        PREDICTED_ROWS.labels(outcome="error").inc(failed)
-        return Predictions(
-            model.manifest.reference,
-            rows,
-            {
-                "prepare": _milliseconds(started, ready),
-                "trunk": _milliseconds(ready, computed),
-                "head": _milliseconds(computed, ended),
-                "total": _milliseconds(started, ended),
-            },
-        )
-
-    def close(self) -> None:
-        """End the decoding threads."""
-        self._executor.shutdown(wait=False, cancel_futures=True)
-
-    async def _prepare(self, model: LiveModel, inputs: list[Input]) -> list[Prepared | GraftError]:
+        began = time.monotonic()
         preprocessor = model.trunk.trunk.preprocessor
-        prepare: Callable[[Input], Prepared | GraftError]
-        if isinstance(preprocessor, TextPreprocessor):
-            prepare = partial(self._prepare_text, preprocessor)
-            if sum(len(item) for item in inputs if isinstance(item, str)) <= SHORT_TEXT_CHARS:
-                return [prepare(item) for item in inputs]
+        (whole,) = await self._inputs.prepare(preprocessor, [item], timeout_seconds)
+        if isinstance(whole, GraftError):
+            raise whole
+        if isinstance(whole, PreparedImage):
+            occluded = await asyncio.to_thread(occlude_image, whole)
         else:
-            prepare = partial(_prepare_image, preprocessor)
-        loop = asyncio.get_running_loop()
-        return await asyncio.gather(
-            *(loop.run_in_executor(self._executor, prepare, item) for item in inputs)
+            assert isinstance(item, str)
+            assert isinstance(preprocessor, TextPreprocessor)
+            occluded = await asyncio.to_thread(occlude_text, item, preprocessor.prepare)
+        encoded = await model.trunk.batcher.encode(
+            [whole, *(prepared for _, prepared in occluded)],
+            began + timeout_seconds,
+            model=model.manifest.name,
+            lane=CALLER.get().lane,
+            adapter=model.head.adapter,
         )
+        first, *rows = _classify(model, encoded, Timing())
+        if isinstance(first, GraftError):
+            raise first
+        index = model.manifest.labels.index(label)
+        return [
+            Weight(part, float(first[index] - row[index]))
+            for (part, _), row in zip(occluded, rows, strict=True)
+            if not isinstance(row, GraftError)
+        ]
 
-    def _prepare_text(self, preprocessor: TextPreprocessor, item: Input) -> Prepared | GraftError:
-        if not isinstance(item, str):
-            return InvalidRequest("this model reads text; send a string", param="inputs")
-        if not item.strip():
-            return InvalidRequest("the text is empty", param="inputs")
-        if len(item) > self._max_text_chars:
-            return InvalidRequest(
-                f"the text is longer than {self._max_text_chars} characters", param="inputs"
+    async def classify(
+        self, model: LiveModel, inputs: Sequence[Input], *, timeout_seconds: float
+    ) -> Classification:
+        """Return the probabilities of every input.
+
+        Raises `Overloaded` and `DeadlineExceeded` for the whole request; what is wrong with one
+        input is returned in its place.
+        """
+        meters = self._labels.meters(model.manifest.name)
+        with observed(model.manifest.reference, len(inputs), meters) as inference:
+            features, _ = await self._encode(
+                model.trunk,
+                model.manifest.name,
+                inputs,
+                timeout_seconds,
+                inference.timing,
+                model.head.adapter,
             )
-        try:
-            return preprocessor.prepare(item)
-        except (TypeError, UnicodeEncodeError):  # what tokenizers say to it, by version
-            return InvalidRequest("the text holds half a surrogate pair", param="inputs")
+            rows = _classify(model, features, inference.timing)
+            inference.failed_rows = sum(isinstance(row, GraftError) for row in rows)
+        self._rollback.answered(model, len(rows), sum(map(_is_failure, rows)))
+        self._shadows.offer(model, inputs, features, rows)
+        return Classification(model, rows, features, inference.timing)
 
+    async def classify_features(self, model: LiveModel, features: FloatArray) -> Classification:
+        """Return the probabilities of features, float32 [n, dim], that the caller has kept.
 
-def _prepare_image(preprocessor: ImagePreprocessor, item: Input) -> Prepared | GraftError:
-    if not isinstance(item, ImageInput):
-        return InvalidRequest('this model reads images; send {"image": "<base64>"}', param="inputs")
-    try:
-        data = item.data
-        if isinstance(data, str):
-            data = base64.b64decode(data, validate=True)
-        return preprocessor.prepare(data)
-    except (binascii.Error, UnicodeEncodeError, ValueError):
-        return InvalidRequest("the image is not valid base64", param="inputs")
-    except GraftError as error:
-        return InvalidRequest(error.message, param="inputs", code=error.error_code)
+        Raises `InvalidRequest` for another width; a row that is not finite is an error in place.
+        """
+        if features.ndim != 2 or features.shape[1] != model.manifest.dim:
+            raise InvalidRequest(
+                f"features of this model are [n, {model.manifest.dim}]", param="features"
+            )
+        refusal = InvalidRequest("the features are not finite numbers", param="features")
+        results: list[FloatArray | GraftError] = [
+            row if np.isfinite(row).all() else refusal for row in features
+        ]
+        meters = self._labels.meters(model.manifest.name)
+        with observed(model.manifest.reference, len(features), meters) as inference:
+            rows = _classify(model, results, inference.timing)
+            inference.failed_rows = sum(isinstance(row, GraftError) for row in rows)
+        return Classification(model, rows, results, inference.timing)
+
+    async def embed(
+        self, name: str, trunk: LiveTrunk, inputs: Sequence[Input], *, timeout_seconds: float
+    ) -> Embeddings:
+        """Return the features of every input; `name` is the model to count it under."""
+        meters = self._labels.meters(name)
+        with observed(name, len(inputs), meters) as inference:
+            features, tokens = await self._encode(
+                trunk, name, inputs, timeout_seconds, inference.timing
+            )
+            rows: list[Embedding | GraftError] = [
+                row if isinstance(row, GraftError) else Embedding(row, count)
+                for row, count in zip(features, tokens, strict=True)
+            ]
+            inference.failed_rows = sum(isinstance(row, GraftError) for row in rows)
+        return Embeddings(name, rows, inference.timing)
+
+    async def close(self) -> None:
+        """End the decoding threads, and the shadows."""
+        await self._shadows.close()
+        self._inputs.close()
+
+    async def _encode(
+        self,
+        trunk: LiveTrunk,
+        name: str,
+        inputs: Sequence[Input],
+        timeout_seconds: float,
+        timing: Timing,
+        adapter: Adapter | None = None,
+    ) -> tuple[list[FloatArray | GraftError], list[int]]:
+        """Return each input's features, and how many tokens it was read as."""
+        began = time.monotonic()
+        prepared = await self._inputs.prepare(trunk.trunk.preprocessor, inputs, timeout_seconds)
+        timing.prepare = time.monotonic() - began
+        good = [row for row in prepared if not isinstance(row, GraftError)]
+        deadline = began + timeout_seconds
+        encoded = iter(
+            await trunk.batcher.encode(
+                good, deadline, timing, model=name, lane=CALLER.get().lane, adapter=adapter
+            )
+        )
+        tokens = [len(row.ids) if isinstance(row, PreparedText) else 0 for row in prepared]
+        return [row if isinstance(row, GraftError) else next(encoded) for row in prepared], tokens
 
 
 def _classify(
-    model: LiveModel, results: list[FloatArray | GraftError], top_k: int
-) -> list[Prediction | GraftError]:
+    model: LiveModel, results: Sequence[FloatArray | GraftError], timing: Timing
+) -> list[FloatArray | GraftError]:
+    began = time.monotonic()
     features = [row for row in results if not isinstance(row, GraftError)]
-    if not features:
-        return [row for row in results if isinstance(row, GraftError)]
-    probabilities = model.head.predict(np.stack(features))
-    labels = model.manifest.labels
-    top = np.argsort(-probabilities, axis=1, kind="stable")[:, :top_k]
-    predictions = iter(
-        Prediction([(labels[i], float(row[i])) for i in order])
-        for row, order in zip(probabilities, top, strict=True)
-    )
-    return [row if isinstance(row, GraftError) else next(predictions) for row in results]
+    probabilities = iter(model.head.predict(np.stack(features)) if features else ())
+    timing.head = time.monotonic() - began
+    rows = [row if isinstance(row, GraftError) else next(probabilities) for row in results]
+    return [
+        row if isinstance(row, GraftError) or np.isfinite(row).all() else _not_finite()
+        for row in rows
+    ]
 
 
-def _milliseconds(begin: float, end: float) -> float:
-    return round((end - begin) * 1000, 3)
+def _not_finite() -> GraftError:
+    return GraftError("this model gives no finite probabilities for the input")
+
+
+def _is_failure(row: FloatArray | GraftError) -> bool:
+    """Tell whether a row failed through no fault of its caller's."""
+    return isinstance(row, GraftError) and not isinstance(row, InvalidRequest)
+
+
+def _likeliest(
+    probabilities: FloatArray, labels: Sequence[str], top_k: int
+) -> list[tuple[str, float]]:
+    order = np.argsort(-probabilities, kind="stable")[:top_k]
+    return [(labels[i], float(probabilities[i])) for i in order]
+
+
+def _novelty(model: LiveModel, results: Sequence[FloatArray | GraftError]) -> list[float | None]:
+    good = [row for row in results if not isinstance(row, GraftError)]
+    if model.head.novelty is None or not good:
+        return [None] * len(results)
+    scores = iter(model.head.novelty.score(np.stack(good)).tolist())
+    return [None if isinstance(row, GraftError) else next(scores) for row in results]

@@ -17,10 +17,13 @@ from core.runs import RunStore
 from core.settings import Settings
 from core.store import ArtifactStore
 from service.attendance import Attendance
+from service.auto_rollback import AutoRollback
+from service.backbones import BackboneTrunks
 from service.forecast import Forecaster
 from service.hot_loader import HotLoader
 from service.job_history import JobHistory
 from service.predictor import Predictor
+from service.watch import RegistryWatch
 
 
 @dataclass(frozen=True)
@@ -37,6 +40,9 @@ class Runtime:
     registry: Registry
     loader: HotLoader
     attendance: Attendance
+    watch: RegistryWatch
+    rollback: AutoRollback
+    backbones: BackboneTrunks
     predictor: Predictor
 
     @classmethod
@@ -49,30 +55,42 @@ class Runtime:
         threads = inference_threads(settings)
         loader = HotLoader(
             registry,
-            feed,
-            poll_seconds=settings.poll_seconds,
             threads=threads,
             max_pixels=settings.max_pixels,
             max_queued_rows=settings.max_queued_rows,
+            memory_bytes=settings.model_memory_bytes,
+            pinned_models=settings.pinned_models,
+        )
+        watch = RegistryWatch(
+            loader,
+            feed,
+            poll_seconds=settings.poll_seconds,
             on_change=attendance.acknowledge,
         )
-        loader.start()
+        watch.start()
         attendance.start()
+        rollback = AutoRollback(registry.releases, feed, loader.reconcile_model)
         predictor = Predictor(
-            lambda: loader.current, threads=threads, max_text_chars=settings.max_text_chars
+            loader,
+            rollback,
+            threads=threads,
+            max_text_chars=settings.max_text_chars,
+            labelled_models=settings.labelled_models,
         )
         runs = RunStore(store)
         history, forecast = JobHistory(queue, runs), Forecaster(queue, presence)
         return cls(
             settings, store, queue, history, runs, forecast, feed, registry, loader, attendance,
-            predictor,
+            watch, rollback, BackboneTrunks(registry, loader.live), predictor,
         )  # fmt: skip
 
     async def close(self) -> None:
         """Stop loading, batching and talking to Redis."""
+        await self.watch.close()
         await self.attendance.close()
         await self.loader.close()
-        self.predictor.close()
+        await self.predictor.close()
+        await self.rollback.close()
         await self.queue.close()
 
     def files(self, tenant: str) -> FileStore:

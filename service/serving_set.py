@@ -1,83 +1,104 @@
-"""The serving set: an immutable picture of what one process serves at one moment.
+"""The serving set: an immutable picture of what one process can serve at one moment.
 
-A request takes the current set once and keeps it, so it sees one consistent picture however often
-the hot loader swaps in the next. The registry is on disk; the serving set is in memory.
+It knows every listed version by its number only, so ten thousand models cost their names; what is
+in memory is `service.live_models`. A request takes one model's state once and keeps it, so it sees
+a release whole however often the hot loader swaps in the next. The registry is on disk; the serving
+set is in memory.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Container, Mapping
+from dataclasses import dataclass, field, replace
 from types import MappingProxyType
+from typing import Literal
 
 from core.errors import NotFound, Unavailable
 from core.identifiers import ModelReference
-from core.manifests import ModelManifest
-from core.trunk import Head, Trunk
-from service.batcher import Batcher
-
-
-@dataclass(frozen=True)
-class LiveTrunk:
-    """A trunk with its batcher; shared by every head that was fitted on it."""
-
-    trunk: Trunk
-    batcher: Batcher
-
-
-@dataclass(frozen=True)
-class LiveModel:
-    """A version that answers predictions."""
-
-    head: Head
-    trunk: LiveTrunk
-
-    @property
-    def manifest(self) -> ModelManifest:
-        """What the version is."""
-        return self.head.manifest
+from core.manifests import Release
+from core.registry import Listing
 
 
 @dataclass(frozen=True)
 class ModelState:
-    """One model in the set: its live versions, what its aliases name, and what was refused."""
+    """One model in the set.
 
-    versions: Mapping[int, LiveModel] = field(default_factory=dict)
-    aliases: Mapping[str, int] = field(default_factory=dict)
+    `release` is the current one as this process applies it: without what was refused. It is read
+    when it is first needed; until then `is_settled` is false.
+    """
+
+    listing: Listing = field(default_factory=lambda: Listing((), 0))
+    release: Release | None = None
+    is_settled: bool = False
     refused: Mapping[int, str] = field(default_factory=dict)
-    release: int = 0
+
+    @property
+    def versions(self) -> tuple[int, ...]:
+        """The listed versions that are not known to be bad, ascending."""
+        return tuple(number for number in self.listing.versions if number not in self.refused)
+
+    @property
+    def named(self) -> frozenset[int]:
+        """The versions that the release names."""
+        return self.release.versions if self.release else frozenset()
 
 
 ModelKey = tuple[str, str]
 """(tenant, model name)."""
+
+Slot = tuple[str, str, int | str]
+"""(tenant, model name, version); a checkpoint has its alias instead of a version."""
+
+
+@dataclass(frozen=True)
+class IndexEntry:
+    """One listed version as this process has it; UNLOADED ones are loaded when asked for."""
+
+    tenant: str
+    name: str
+    version: int
+    state: Literal["READY", "UNLOADED", "UNAVAILABLE"]
+    reason: str = ""
 
 
 @dataclass(frozen=True)
 class ServingSet:
     """Models by (tenant, name). Never changed; `replace` returns the next one.
 
-    `is_complete`: every model of the registry has been looked at since this process began.
+    `is_complete`: the registry has been listed since this process began, and what its releases name
+    has been loaded as far as memory allows.
     """
 
     models: Mapping[ModelKey, ModelState] = field(default_factory=dict)
     is_complete: bool = False
 
-    def resolve(self, tenant: str, reference: ModelReference) -> LiveModel:
-        """Return the live version that a reference means.
+    def state(self, tenant: str, reference: ModelReference) -> ModelState:
+        """Return the state of the model that a reference names.
 
-        Raises `NotFound`, or `Unavailable` when the version was refused by this process, or may be
-        one that it has not looked at yet.
+        Raises `NotFound`, or `Unavailable` when it may be one that was not looked at yet.
         """
         state = self.models.get((tenant, reference.name))
-        if state is not None:
-            version = reference.version or state.aliases.get(reference.alias)
-            if version is not None and version in state.versions:
-                return state.versions[version]
-            if version is not None and version in state.refused:
-                raise Unavailable(f"{reference} cannot be served: {state.refused[version]}")
-        if not self.is_complete:
-            raise Unavailable("the service is starting and has not loaded every model yet")
-        raise NotFound(f"no model {reference}", param="model")
+        if state is None:
+            raise self.unknown(reference)
+        return state
+
+    def unknown(self, reference: ModelReference) -> NotFound | Unavailable:
+        """The error for a reference that means nothing here."""
+        if self.is_complete:
+            return NotFound(f"no model {reference}", param="model")
+        return Unavailable("the service is starting and has not loaded every model yet")
+
+    def index(self, live: Container[Slot]) -> list[IndexEntry]:
+        """Return every listed version, by tenant, name and number; `live` are in memory."""
+        return [
+            IndexEntry(tenant, name, number, "UNAVAILABLE", state.refused[number])
+            if number in state.refused
+            else IndexEntry(
+                tenant, name, number, "READY" if (tenant, name, number) in live else "UNLOADED"
+            )
+            for (tenant, name), state in sorted(self.models.items())
+            for number in state.listing.versions
+        ]
 
     def replace(self, key: ModelKey, state: ModelState | None) -> ServingSet:
         """Return this set with one model changed, or without it."""
@@ -86,17 +107,4 @@ class ServingSet:
             models.pop(key, None)
         else:
             models[key] = state
-        return ServingSet(MappingProxyType(models), self.is_complete)
-
-    @property
-    def live_versions(self) -> int:
-        """How many versions the set serves."""
-        return sum(len(state.versions) for state in self.models.values())
-
-    def trunks(self) -> set[str]:
-        """Digests of the trunks that some live version needs."""
-        return {
-            model.manifest.trunk
-            for state in self.models.values()
-            for model in state.versions.values()
-        }
+        return replace(self, models=MappingProxyType(models))

@@ -183,7 +183,7 @@ def publish(
 
 
 def promote(registry: Registry, manifest: ModelManifest, alias: str = PRODUCTION) -> Release:
-    return registry.release(
+    return registry.releases.alias(
         TENANT, manifest.name, {alias: manifest.version}, created_by="test", reason="test"
     )
 
@@ -204,7 +204,7 @@ def _add_trunk(
     digest = sha256(repr(sorted(hashes.items())).encode())
     manifest = TrunkManifest(
         digest=digest,
-        backbone="minilm",
+        backbone="minilm" if modality is Modality.TEXT else "efficientnet-lite0",
         backbone_digest="0" * 64,
         modality=modality,
         dim=dim,

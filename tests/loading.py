@@ -9,8 +9,12 @@ from pathlib import Path
 from core.changes import Change, ChangeFeed, MemoryChangeFeed
 from core.identifiers import ModelReference
 from core.registry import Registry
+from service.auto_rollback import AutoRollback
 from service.hot_loader import HotLoader
-from service.predictor import Input, Predictor
+from service.inputs import Input
+from service.live_models import LiveModel
+from service.predictor import Predictor
+from service.watch import RegistryWatch
 from tests.builders import TENANT
 from tests.fakes import DeafFeed, FlakyStore
 from tests.waiting import until
@@ -21,20 +25,25 @@ NEVER = 3600.0
 class Loading:
     """A registry and the loader of one process that serves it."""
 
-    def __init__(self, folder: Path, feed: ChangeFeed | None = None, poll: float = NEVER) -> None:
+    def __init__(
+        self, folder: Path, feed: ChangeFeed | None = None, poll: float = NEVER,
+        memory_bytes: int = 1 << 30, pinned: tuple[str, ...] = (),
+    ) -> None:  # fmt: skip
         self.folder = folder
         self.store = FlakyStore(str(folder))
         self.registry = Registry(self.store)
         self.feed = feed or MemoryChangeFeed()
         self.loader = HotLoader(
             self.registry,
-            self.feed,
-            poll_seconds=poll,
             threads=1,
             max_pixels=1_000_000,
             max_queued_rows=1_000,
+            memory_bytes=memory_bytes,
+            pinned_models=pinned,
         )
-        self.predictor = Predictor(lambda: self.loader.current, threads=1, max_text_chars=10_000)
+        self.watch = RegistryWatch(self.loader, self.feed, poll_seconds=poll)
+        self.rollback = AutoRollback(self.registry.releases, self.feed, self.loader.reconcile_model)
+        self.predictor = Predictor(self.loader, self.rollback, threads=1, max_text_chars=10_000)
 
     async def predict(self, model: str, *inputs: Input, timeout: float = 20):  # type: ignore[no-untyped-def]
         return await self.predictor.predict(
@@ -45,6 +54,9 @@ class Loading:
             timeout_seconds=timeout,
         )
 
+    async def live(self, model: str, routing_key: str = "") -> LiveModel:
+        return await self.loader.resolve(TENANT, ModelReference.parse(model), routing_key)
+
     async def serving(self, model: str) -> str:
         """The version that answers for a reference."""
         answer = await self.predict(model)
@@ -54,22 +66,28 @@ class Loading:
     async def tell(self, name: str = "pets") -> None:
         await self.feed.publish(Change(tenant=TENANT, model=name, type="published"))
 
+    async def aclose(self) -> None:
+        await self.watch.close()
+        await self.loader.close()
+        await self.predictor.close()
+        await self.rollback.close()
+
 
 @asynccontextmanager
 async def loading(
-    folder: Path, *, poll: float = NEVER, deaf: bool = False, start: bool = True
-) -> AsyncIterator[Loading]:
+    folder: Path, *, poll: float = NEVER, deaf: bool = False, start: bool = True,
+    memory_bytes: int = 1 << 30, pinned: tuple[str, ...] = (),
+) -> AsyncIterator[Loading]:  # fmt: skip
     """A running loader; with `deaf` it hears of nothing and must look for itself."""
-    it = Loading(folder, DeafFeed() if deaf else None, poll)
+    it = Loading(folder, DeafFeed() if deaf else None, poll, memory_bytes, pinned)
     try:
         if start:
-            it.loader.start()
+            it.watch.start()
             await it.loader.wait_complete(10)
             if not deaf:
-                await until(lambda: it.loader.hears_changes)
+                await until(lambda: it.watch.hears_changes)
         else:
             await it.loader.reconcile()
         yield it
     finally:
-        await it.loader.close()
-        it.predictor.close()
+        await it.aclose()

@@ -90,7 +90,7 @@ class Upper(nn.Module):
         try:
             stem, in_tuples = _way_in(backbone, probe)
             # The stem stays where it is: some encoders look at its weights, if only for their type.
-            self.module.get_submodule(stem).forward = self._recall  # type: ignore[method-assign]
+            self.module.get_submodule(stem).forward = self._recall
             blocks = _found(self.encoder)[1]
             for index in range(cut):
                 blocks[index] = _Skip(in_tuples)

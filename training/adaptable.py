@@ -67,14 +67,7 @@ def find_slots(encoder: nn.Module, run: Callable[[], object], rows: int) -> tupl
     for name, (block, layer) in layers.items():
         if calls[name] != 1:
             continue
-        is_linear = isinstance(layer, nn.Linear)
-        sizes = (
-            (layer.in_features, layer.out_features)
-            if isinstance(layer, nn.Linear)
-            else (cast(nn.Conv2d, layer).in_channels, cast(nn.Conv2d, layer).out_channels)
-        )
-        kind = "linear" if is_linear else "convolution"
-        slots.append(Slot(name=name, block=block, kind=kind, in_dim=sizes[0], out_dim=sizes[1]))
+        slots.append(_slot(name, block, layer))
     return tuple(slots)
 
 
@@ -99,14 +92,11 @@ class Adaptable(nn.Module):
                 self._slots.append(_SlotLinear(layer))
             else:
                 assert isinstance(layer, nn.Conv2d)
-                norm = norms.get(slot.name)
-                self._slots.append(
-                    _SlotConvolution(
-                        layer, norm and cast(nn.BatchNorm2d, encoder.get_submodule(norm))
-                    )
-                )
-                if norm is not None:
-                    encoder.set_submodule(norm, nn.Identity())
+                path = norms.get(slot.name)
+                norm = None if path is None else cast(nn.BatchNorm2d, encoder.get_submodule(path))
+                self._slots.append(_SlotConvolution(layer, norm))
+                if path is not None:
+                    encoder.set_submodule(path, nn.Identity())
             encoder.set_submodule(slot.name, self._slots[-1])
         self.eval()
 
@@ -159,6 +149,15 @@ class _SlotConvolution(_SlotLayer):
         return y + delta.view_as(y)
 
 
+def _slot(name: str, block: int, layer: nn.Module) -> Slot:
+    if isinstance(layer, nn.Linear):
+        sizes = layer.in_features, layer.out_features
+        return Slot(name=name, block=block, kind="linear", in_dim=sizes[0], out_dim=sizes[1])
+    assert isinstance(layer, nn.Conv2d)
+    sizes = layer.in_channels, layer.out_channels
+    return Slot(name=name, block=block, kind="convolution", in_dim=sizes[0], out_dim=sizes[1])
+
+
 def _takes_delta(layer: nn.Module) -> bool:
     if type(layer) is nn.Linear:
         return True
@@ -175,7 +174,7 @@ def _norms_behind(
     convolutions = {
         slot.name: encoder.get_submodule(slot.name) for slot in slots if slot.kind == "convolution"
     }
-    norms = {
+    norms: dict[str, nn.Module] = {
         name: module
         for name, module in encoder.named_modules()
         if isinstance(module, nn.BatchNorm2d) and module.track_running_stats

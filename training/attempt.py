@@ -35,7 +35,7 @@ from collections.abc import Awaitable, Callable
 from functools import partial
 from typing import TypeVar
 
-from core.errors import LeaseLost, NoSpace, Unavailable
+from core.errors import LeaseLost, NoSpace, QualityGateFailed, Unavailable
 from core.jobs import Failure, Job, JobStatus, Progress, StopReason
 from core.presence import Presence
 from core.queue import Claim, JobQueue
@@ -152,7 +152,7 @@ class Attempt:
         return None
 
     async def _may_go_on(self) -> bool:
-        """Find out whether the job has published; if not, see that it cannot, and take back the mark.
+        """Find out whether the job has published; if not, see that it cannot; take back the mark.
 
         False when what was put off meanwhile has ended the job.
         """
@@ -247,8 +247,10 @@ class Attempt:
         )
 
     def _failed(self, failure: Failure) -> Decision:
-        # One that had leave to publish may have done so: the next attempt looks.
-        settle = self._settlement.retry if self._publishing else self._settlement.fail
+        # One that had leave to publish may have done so: the next attempt looks. Only the quality
+        # gate, which speaks last, is known to have let the version be published.
+        is_open = self._publishing and failure.code != QualityGateFailed.code
+        settle = self._settlement.retry if is_open else self._settlement.fail
         return partial(settle, failure)
 
     async def _insist(self, call: Callable[[], Awaitable[T]]) -> T:

@@ -28,7 +28,7 @@ from core.errors import (
     Unavailable,
 )
 from core.files import FileStore
-from core.jobs import Failure, Job, JobKind, Json, Progress, StopReason
+from core.jobs import EventLevel, Failure, Job, JobKind, Json, Progress, StopReason
 from core.settings import Settings
 from core.store import ArtifactStore
 from training.process import (
@@ -69,9 +69,9 @@ class Reporter:
         if self._stop_reason is not None:
             raise Stopped(self._stop_reason)
 
-    def event(self, type: str, message: str, **data: object) -> None:
+    def event(self, type: str, message: str, *, level: EventLevel = "info", **data: object) -> None:
         """Add a line to the job's history."""
-        self.send(EventMessage(event=type, message=message, data=_json(data)))
+        self.send(EventMessage(event=type, level=level, message=message, data=_json(data)))
 
     def progress(self, stage: str, fraction: float) -> None:
         """Say how far the whole job is, 0 to 1, and in which stage."""

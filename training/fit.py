@@ -2,7 +2,8 @@
 
 Frozen features and a linear classifier are the standard way to judge an encoder (Kornblith et al.
 2019, arXiv 1805.08974) and hard to beat with few rows. The fit is convex: one optimum, no learning
-rate, no epochs, and the same answer for the same seed.
+rate, no epochs, and the same answer for the same seed. Rare classes are seen to in the end
+(training.imbalance).
 
     centre and scale ──▶ path of L2 strengths × (k folds, all rows) ──▶ choose
 
@@ -26,7 +27,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -37,6 +38,8 @@ from torch import Tensor
 
 from core.errors import DataError
 from core.preprocessing import FloatArray
+from training import imbalance
+from training.imbalance import Remedy, RemedyCandidate, Trial
 
 STRENGTHS = tuple(float(10.0**exponent) for exponent in np.arange(0, -6.1, -0.5))
 """L2 strengths, strong to weak: `loss = mean(-log p) + strength / 2 · ‖W‖²`, without the bias."""
@@ -88,7 +91,8 @@ class Fit:
     """A head fitted on all rows with `strength`.
 
     `out_of_fold` [n, classes] has for each row the probabilities of a head of the same strength
-    that was fitted without it: what to judge the fit by when there are no other rows.
+    that was fitted without it: what to judge the fit by when there are no other rows; `fold_of` [n]
+    says which. `remedy` is against imbalance, `remedies` are those that were tried, if any.
     """
 
     head: Head
@@ -96,6 +100,9 @@ class Fit:
     folds: int
     candidates: tuple[Candidate, ...]
     out_of_fold: FloatArray
+    fold_of: IntArray
+    remedy: Remedy = "none"
+    remedies: tuple[RemedyCandidate, ...] = ()
 
 
 def fit(features: FloatArray, targets: IntArray, classes: int, *, seed: int) -> Fit:
@@ -119,7 +126,7 @@ def fit(features: FloatArray, targets: IntArray, classes: int, *, seed: int) -> 
     solutions: list[list[Tensor]] = []
     losses = np.empty((0, len(targets)))
     index = 0
-    with _single_threaded() as pool:
+    with single_threaded() as pool:
         for strength in STRENGTHS:
             solutions.append(list(pool.map(_Path.step, paths, [strength] * len(paths))))
             held_out = _held_out(rows, fold_of, solutions[-1])
@@ -133,13 +140,53 @@ def fit(features: FloatArray, targets: IntArray, classes: int, *, seed: int) -> 
             index = choose(losses)
             if len(losses) - 1 - index >= _PATIENCE:
                 break
-    return Fit(
-        head=scaling.head(solutions[index][-1]),
-        strength=STRENGTHS[index],
-        folds=folds,
-        candidates=tuple(candidates),
-        out_of_fold=_held_out(rows, fold_of, solutions[index]),
+        plain = Fit(
+            head=scaling.head(solutions[index][-1]),
+            strength=STRENGTHS[index],
+            folds=folds,
+            candidates=tuple(candidates),
+            out_of_fold=_held_out(rows, fold_of, solutions[index]),
+            fold_of=fold_of.numpy(),
+        )
+        if not imbalance.is_imbalanced(targets):
+            return plain
+        weights = imbalance.row_weights(targets, classes)
+        for path, mask in zip(paths, [*kept, fold_of >= 0], strict=True):
+            path.weigh(torch.from_numpy(weights)[mask])
+        weighted = list(pool.map(_Path.step, paths, [plain.strength] * len(paths)))
+    shares = imbalance.log_shares(targets, classes)
+    trials = [
+        Trial("none", plain.out_of_fold),
+        Trial("balanced_weights", _held_out(rows, fold_of, weighted)),
+        Trial("logit_adjustment", imbalance.adjust(plain.out_of_fold, shares)),
+    ]
+    heads = [
+        plain.head,
+        scaling.head(weighted[-1]),
+        replace(plain.head, bias=plain.head.bias - shares),
+    ]
+    taken, tried = imbalance.choose_remedy(trials, targets, seed)
+    return replace(
+        plain,
+        head=heads[taken],
+        out_of_fold=trials[taken].out_of_fold,
+        remedy=trials[taken].remedy,
+        remedies=tried,
     )
+
+
+def fit_once(
+    features: FloatArray, targets: IntArray, classes: int, strength: float, remedy: Remedy
+) -> Head:
+    """Fit a head at a given strength and remedy, without cross-validation, on this thread."""
+    scaling = _Scaling.of(features)
+    path = _Path(scaling.apply(features), torch.from_numpy(targets), classes)
+    if remedy == "balanced_weights":
+        path.weigh(torch.from_numpy(imbalance.row_weights(targets, classes)))
+    head = scaling.head(path.step(strength))
+    if remedy == "logit_adjustment":
+        return replace(head, bias=head.bias - imbalance.log_shares(targets, classes))
+    return head
 
 
 @dataclass(frozen=True)
@@ -166,7 +213,7 @@ def fit_apart(
     path = _Path(scaling.apply(features), torch.from_numpy(targets), classes)
     heads: list[Head] = []
     losses = np.empty((0, len(truth)))
-    with _single_threaded():
+    with single_threaded():
         for strength in STRENGTHS:
             heads.append(scaling.head(path.step(strength)))
             chosen = heads[-1].predict(held_out)[np.arange(len(truth)), truth].astype(np.float64)
@@ -181,7 +228,7 @@ def fit_at(features: FloatArray, targets: IntArray, classes: int, strength: floa
     """Fit a head of one of `STRENGTHS`, by the path from the strongest that all heads come by."""
     scaling = _Scaling.of(features)
     path = _Path(scaling.apply(features), torch.from_numpy(targets), classes)
-    with _single_threaded():
+    with single_threaded():
         for stronger in STRENGTHS[: STRENGTHS.index(strength) + 1]:
             solution = path.step(stronger)
     return scaling.head(solution)
@@ -237,7 +284,7 @@ class _Scaling:
 
 
 @contextmanager
-def _single_threaded() -> Iterator[ThreadPoolExecutor]:
+def single_threaded() -> Iterator[ThreadPoolExecutor]:
     """Give as many workers as torch has threads, each of which computes on one thread.
 
     The products here are small: split between threads that wait for each other, they take ten times
@@ -260,7 +307,12 @@ class _Path:
     def __init__(self, rows: Tensor, truth: Tensor, classes: int) -> None:
         self._rows = torch.cat([rows, torch.ones(len(rows), 1)], dim=1)
         self._truth = torch.nn.functional.one_hot(truth, classes).to(rows.dtype)
+        self._weights = torch.full((len(rows), 1), 1 / len(rows))
         self._solution = torch.zeros(self._rows.shape[1], classes)
+
+    def weigh(self, weights: Tensor) -> None:
+        """Let rows count as `weights` [n] say, from the next step on."""
+        self._weights = (weights / weights.sum()).unsqueeze(1)
 
     def step(self, strength: float) -> Tensor:
         """Return weight and, as the last row, bias [dim + 1, classes] for this strength.
@@ -275,9 +327,9 @@ class _Path:
         def closure() -> Tensor:
             with torch.no_grad():
                 logarithms = torch.log_softmax(self._rows @ solution, dim=1)
-                likelihood = (logarithms * self._truth).sum() / len(self._rows)
-                residual = logarithms.exp_().sub_(self._truth)
-                solution.grad = self._rows.T @ residual / len(self._rows) + penalty * solution
+                likelihood = (logarithms * self._truth * self._weights).sum()
+                residual = logarithms.exp_().sub_(self._truth).mul_(self._weights)
+                solution.grad = self._rows.T @ residual + penalty * solution
                 return 0.5 * (penalty * solution.square()).sum() - likelihood
 
         optimiser: Any = torch.optim.LBFGS(

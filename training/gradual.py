@@ -7,9 +7,9 @@ One row in five is held out, class by class. A step trains deltas and classifier
 activations cached at its cut and keeps the epoch with the lowest loss on the held-out rows. Its
 classifier is the one that was trained along, or one refitted on the features that came out, as the
 held-out rows prefer; `strength` is 0 for the former. A step counts if the held-out rows'
-log-likelihood, row by row, is better than the best's so far by more than one standard error; after
-a step that is not, the ladder ends. If none counts, the frozen head ships: on few rows any
-unfreezing may lose to it (docs/decisions).
+log-likelihood, row by row, is better than the best's so far by more than one standard error, and
+not negligibly; after two steps in a row that are not, the ladder ends. If none counts, the frozen
+head ships: on few rows any unfreezing may lose to it (docs/decisions).
 
 The final deltas see all rows, for as many epochs as were best, so no row is left to judge them by:
 the numbers quoted are those of the same step on the held-out rows.
@@ -40,8 +40,16 @@ from training.trainer import Epoch, Recipe, Trainer, read_metadata
 from training.tuning import DeltaTask, Regularisation, Rows
 
 LADDER_GROWTH = 2
+FIRST_RUNG = 6
+"""The first rung is so small a part of the blocks: one of MiniLM's six, two of sixteen."""
+
+MISSES = 2
+"""The ladder ends after so many rungs in a row that are not kept: one block may be too few."""
+
 FEW_ROWS_PER_CLASS = 20
-MAX_ACTIVATION_BYTES = 1 << 30
+NEGLIGIBLE = 0.005
+"""Nats a row that are not worth deltas: nearly equal models differ by a sure next to nothing."""
+
 RESERVED_SHARE = 0.2
 """Of the job's time, for what comes after the search: features, export, publishing."""
 
@@ -119,7 +127,7 @@ class Outcome:
     """The ladder's end: what is best on the held-out rows, and deltas trained on all if it is any.
 
     `head` was trained along with them; None if it is to be refitted with the best step's strength.
-    `probabilities` and `targets` are of the held-out rows, by the best step.
+    `probabilities` and `targets` are of the rows `held_out`, by the best step.
     """
 
     steps: tuple[Step, ...]
@@ -128,6 +136,7 @@ class Outcome:
     head: Head | None
     probabilities: FloatArray
     targets: IntArray
+    held_out: IntArray
 
 
 @dataclass(frozen=True)
@@ -209,7 +218,8 @@ class Gradual:
         for blocks in ladder(1 + max(slot.block for slot in self._source.slots)):
             if any(step.blocks >= blocks for step in self._at.steps):
                 continue
-            if self._at.steps[-1].blocks and not self._at.steps[-1].kept:
+            missed = self._at.steps[-MISSES:]
+            if len(missed) == MISSES and not any(step.kept for step in missed):
                 break
             if not self._affords(blocks):
                 break
@@ -226,6 +236,7 @@ class Gradual:
             head=None if best.strength else head,
             probabilities=self._judged[best.blocks],
             targets=truth,
+            held_out=self._held_out,
         )
 
     # -- rungs -------------------------------------------------------------------------------
@@ -343,8 +354,8 @@ class Gradual:
 
 
 def ladder(blocks: int) -> list[int]:
-    """Return how many blocks to unfreeze, step by step: 1, 2, 4 …, all."""
-    rungs = [1]
+    """Return how many blocks to unfreeze, step by step: for 6 blocks 1, 2, 4, 6."""
+    rungs = [max(1, blocks // FIRST_RUNG)]
     while rungs[-1] * LADDER_GROWTH < blocks:
         rungs.append(rungs[-1] * LADDER_GROWTH)
     return rungs if rungs[-1] == blocks else [*rungs, blocks]
@@ -368,6 +379,6 @@ def _step(
         nll=float(-np.log(chosen).mean()),
         gain=gain,
         gain_error=error,
-        kept=before is None or gain > error,
+        kept=before is None or gain > max(error, NEGLIGIBLE),
         seconds=round(seconds, 2),
     )

@@ -1,6 +1,7 @@
 """A fine-tuning job from beginning to end; read this first.
 
-    data ──▶ trunk ──▶ features ──▶ fit ──▶ (unfreeze) ──▶ evaluate ──▶ export ──▶ publish
+    data ─▶ trunk ─▶ features ─▶ inspect ─▶ fit ─▶ (unfreeze) ─▶ evaluate ─▶ report
+         ─▶ export ─▶ publish
 
 Each stage is a module of its own and is reported as an event with its seconds. The pipeline runs in
 a child process (training.child), knows nothing of Redis, and may be run again from the start by
@@ -9,51 +10,59 @@ another attempt at any time: what it stores is content-addressed or create-exclu
 
 from __future__ import annotations
 
-import json
-import os
-import platform
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
-from importlib.metadata import version
+from dataclasses import dataclass, replace
 from typing import Protocol
 
 import numpy as np
 import numpy.typing as npt
 import torch
 
-from core.adapters import Adapter
+from core.adapters import Adapter, stack
 from core.backbones import is_allowed
 from core.checkpoints import Checkpoints
-from core.errors import DataError
+from core.errors import DataError, QualityGateFailed
 from core.files import FileStore
-from core.jobs import FineTuneRequest, Job
-from core.manifests import DatasetReference, ModelManifest
+from core.head import Head
+from core.jobs import EventLevel, FineTuneRequest, Job
+from core.manifests import DatasetReference, GateOutcome, ModelManifest
+from core.novelty import NOVELTY_FILE
 from core.preprocessing import FloatArray
 from core.registry import Registry
 from core.settings import Settings
 from core.store import ArtifactStore
 from core.trunk import Trunk
 from training import backbones
+from training.assessment import Alternative, Assessment, Source, assess
 from training.data import Dataset, read_dataset
-from training.evaluation import Metrics, evaluate
+from training.data_report import DataReport, RowSet, describe, inspect_data
 from training.export import export_adapted, export_head
 from training.feature_cache import FeatureCache
 from training.features import extract
 from training.fit import Fit, fit
+from training.gate import Comparison, HeldOut, compare_with_current, judge
 from training.gradual import RESERVED_SHARE
+from training.investigation import Investigation, investigate
+from training.novelty import estimate_novelty
+from training.reporting import Evidence, write_report
 from training.stopping import Stoppable
 from training.strategies import Setting, Tuned, unfreeze
 from training.trunks import ensure_trunk
 
 RELEASED_BY = "fine_tune"
+SOURCES: dict[Source, str] = {
+    "cross_validation": "cross-validated",
+    "held_out_rows": "on held-out rows",
+    "validation_file": "on the validation file",
+}
 
 
 class Reporter(Stoppable, Protocol):
     """Where a job says how it goes; `training.child.Reporter` is the real one."""
 
-    def event(self, type: str, message: str, **data: object) -> None:
+    def event(self, type: str, message: str, *, level: EventLevel = "info", **data: object) -> None:
         """Add a line to the job's history."""
 
     def progress(self, stage: str, fraction: float) -> None:
@@ -67,8 +76,21 @@ class Reporter(Stoppable, Protocol):
 class Rows:
     """Features, float32 [n, dim], and the class of each row."""
 
+    data: Dataset
     features: FloatArray
     targets: npt.NDArray[np.int64]
+
+    def subset(self, numbers: npt.NDArray[np.int64]) -> Rows:
+        """Some of the rows; the manifest stays that of the whole file."""
+        items = [self.data.items[n] for n in numbers]
+        labels = [self.data.labels[n] for n in numbers]
+        data = replace(self.data, items=items, labels=labels)
+        return Rows(data, self.features[numbers], self.targets[numbers])
+
+    @property
+    def row_set(self) -> RowSet:
+        """The rows as reports see them."""
+        return RowSet(self.data.items, self.features, self.data.labels)
 
 
 class FineTune:
@@ -103,25 +125,42 @@ class FineTune:
         with self._stage("trunk", 0.05):
             trunk = self._trunk(train)
         with self._stage("features", 0.1):
-            rows = Rows(self._extract(trunk, train, 0.1, 0.6), train.targets(labels, param=""))
+            targets = train.targets(labels, param="")
+            rows = Rows(train, self._extract(trunk, train, 0.1, 0.55), targets)
             other = None if held_out is None else self._held_out(trunk, held_out, labels)
-        with self._stage("fit", 0.65):
+        with self._stage("inspect", 0.6):
+            data = self._inspect(rows, other, trunk)
+        with self._stage("fit", 0.62):
             fitted = fit(rows.features, rows.targets, len(labels), seed=self._request.seed)
-        tuned = None
+        tuned, adapted = None, other
         if self._request.strategy == "gradual":
             with self._stage("unfreeze", 0.7):
                 tuned = self._unfreeze(trunk, train, rows)
                 if tuned is not None and held_out is not None:
-                    other = self._adapted(trunk, tuned, held_out, labels)
-        with self._stage("evaluate", 0.9):
-            metrics = self._evaluate(fitted, tuned, rows, other, labels)
-        with self._stage("export", 0.92):
-            files = self._export(trunk, fitted, tuned, rows)
-            files["report.json"] = self._report(train, fitted, tuned, metrics)
+                    adapted = self._adapted(trunk, tuned, held_out, labels)
+        with self._stage("evaluate", 0.85):
+            assessment = self._evaluate(fitted, tuned, rows, adapted, labels)
+            comparison, gate = self._gate(assessment, other or rows, labels, trunk)
+        with self._stage("report", 0.87):
+            found = self._investigate(rows, other, fitted, assessment, trunk)
+            evidence = Evidence(
+                train, rows.row_set, targets, held_out, other.row_set if other else None, trunk,
+                data, fitted, tuned.steps if tuned else (), assessment, found, gate,
+                comparison.current if comparison else None,
+            )  # fmt: skip
+            name = model_name(self._job, self._request)
+            report = write_report(self._job.id, name, self._request, evidence, self._seconds)
+        with self._stage("export", 0.94):
+            files = self._export(trunk, assessment, tuned, rows) | report
+            if tuned is None:  # an adapter moves the features of the rows that it was fitted on
+                novelty = estimate_novelty(
+                    rows.features, rows.targets, len(labels), seed=self._request.seed
+                )
+                files[NOVELTY_FILE] = novelty.write()
             self._reporter.event("exported", "Head exported to ONNX and checked against torch.")
         with self._stage("publish", 0.95):
             self._reporter.authorise()
-            draft = self._draft(trunk, train, fitted, tuned, metrics)
+            draft = self._draft(trunk, train, fitted, tuned, assessment, gate)
             return self._release(self._registry.publish(draft, files))
 
     # -- stages ------------------------------------------------------------------------------
@@ -176,7 +215,14 @@ class FineTune:
 
     def _held_out(self, trunk: Trunk, data: Dataset, labels: list[str]) -> Rows:
         targets = data.targets(labels, param="validation_file")
-        return Rows(self._extract(trunk, data, 0.6, 0.65), targets)
+        return Rows(data, self._extract(trunk, data, 0.55, 0.6), targets)
+
+    def _inspect(self, rows: Rows, other: Rows | None, trunk: Trunk) -> DataReport:
+        found = inspect_data(rows.row_set, rows.targets, other.row_set if other else None, trunk)
+        summary = found.summary()
+        level: EventLevel = "warn" if summary["leaked_rows"] else "info"
+        self._reporter.event("data_report", describe(found), level=level, **summary)
+        return found
 
     def _unfreeze(self, trunk: Trunk, train: Dataset, rows: Rows) -> Tuned | None:
         if not trunk.manifest.slots:
@@ -209,57 +255,138 @@ class FineTune:
             on_progress=lambda *_: self._reporter.check(),
             deltas=tuned.deltas(trunk),
         )
-        return Rows(features, data.targets(labels, param="validation_file"))
+        return Rows(data, features, data.targets(labels, param="validation_file"))
 
     def _evaluate(
         self, fitted: Fit, tuned: Tuned | None, rows: Rows, other: Rows | None, labels: list[str]
-    ) -> Metrics:
+    ) -> Assessment:
         """On the validation file if there is one, or else on rows that the model has not seen."""
-        if other is not None:
-            head = fitted.head if tuned is None else tuned.head
-            metrics = evaluate(head.predict(other.features), other.targets, labels)
-            source = "on the validation file"
-        elif tuned is not None:
-            metrics = evaluate(tuned.probabilities, tuned.targets, labels)
-            source = "on held-out rows"
-        else:
-            metrics = evaluate(fitted.out_of_fold, rows.targets, labels)
-            source = "cross-validated"
+        held_out = None if other is None else (other.features, other.targets)
+        alternative = None
+        if tuned is not None:
+            alternative = Alternative(tuned.head, tuned.held_out, tuned.probabilities)
+        assessment = assess(fitted, rows.targets, labels, held_out, alternative)
+        metrics = assessment.metrics
+        source = SOURCES[assessment.source]
         self._reporter.event(
             "metrics",
             f"Accuracy {metrics.accuracy:.3f} ± {metrics.accuracy_error:.3f} {source}; "
             f"the most frequent class alone gives {metrics.majority_accuracy:.3f}.",
-            **metrics.summary(),
+            level="info",
+            **assessment.summary(),
         )
-        return metrics
+        return assessment
+
+    def _gate(
+        self, assessment: Assessment, judged: Rows, labels: list[str], trunk: Trunk
+    ) -> tuple[Comparison | None, GateOutcome | None]:
+        """What the quality gate says, if the request has one."""
+        gate = self._request.quality_gate
+        if gate is None:
+            return None, None
+        answers = [labels[n] for n in assessment.probabilities.argmax(axis=1)]
+        manifest = judged.data.manifest
+        if assessment.rows is not None:
+            judged = judged.subset(assessment.rows)
+        held_out = HeldOut(
+            items=judged.data.items,
+            features=judged.features,
+            trunk=trunk.manifest.digest,
+            labels=judged.data.labels,
+            answers=answers,
+            dataset=manifest.sha256 if self._request.validation_file is None else None,
+        )
+
+        def load(current: ModelManifest) -> tuple[Head, FloatArray]:
+            its_trunk = Trunk.load(
+                self._registry, current.trunk, threads=1, max_pixels=self._settings.max_pixels
+            )
+            head = Head.load(self._registry, current, its_trunk)
+            features = extract(
+                its_trunk,
+                judged.data.items,
+                threads=self._threads,
+                on_progress=lambda *_: self._reporter.check(),
+                deltas=stack([head.adapter], its_trunk.manifest.slots),
+            )
+            return head, features
+
+        comparison = None
+        if gate.min_improvement_over_current is not None:
+            comparison = compare_with_current(
+                self._registry, self._files, self._job.tenant,
+                model_name(self._job, self._request), held_out, load,
+            )  # fmt: skip
+        return comparison, judge(gate, assessment.metrics.accuracy, comparison)
+
+    def _investigate(
+        self, rows: Rows, other: Rows | None, fitted: Fit, assessment: Assessment, trunk: Trunk
+    ) -> Investigation:
+        found = investigate(
+            trunk.modality, rows.row_set, rows.targets, other.row_set if other else None, fitted,
+            assessment, classes=assessment.probabilities.shape[1], seed=self._request.seed,
+        )  # fmt: skip
+        transfer = found.transfer
+        if transfer.advice is not None:
+            self._reporter.event(
+                "transfer", transfer.advice, level="warn", **transfer.model_dump(exclude={"advice"})
+            )
+        return found
 
     def _export(
-        self, trunk: Trunk, fitted: Fit, tuned: Tuned | None, rows: Rows
+        self, trunk: Trunk, assessment: Assessment, tuned: Tuned | None, rows: Rows
     ) -> dict[str, bytes]:
         if tuned is None:
-            return export_head(fitted.head, rows.features)
+            return export_head(assessment.head, rows.features)
         backbone = backbones.load(self._request.model, self._settings.hf_models)
-        return export_adapted(tuned.head, tuned.adapter, trunk, backbone)
+        return export_adapted(assessment.head, tuned.adapter, trunk, backbone)
 
     def _release(self, manifest: ModelManifest) -> ModelManifest:
-        if self._request.promote:
-            self._registry.promote(manifest, created_by=RELEASED_BY, reason=f"job {manifest.job}")
+        """Promote what was published, if it is asked for and the quality gate lets it pass.
+
+        Raises `QualityGateFailed` if it does not; the version stays.
+        """
         self._checkpoints.drop_states()
         self._reporter.event(
             "published", f"Published as {manifest.reference}.", model=manifest.reference
         )
+        gate = manifest.gate
+        if gate is not None:
+            numbers = gate.model_dump(mode="json", exclude={"passed"})
+            if gate.passed:
+                self._reporter.event("gate_passed", "The quality gate was passed.", **numbers)
+            else:
+                why = "; ".join(gate.reasons)
+                message = f"{manifest.reference} is kept but not released: {why}"
+                self._reporter.event("gate_failed", f"{message}.", level="warn", **numbers)
+                if self._request.promote:
+                    raise QualityGateFailed(message, param="quality_gate")
+        if self._request.promote:
+            self._registry.releases.promote(
+                manifest, created_by=RELEASED_BY, reason=f"job {manifest.job}"
+            )
         return manifest
 
     # -- what is written ---------------------------------------------------------------------
 
     def _draft(
-        self, trunk: Trunk, train: Dataset, fitted: Fit, tuned: Tuned | None, metrics: Metrics
+        self,
+        trunk: Trunk,
+        train: Dataset,
+        fitted: Fit,
+        tuned: Tuned | None,
+        assessment: Assessment,
+        gate: GateOutcome | None,
     ) -> ModelManifest:
         if tuned is None:
-            return self._manifest(trunk, train, fitted.strength, metrics.summary())
-        return self._manifest(
-            trunk, train, tuned.strength, metrics.summary(), tuned.adapter, tuned.blocks
-        )
+            draft = self._manifest(trunk, train, fitted.strength, assessment.summary())
+        else:
+            draft = self._manifest(
+                trunk, train, tuned.strength, assessment.summary(), tuned.adapter, tuned.blocks
+            )
+        remedy = fitted.remedy if tuned is None else "none"
+        training = draft.training | {"imbalance_remedy": remedy}
+        return draft.model_copy(update={"gate": gate, "training": training})
 
     def _manifest(
         self, trunk: Trunk, train: Dataset, strength: float, metrics: dict[str, float],
@@ -287,27 +414,6 @@ class FineTune:
             training=self._request.model_dump(mode="json") | {"l2_strength": strength},
             metrics=metrics,
         )
-
-    def _report(self, train: Dataset, fitted: Fit, tuned: Tuned | None, metrics: Metrics) -> bytes:
-        report = {
-            "job": self._job.id,
-            "request": self._request.model_dump(mode="json"),
-            "dataset": train.manifest.model_dump(mode="json"),
-            "metrics": metrics.model_dump(mode="json"),
-            "candidates": [candidate.model_dump(mode="json") for candidate in fitted.candidates],
-            "steps": []
-            if tuned is None
-            else [step.model_dump(mode="json") for step in tuned.steps],
-            "seconds": self._seconds,
-            "environment": {
-                "python": platform.python_version(),
-                "torch": torch.__version__,
-                "onnxruntime": version("onnxruntime"),
-                "cores": os.cpu_count(),
-                "threads": self._threads,
-            },
-        }
-        return json.dumps(report, indent=1).encode()
 
     @contextmanager
     def _stage(self, name: str, fraction: float) -> Iterator[None]:

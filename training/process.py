@@ -21,7 +21,7 @@ from typing import Annotated, Literal, TypeAlias
 
 from pydantic import BaseModel, Field, TypeAdapter
 
-from core.jobs import Failure, Job, JobKind, Json, Progress, StopReason
+from core.jobs import EventLevel, Failure, Job, JobKind, Json, Progress, StopReason
 
 MESSAGE_BYTES = 4 << 20
 """Longest message; a longer one is a crash."""
@@ -33,7 +33,7 @@ class EventMessage(BaseModel, frozen=True):
     type: Literal["event"] = "event"
     event: str
     message: str
-    level: Literal["info", "warn", "error"] = "info"
+    level: EventLevel = "info"
     data: Json = Field(default_factory=dict)
 
 

@@ -29,6 +29,7 @@ from training.features import extract
 from training.fit import Head, IntArray, fit_at
 from training.gradual import Gradual, Outcome, Plan, Source, Step
 from training.trainer import Epoch
+from training.tuning import Rows
 
 if TYPE_CHECKING:
     from training.pipeline import Reporter
@@ -40,7 +41,7 @@ KEPT_CHECKPOINTS = 3
 class Tuned:
     """A head with deltas, and how the same step did on rows that it had not seen.
 
-    `probabilities` [n, classes] and `targets` [n] are of those rows.
+    `probabilities` [n, classes] and `targets` [n] are of those rows, `held_out` [n] their numbers.
     """
 
     head: Head
@@ -50,6 +51,7 @@ class Tuned:
     steps: tuple[Step, ...]
     probabilities: FloatArray
     targets: IntArray
+    held_out: IntArray
 
     def deltas(self, trunk: Trunk) -> Deltas:
         """Return what the trunk is fed for every row of this model."""
@@ -83,7 +85,7 @@ def unfreeze(
     request, reporter = setting.request, setting.reporter
     classes = len(data.manifest.classes)
 
-    def activations(cut: int) -> views.Rows | None:
+    def activations(cut: int) -> Rows | None:
         return views.cache(
             backbone, trunk.preprocessor, data.items, targets, cut,
             seed=request.seed, check=reporter.check,
@@ -158,6 +160,7 @@ def _tuned(
         steps=outcome.steps,
         probabilities=outcome.probabilities,
         targets=outcome.targets,
+        held_out=outcome.held_out,
     )
 
 

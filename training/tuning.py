@@ -109,13 +109,13 @@ class DeltaTask:
         order = torch.randperm(len(self._train), generator=numbers)
         if self._regularisation.contrast:
             by_class = order[torch.argsort(self._train.targets[order], stable=True)]
-            groups = by_class.split(CONTRAST_GROUP)
+            groups = torch.split(by_class, CONTRAST_GROUP)
             chosen = torch.randperm(len(groups), generator=numbers)
             order = torch.cat([groups[i] for i in chosen])
         elif self._modality is Modality.TEXT:
             stretch = SORTED_BATCHES * self._batch_size
-            order = torch.cat([self._by_length(part) for part in order.split(stretch)])
-        batches = list(order.split(self._batch_size))
+            order = torch.cat([self._by_length(part) for part in torch.split(order, stretch)])
+        batches = list(torch.split(order, self._batch_size))
         return [batches[i] for i in torch.randperm(len(batches), generator=numbers)]
 
     def loss(self, rows: Tensor) -> Tensor:
@@ -128,7 +128,7 @@ class DeltaTask:
         other = torch.arange(len(rows))
         if settings.mixup and self._modality is Modality.IMAGE:
             beta = torch.distributions.Beta(settings.mixup, settings.mixup)
-            share = float(beta.sample())  # type: ignore[no-untyped-call]
+            share = float(beta.sample())
             other = torch.randperm(len(rows))
             mixed = share * batch.hidden + (1 - share) * batch.hidden[other]
             batch = Batch(mixed, None)
@@ -177,7 +177,7 @@ class DeltaTask:
             order = order[torch.argsort(lengths, stable=True)]
         found: list[Tensor] = []
         with torch.no_grad():
-            for part in order.split(VALIDATION_ROWS):
+            for part in torch.split(order, VALIDATION_ROWS):
                 views = [rows.views[int(i)][0] for i in part]
                 found.append(self._upper(Batch.of(views, self._modality)))
         features = torch.cat(found)

@@ -1,7 +1,8 @@
-"""The one table from errors to HTTP, and the shape of an error in `/v1`.
+"""The one table from errors to HTTP, and the shapes of an error.
 
-`{"error": {"message", "type", "param", "code"}}`, as OpenAI's clients expect. An error that is not
-of our tree is a bug: it is logged with its trace and request id, and answered without either's
+`{"error": {"message", "type", "param", "code"}}`, as OpenAI's clients expect, or `{"error": "…"}`
+under `/v2`, as those of the Open Inference Protocol do. An error that is not of our tree is a bug:
+it is logged with its trace and request id, and answered without either's
 text.
 """
 
@@ -59,9 +60,10 @@ def error_body(error: GraftError) -> dict[str, Any]:
     }
 
 
-def error_response(error: GraftError) -> Response:
-    """Answer with an error of our tree."""
-    response = json_response({"error": error_body(error)}, status_of(error)[0])
+def error_response(error: GraftError, path: str = "") -> Response:
+    """Answer a request to `path` with an error of our tree."""
+    body = error.message if _is_v2(path) else error_body(error)
+    response = json_response({"error": body}, status_of(error)[0])
     if isinstance(error, Overloaded):
         response.headers["Retry-After"] = str(max(1, math.ceil(error.retry_after_seconds)))
     elif isinstance(error, errors.Unavailable):
@@ -71,8 +73,12 @@ def error_response(error: GraftError) -> Response:
     return response
 
 
+def _is_v2(path: str) -> bool:
+    return path == "/v2" or path.startswith("/v2/")
+
+
 async def no_endpoint(request: Request) -> Response:
-    """Anything under `/v1` that no other route answers."""
+    """Anything under `/v1` and `/v2` that no other route answers."""
     raise errors.NotFound(f"no endpoint {request.method} {request.url.path[:200]}")
 
 
@@ -81,7 +87,7 @@ async def on_graft_error(request: Request, error: Exception) -> Response:
     assert isinstance(error, GraftError)
     if status_of(error)[0] == 500:
         log_bug(request.scope, error)
-    return error_response(error)
+    return error_response(error, request.scope.get("path", ""))
 
 
 async def on_http_exception(request: Request, error: Exception) -> Response:
@@ -94,7 +100,8 @@ async def on_http_exception(request: Request, error: Exception) -> Response:
         "param": None,
         "code": error.detail.lower().replace(" ", "_"),
     }
-    return json_response({"error": body}, error.status_code, error.headers)
+    shown = message if _is_v2(request.url.path) else body
+    return json_response({"error": shown}, error.status_code, error.headers)
 
 
 async def on_disconnect(_: Request, error: Exception) -> Response:
@@ -105,7 +112,7 @@ async def on_disconnect(_: Request, error: Exception) -> Response:
 async def on_bug(request: Request, error: Exception) -> Response:
     """Starlette's handler for everything else."""
     log_bug(request.scope, error)
-    return error_response(unexpected())
+    return error_response(unexpected(), request.scope.get("path", ""))
 
 
 def unexpected() -> GraftError:

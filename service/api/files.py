@@ -28,6 +28,14 @@ from service.runtime import Runtime, runtime, tenant
 
 PURPOSE = "fine-tune"
 CLOCK_SKEW_SECONDS = 60.0
+HTML_HEADERS = {
+    # A report quotes texts of whoever wrote the data: should one get through as markup, it can load
+    # and run nothing, and not act in the name of whoever reads it.
+    "Content-Security-Policy": "default-src 'none'; style-src 'unsafe-inline'; img-src data:; "
+    "base-uri 'none'; form-action 'none'; frame-ancestors 'none'; sandbox",
+    "X-Content-Type-Options": "nosniff",
+    "Referrer-Policy": "no-referrer",
+}
 
 
 def ingest_job_id(file_id: str) -> str:
@@ -124,6 +132,8 @@ async def get_content(request: Request) -> Response:
     run, owner = runtime(request), tenant(request)
     files, file_id = run.files(owner), _file_id(request)
     if result := await run.history.result_file(owner, file_id):
+        if result.file.filename.endswith(".html"):
+            return Response(result.data, media_type="text/html", headers=HTML_HEADERS)
         return Response(result.data, media_type="application/octet-stream")
     file = await asyncio.to_thread(files.get, file_id)
     return StreamingResponse(

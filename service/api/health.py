@@ -29,9 +29,9 @@ async def readyz(request: Request) -> Response:
         {
             "status": "ready",
             "models": len(current.models),
-            "versions": current.live_versions,
+            "versions": len(run.loader.live),
             "refused": sum(len(state.refused) for state in current.models.values()),
-            "redis": "connected" if run.loader.hears_changes else "away",
+            "redis": "connected" if run.watch.hears_changes else "away",
         }
     )
 

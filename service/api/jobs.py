@@ -22,7 +22,7 @@ from starlette.types import Receive, Scope, Send
 from core.errors import InvalidRequest, NotFound, Overloaded, Unavailable
 from core.identifiers import require_identifier
 from core.jobs import Job, JobEvent, JobStatus
-from core.runs import REPORT, result_file_ids
+from core.runs import REPORT, REPORT_HTML, result_file_ids
 from service.api import dry_run, job_creation, job_filter
 from service.api.responses import json_response, query_bool, query_int
 from service.idempotency import REPLAYED_HEADER
@@ -185,6 +185,7 @@ def job_object(job: Job) -> dict[str, Any]:
         "estimated_start": None,
         "metrics": result.get("metrics"),
         "report": files.get(REPORT),
+        "report_html": files.get(REPORT_HTML),
     }
 
 

@@ -9,6 +9,7 @@ import asyncio
 from contextlib import suppress
 from typing import Any
 
+from pydantic import ValidationError
 from starlette.requests import Request
 from starlette.responses import Response
 
@@ -18,19 +19,28 @@ from core.errors import InvalidRequest, NotFound, Unavailable
 from core.identifiers import ModelReference
 from core.manifests import ModelManifest
 from core.registry import Listing
-from service.api.responses import json_response
+from service.api.responses import json_response, query_int
 from service.runtime import Runtime, runtime, tenant
+
+MAX_LISTED = 1_000
 
 
 async def list_models(request: Request) -> Response:
-    """GET /v1/models"""
+    """GET /v1/models: backbones, then fine-tuned models by name"""
     run, owner = runtime(request), tenant(request)
+    limit = query_int(request, "limit", MAX_LISTED, low=1, high=MAX_LISTED)
+    after = request.query_params.get("after", "")
     catalogue = await asyncio.to_thread(run.registry.catalogue, owner)
-    tuned = await asyncio.gather(
-        *(_describe_model(run, owner, name, listing) for name, listing in sorted(catalogue.items()))
-    )
-    backbones = [backbone_object(name) for name in allowed(run.settings.hf_models)]
-    return json_response({"object": "list", "data": [*backbones, *filter(None, tuned)]})
+    names = sorted(name for name in catalogue if name > after)
+
+    def describe() -> list[dict[str, Any] | None]:
+        # On one thread: thousands of calls to a pool would cost more than what they read.
+        return [_describe_model(run, owner, name, catalogue[name]) for name in names[:limit]]
+
+    tuned = await asyncio.to_thread(describe)
+    backbones = [] if after else [backbone_object(name) for name in allowed(run.settings.hf_models)]
+    data = [*backbones, *filter(None, tuned)]
+    return json_response({"object": "list", "data": data, "has_more": len(names) > limit})
 
 
 async def get_model(request: Request) -> Response:
@@ -44,7 +54,9 @@ async def get_model(request: Request) -> Response:
     listing = (await asyncio.to_thread(run.registry.catalogue, owner, reference.name)).get(
         reference.name, Listing((), 0)
     )
-    return json_response(await _model_object(run, owner, str(reference), manifest, listing))
+    return json_response(
+        await asyncio.to_thread(_model_object, run, owner, str(reference), manifest, listing)
+    )
 
 
 async def delete_model(request: Request) -> Response:
@@ -83,22 +95,20 @@ def backbone_object(name: str) -> dict[str, Any]:
     return described
 
 
-async def _describe_model(
-    run: Runtime, owner: str, name: str, listing: Listing
-) -> dict[str, Any] | None:
+def _describe_model(run: Runtime, owner: str, name: str, listing: Listing) -> dict[str, Any] | None:
     try:
-        manifest = await asyncio.to_thread(
-            run.registry.manifest, owner, name, max(listing.versions)
-        )
+        manifest = run.registry.manifest(owner, name, max(listing.versions))
     except NotFound:
         return None  # deleted since it was listed
-    return await _model_object(run, owner, name, manifest, listing)
+    return _model_object(run, owner, name, manifest, listing)
 
 
-async def _model_object(
+def _model_object(
     run: Runtime, owner: str, id: str, manifest: ModelManifest, listing: Listing
 ) -> dict[str, Any]:
-    release = await asyncio.to_thread(run.registry.current_release, owner, manifest.name)
+    release = None
+    with suppress(NotFound, ValidationError):
+        release = run.registry.releases.read(owner, manifest.name, listing.release)
     state = run.loader.current.models.get((owner, manifest.name))
     return {
         "id": id,
@@ -109,7 +119,10 @@ async def _model_object(
         "version": manifest.version,
         "versions": list(listing.versions),
         "aliases": dict(release.aliases) if release else {},
+        "traffic": [share.model_dump() for share in release.traffic] if release else [],
+        "shadow": release.shadow if release else None,
         "served": state is not None and manifest.version in state.versions,
+        "loaded": (owner, manifest.name, manifest.version) in run.loader.live,
         "refused": state.refused.get(manifest.version) if state else None,
         "modality": manifest.modality,
         "labels": manifest.labels,

@@ -5,20 +5,32 @@ A JSON body with `inputs`, or one encoded image as the raw body with `?model=`.
 
 from __future__ import annotations
 
+import time
 from typing import Annotated, Any
 
-from pydantic import BaseModel, ConfigDict, Field, StringConstraints
+from pydantic import BaseModel, ConfigDict, Field, StrictBool, StringConstraints
 from starlette.requests import Request
 from starlette.responses import Response
 
 from core.errors import GraftError, InvalidRequest, PayloadTooLarge
 from core.identifiers import ModelReference
 from service.api.errors import error_body
-from service.api.responses import json_response, media_type, query_int, read_body, while_connected
-from service.predictor import ImageInput, Input, Predictions
+from service.api.responses import (
+    json_response,
+    media_type,
+    query_bool,
+    query_int,
+    read_body,
+    while_connected,
+)
+from service.explanation import Weight
+from service.inputs import ImageInput, Input
+from service.predictor import Predictions
 from service.runtime import Runtime, runtime, tenant
 
 MAX_TOP_K = 1_000
+MAX_EXPLAINED = 8
+"""Inputs of one request that are explained: each costs as much as some thirty others."""
 TIMEOUT_HEADER = "x-request-timeout-ms"
 IMAGE_TYPES = frozenset({"image/jpeg", "image/png", "image/webp"})
 
@@ -31,6 +43,7 @@ class PredictRequest(BaseModel):
     model: Annotated[str, StringConstraints(min_length=1, max_length=128)]
     inputs: Annotated[list[Any], Field(min_length=1)]
     top_k: Annotated[int, Field(ge=1, le=MAX_TOP_K)] = 3
+    explain: StrictBool = False
 
 
 async def create_prediction(request: Request) -> Response:
@@ -40,13 +53,15 @@ async def create_prediction(request: Request) -> Response:
     if media_type(request.headers) in IMAGE_TYPES:
         model = request.query_params.get("model", "")
         top_k = query_int(request, "top_k", 3, low=1, high=MAX_TOP_K)
+        explain = query_bool(request, "explain")
         inputs = [ImageInput(await request.body())]
     else:
         body = await read_body(request, PredictRequest)
-        model, top_k, inputs = body.model, body.top_k, [parse_input(item) for item in body.inputs]
+        model, top_k, explain = body.model, body.top_k, body.explain
+        inputs = [parse_input(item) for item in body.inputs]
     timeout = timeout_seconds(request, run)
     async with while_connected(request):
-        answer = await predict(run, tenant(request), model, inputs, top_k, timeout)
+        answer = await predict(run, tenant(request), model, inputs, top_k, timeout, explain)
     return json_response(answer)
 
 
@@ -57,18 +72,33 @@ async def predict(
     inputs: list[Input | GraftError],
     top_k: int,
     timeout: float,
+    explain: bool = False,
 ) -> dict[str, Any]:
     """Return the answer's JSON; shared with the BentoML method."""
     if len(inputs) > run.settings.max_inputs:
         raise PayloadTooLarge(
             f"send at most {run.settings.max_inputs} inputs in a request", param="inputs"
         )
+    if explain and len(inputs) > MAX_EXPLAINED:
+        raise InvalidRequest(f"at most {MAX_EXPLAINED} inputs are explained", param="explain")
+    began = time.monotonic()
     reference = ModelReference.parse(model)
     good: list[Input] = [item for item in inputs if not isinstance(item, GraftError)]
     found = await run.predictor.predict(
         owner, reference, good, top_k=top_k, timeout_seconds=timeout
     )
-    rows = iter(_rows(found))
+    described = _rows(found)
+    if explain:
+        pinned = await run.predictor.resolve(
+            owner, ModelReference.parse(found.model), timeout_seconds=timeout
+        )
+        for item, row, shown in zip(good, found.rows, described, strict=True):
+            if not isinstance(row, GraftError):
+                left = timeout - (time.monotonic() - began)
+                label = row.scores[0][0]
+                weights = await run.predictor.explain(pinned, item, label, timeout_seconds=left)
+                shown["explanation"] = [_weight_object(item, each) for each in weights]
+    rows = iter(described)
     return {
         "model": found.model,
         "predictions": [
@@ -99,6 +129,14 @@ def timeout_seconds(request: Request, run: Runtime) -> float:
     return min(limit, int(text[:9]) / 1000)
 
 
+def _weight_object(item: Input, found: Weight) -> dict[str, Any]:
+    if found.part.span is None:
+        return {"box": found.part.box, "weight": found.weight}
+    start, end = found.part.span
+    assert isinstance(item, str)
+    return {"text": item[start:end], "start": start, "end": end, "weight": found.weight}
+
+
 def _rows(found: Predictions) -> list[dict[str, Any]]:
     rows: list[dict[str, Any]] = []
     for row in found.rows:
@@ -107,5 +145,8 @@ def _rows(found: Predictions) -> list[dict[str, Any]]:
         else:
             label, score = row.scores[0]
             scores = [{"label": label, "score": score} for label, score in row.scores]
-            rows.append({"label": label, "score": score, "scores": scores})
+            described = {"label": label, "score": score, "scores": scores}
+            if row.novelty is not None:
+                described["novelty"] = row.novelty
+            rows.append(described)
     return rows

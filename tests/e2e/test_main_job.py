@@ -65,9 +65,30 @@ def test_text_job_from_upload_to_predictions(stack: LiveStack, intents: bytes) -
         assert 0 < sum(score["score"] for score in row["scores"]) <= 1 + 1e-5
 
     kinds = [event["event"] for event in stack.events(job.id)]
-    for kind in ("queued", "started", "stage", "metrics", "exported", "published", "succeeded"):
+    for kind in (
+        "queued", "started", "stage", "data_report", "metrics", "exported", "published",
+        "succeeded",
+    ):  # fmt: skip
         assert kind in kinds
     assert kinds[-1] == "succeeded"
+
+
+def test_quality_gate_keeps_a_version_without_releasing_it(
+    stack: LiveStack, intents: bytes
+) -> None:
+    file = stack.upload("train.csv", intents)
+    job = stack.finished(stack.train(file.id, "gated", quality_gate={"min_accuracy": 1.0}).id)
+    assert job.status == "failed"
+    assert job.error is not None
+    assert job.error.code == "quality_gate"
+    assert "gated@1 is kept but not released" in job.error.message
+    assert "gate_failed" in [event["event"] for event in stack.events(job.id)]
+    # It can be looked at, and even asked, but nobody who asks for `gated` gets it.
+    report = stack.openai.files.content(job.to_dict()["report_html"])  # type: ignore[arg-type]
+    assert report.text.startswith("<!doctype html>")
+    stack.served("gated@1")
+    answer = stack.http.post("/v1/predict", json={"model": "gated", "inputs": ["hi"]})
+    assert answer.status_code == 404
 
 
 def test_image_job_and_a_bad_row_in_its_own_place(stack: LiveStack) -> None:

@@ -23,6 +23,7 @@ import psutil
 from core.datasets import UploadedFile
 from core.errors import GraftError, Unavailable
 from core.files import FileStore
+from core.head import Head
 from core.jobs import Job, JobEvent, JobKind, JobStatus, NewJob
 from core.queue.connection import connect
 from core.queue.redis import RedisJobQueue
@@ -30,7 +31,6 @@ from core.registry import Registry
 from core.runs import RunStore
 from core.settings import Settings
 from core.store import ArtifactStore
-from core.trunk import Head
 from tests.faults.faults import FOLDER, WITHOUT
 from tests.waiting import eventually
 from training.archive import archive_finished
@@ -286,7 +286,7 @@ class Rig:
                 decided = self.registry.publication(TENANT, manifest.job)
                 require(decided == manifest, f"{manifest.reference} is not its job's decision")
                 found[name, number] = manifest.model_dump_json().encode()
-            release = self.registry.current_release(TENANT, name)
+            release = self.registry.releases.current(TENANT, name)
             for alias, version in (release.aliases if release else {}).items():
                 require(version in listing.versions, f"{name}:{alias} is {version}, not listed")
         for key, manifest_bytes in self._served.items():

@@ -45,12 +45,14 @@ def test_a_worker_whose_clock_is_ahead_does_not_undo_a_rollback(rig: Rig) -> Non
     (rig.faults / "clock").write_text(str(HOUR))
     job_id = rig.enqueue("model", "stop@settle")
     rig.struck(job_id)
-    rig.registry.release("default", "model", {PRODUCTION: 1}, created_by="me", reason="worse")
+    rig.registry.releases.alias(
+        "default", "model", {PRODUCTION: 1}, created_by="me", reason="worse"
+    )
     rig.workers[0].kill()
     rig.start()
     rig.finish(20)
     assert rig.job(job_id).attempt == 2
-    release = rig.registry.current_release("default", "model")
+    release = rig.registry.releases.current("default", "model")
     assert release is not None
     assert release.aliases == {PRODUCTION: 1}
     rig.check()

@@ -65,7 +65,7 @@ def test_a_child_ends_with_its_supervisor(rig: Rig, without: tuple[str, ...]) ->
 
 
 def test_without_its_job_s_publication_a_version_is_listed_twice(rig: Rig) -> None:
-    """The guard against a second version is `publication.json`, and nothing else."""
+    """The guard against a second version is the job's publication, and nothing else."""
     rig.start(without=("publication",))
     rig.enqueue("twice", "kill@announce")
     rig.finish(20, workers=1, without=("publication",))

@@ -101,7 +101,7 @@ def test_two_workers_publish_one_name_at_once(rig: Rig) -> None:
     rig.finish(30)
     rig.check()
     assert rig.registry.versions("default", "shared") == list(range(1, 7))
-    release = rig.registry.current_release("default", "shared")
+    release = rig.registry.releases.current("default", "shared")
     assert release is not None
     assert release.aliases == {"production": 6}
 

@@ -71,7 +71,7 @@ def test_a_zombie_does_not_move_production_back(rig: Rig, step: str) -> None:
     resume(zombie.child)  # it goes on to its end before its supervisor can stop it
     eventually(lambda: not is_running(zombie.child), 5, "the zombie's child ends")
     resume(zombie.supervisor)
-    release = rig.registry.current_release("default", "model")
+    release = rig.registry.releases.current("default", "model")
     assert release is not None
     assert release.aliases == {PRODUCTION: 2}
     rig.check()
@@ -84,12 +84,14 @@ def test_a_second_attempt_does_not_undo_a_rollback(rig: Rig) -> None:
     rig.finish(10)
     job_id = rig.enqueue("model", "stop@announce")
     rig.struck(job_id)
-    rig.registry.release("default", "model", {PRODUCTION: 1}, created_by="me", reason="worse")
+    rig.registry.releases.alias(
+        "default", "model", {PRODUCTION: 1}, created_by="me", reason="worse"
+    )
     rig.workers[0].kill()
     rig.start()
     rig.finish(10)
     assert rig.job(job_id).attempt >= 2
-    release = rig.registry.current_release("default", "model")
+    release = rig.registry.releases.current("default", "model")
     assert release is not None
     assert release.aliases == {PRODUCTION: 1}
     rig.check()
@@ -106,7 +108,7 @@ def test_a_second_attempt_does_not_move_production_back(rig: Rig) -> None:
     first.kill()
     rig.finish(10)
     assert rig.job(job_id).attempt >= 2
-    release = rig.registry.current_release("default", "model")
+    release = rig.registry.releases.current("default", "model")
     assert release is not None
     assert release.aliases == {PRODUCTION: 2}
     rig.check()

@@ -11,10 +11,10 @@ import pytest
 
 from core.datasets import Modality
 from core.errors import Conflict, ExportMismatch
+from core.head import Head as ServedHead
 from core.manifests import DatasetReference, ModelManifest
 from core.registry import Registry
 from core.store import ArtifactStore
-from core.trunk import Head as ServedHead
 from training.export import export_head, head_to_onnx, require_parity
 from training.fit import Head
 

@@ -22,12 +22,13 @@ from transformers.models.bert.modeling_bert import BertLayer
 from core.checkpoints import Checkpoints
 from core.datasets import UploadedFile
 from core.files import FileStore
+from core.head import Head
 from core.jobs import Job, JobKind, JobStatus, StopReason
 from core.manifests import ModelManifest
 from core.registry import Registry
 from core.settings import Settings
 from core.store import ArtifactStore
-from core.trunk import Head, Trunk
+from core.trunk import Trunk
 from service.batcher import Batcher
 from tests.integration.hf_models import (
     IMAGE_MODELS,
@@ -143,7 +144,8 @@ def test_deltas_ship_when_they_win_by_more_than_the_error(
     steps = listener.of("unfrozen")
     kept = [step for step in steps if step["kept"]]
     assert kept
-    assert all(step["kept"] == (step["gain"] > step["gain_error"]) for step in steps)
+    assert all(step["gain"] > step["gain_error"] for step in kept)
+    assert all(step in kept for step in steps if step["gain"] > step["gain_error"] + 0.005)
     assert (manifest.kind, manifest.rank, manifest.blocks) == ("low_rank", 8, kept[-1]["blocks"])
     assert manifest.metrics["accuracy"] == pytest.approx(kept[-1]["accuracy"])
     assert manifest.metrics["accuracy"] > 0.9
@@ -167,7 +169,7 @@ def test_the_served_model_tells_what_the_frozen_one_cannot(
         deadline = time.monotonic() + 60
         try:
             return await asyncio.gather(
-                *(batcher.encode(rows, deadline, head.adapter) for head in heads)
+                *(batcher.encode(rows, deadline, adapter=head.adapter) for head in heads)
             )
         finally:
             await batcher.close()
@@ -241,7 +243,7 @@ def test_a_step_without_gain_leaves_the_frozen_head(stand: Stand) -> None:
     listener = Listener()
     few = {"n_epochs": 1, "learning_rate_multiplier": 0.001}
     manifest = stand.run(stand.job("ftjob-frozen", hyperparameters=few), listener)
-    assert [step["kept"] for step in listener.of("unfrozen")] == [False]
+    assert [step["kept"] for step in listener.of("unfrozen")] == [False, False]
     assert listener.of("frozen_head_kept")
     assert (manifest.kind, manifest.rank) == ("linear", 0)
     plain = stand.run(stand.job("ftjob-linear", strategy="feature_extraction"), Listener())
@@ -261,8 +263,8 @@ def test_a_low_rank_head_is_not_loaded_without_its_trunk_or_with_other_deltas(
     files = stand.files(manifest)
     slots = trunk.manifest.slots
     adapter = read_adapter(files["adapter_config.json"], files[WEIGHTS_FILE], slots)
-    delta = next(iter(adapter.deltas.values()))
-    delta.b[:] += 1.0
+    for delta in adapter.deltas.values():
+        delta.b[:] += 1.0
     files[WEIGHTS_FILE] = write_adapter(adapter, slots, "x")[WEIGHTS_FILE]
     registry = Registry(ArtifactStore(str(tmp_path)))
     changed = registry.publish(manifest.model_copy(update={"files": {}}), files)

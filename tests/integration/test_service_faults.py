@@ -115,7 +115,7 @@ async def metrics(client: httpx.AsyncClient) -> dict[str, float]:
 async def test_metrics_are_of_all_processes_and_bounded(service: ServiceProcess):
     async with service.one_client_per_process() as processes:
         first, second = processes.values()
-        name = 'graft_predicted_rows_total{outcome="ok"}'
+        name = 'graft_model_rows_total{model="pets",outcome="ok"}'
         before = (await metrics(first))[name]
         for client in (first, second):
             for n in range(5):

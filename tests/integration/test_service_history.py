@@ -108,6 +108,12 @@ async def test_result_files_are_read_and_nothing_else(
     content = (await openai.files.content(report.id)).content
     assert len(content) == report.bytes
     assert json.loads(content)["job"] == job_id
+    page = await http.get(f"/v1/files/{job.report_html}/content")  # type: ignore[attr-defined]
+    assert page.headers["content-type"] == "text/html; charset=utf-8"
+    assert page.headers["x-content-type-options"] == "nosniff"
+    policy = page.headers["content-security-policy"]
+    assert policy.startswith("default-src 'none';")
+    assert policy.endswith("sandbox")
     metrics = next(id for id in job.result_files if id != report.id)
     lines = (await openai.files.content(metrics)).text.splitlines()
     assert lines[0] == "created_at,accuracy"

@@ -39,7 +39,7 @@ async def test_texts(http: httpx.AsyncClient):
         assert {each["label"] for each in row["scores"]} == {"cat", "dog", "cow"}
         assert (row["label"], row["score"]) == tuple(row["scores"][0].values())
         assert sum(each["score"] for each in row["scores"]) == pytest.approx(1, abs=1e-4)
-    assert answer["timing_ms"].keys() == {"prepare", "trunk", "head", "total"}
+    assert answer["timing_ms"].keys() == {"prepare", "queue", "trunk", "head", "total"}
 
 
 @pytest.mark.parametrize("reference", ["pets", "pets@1", "pets:production"])
@@ -60,6 +60,27 @@ async def test_images_as_base64_and_as_the_body(http: httpx.AsyncClient):
         (row,) = raw.json()["predictions"]
         assert row["label"] == as_json.json()["predictions"][0]["label"]
         assert len(row["scores"]) == 1
+
+
+async def test_an_explanation_is_what_the_answer_would_be_without_a_part(http: httpx.AsyncClient):
+    text = "good  cat dog"
+    body = {"model": "pets", "inputs": [text, "", "cat"], "explain": True}
+    whole, bad, one_word = (await post(http, body)).json()["predictions"]
+    assert bad.keys() == {"error"}
+    assert one_word["explanation"] == []
+    assert [part["text"] for part in whole["explanation"]] == ["good", "cat", "dog"]
+    for part in whole["explanation"]:
+        assert text[part["start"] : part["end"]] == part["text"]
+        rest = text[: part["start"]] + text[part["end"] :]
+        answer = (await post(http, {"model": "pets", "inputs": [rest]})).json()["predictions"][0]
+        scores = {each["label"]: each["score"] for each in answer["scores"]}
+        assert part["weight"] == pytest.approx(whole["score"] - scores[whole["label"]], abs=1e-4)
+    image = {"model": "shapes", "inputs": [{"image": IMAGE}], "explain": True}
+    (row,) = (await post(http, image)).json()["predictions"]
+    assert len(row["explanation"]) == 16
+    assert row["explanation"][0]["box"] == [0, 0, 0.25, 0.25]
+    many = body | {"inputs": ["cat"] * 9}
+    assert (await post(http, many)).status_code == 400
 
 
 ROWS: list[Any] = [

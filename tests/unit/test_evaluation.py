@@ -8,7 +8,8 @@ import math
 import numpy as np
 import pytest
 
-from training.evaluation import evaluate
+from training.evaluation import evaluate, macro_f1_interval, wilson
+from training.imbalance import macro_f1
 
 LABELS = ["a", "b", "c"]
 PROBABILITIES = np.array(
@@ -46,6 +47,30 @@ def test_the_same_as_scikit_learn() -> None:
         reference.f1_score(targets, predictions, average="macro")
     )
     assert metrics.nll == pytest.approx(reference.log_loss(targets, probabilities), rel=1e-6)
+
+
+def test_the_interval_of_an_accuracy_by_hand() -> None:
+    """Newcombe (1998), table I: 81 of 263, and 0 of 20, where the normal one is empty."""
+    assert wilson(81, 263) == (pytest.approx(0.2553, abs=5e-5), pytest.approx(0.3662, abs=5e-5))
+    assert wilson(0, 20) == (0.0, pytest.approx(0.1611, abs=5e-5))
+    assert wilson(20, 20)[1] == 1.0
+
+
+def test_the_interval_of_macro_f1_holds_what_it_promises() -> None:
+    """Over 60 samples of one population, the interval misses its F1 about one time in twenty."""
+    numbers = np.random.default_rng(0)
+
+    def sample(rows: int) -> tuple[np.ndarray, np.ndarray]:
+        targets = numbers.integers(0, 4, rows)
+        guesses = numbers.integers(0, 4, rows)
+        return targets, np.where(numbers.random(rows) < 0.6, targets, guesses)
+
+    truth = macro_f1(*sample(200_000), 4)
+    intervals = [macro_f1_interval(*sample(150), 4) for _ in range(60)]
+    hits = sum(low <= truth <= high for low, high in intervals)
+    assert 50 <= hits < 60
+    narrow, wide = macro_f1_interval(*sample(15_000), 4), macro_f1_interval(*sample(150), 4)
+    assert narrow[1] - narrow[0] < (wide[1] - wide[0]) / 5
 
 
 def test_a_probability_of_zero_costs_much_but_not_everything() -> None:

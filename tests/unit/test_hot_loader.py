@@ -55,7 +55,7 @@ async def test_before_the_first_look_a_model_is_unavailable_not_unknown(tmp_path
     async with loading(tmp_path) as it:
         unlooked = type(it.loader.current)()
         with pytest.raises(Unavailable):
-            unlooked.resolve(TENANT, ModelReference.parse("pets"))
+            unlooked.state(TENANT, ModelReference.parse("pets"))
 
 
 async def test_a_published_version_is_served_when_the_feed_tells(tmp_path: Path):
@@ -77,7 +77,7 @@ async def test_a_lost_event_is_found_by_the_poll(tmp_path: Path):
         trunk = add_text_trunk(it.registry)
         publish(it.registry, trunk)
         await until(lambda: versions(it) == [1])
-        assert not it.loader.hears_changes
+        assert not it.watch.hears_changes
 
 
 async def test_a_release_moves_the_alias(tmp_path: Path):
@@ -120,11 +120,10 @@ async def test_a_trunk_is_shared_and_freed_when_the_last_version_has_gone(tmp_pa
         publish(it.registry, trunk)
         publish(it.registry, trunk, "other")
         await it.loader.reconcile()
-        models = it.loader.current.models
-        live = models[TENANT, "pets"].versions[1].trunk
-        assert live is models[TENANT, "other"].versions[1].trunk
+        live = (await it.live("pets")).trunk
+        assert live is (await it.live("other")).trunk
         gone = weakref.ref(live.trunk)
-        del models, live
+        del live
         it.registry.delete(TENANT, "pets")
         await it.loader.reconcile()
         assert gone() is not None
@@ -139,7 +138,7 @@ async def test_a_request_that_holds_the_old_set_is_answered_after_the_swap(tmp_p
         trunk = add_text_trunk(it.registry)
         publish(it.registry, trunk)
         await it.loader.reconcile()
-        held = it.loader.current.resolve(TENANT, ModelReference.parse("pets"))
+        held = await it.live("pets")
         it.registry.delete(TENANT, "pets")
         await it.loader.reconcile()
         prepared = held.trunk.trunk.preprocessor.prepare("good cat")  # type: ignore[arg-type]
@@ -211,7 +210,7 @@ async def test_an_older_listing_never_replaces_a_newer_one(tmp_path: Path):
 
 
 async def test_text_and_image_models_side_by_side(tmp_path: Path):
-    from service.predictor import ImageInput
+    from service.inputs import ImageInput
 
     async with loading(tmp_path, start=False) as it:
         publish(it.registry, add_text_trunk(it.registry))

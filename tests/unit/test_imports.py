@@ -7,7 +7,7 @@ import sys
 
 import pytest
 
-TRAINING_ONLY = ("torch", "transformers", "onnx", "pyarrow", "safetensors")
+TRAINING_ONLY = ("torch", "transformers", "onnx", "pyarrow")
 
 
 @pytest.mark.parametrize(

@@ -176,6 +176,16 @@ class TestArchive:
                 runs.result(TENANT, "j", name)
 
 
+def test_a_version_that_the_quality_gate_held_back_has_its_report() -> None:
+    job = Job(
+        tenant=TENANT, id="ftjob-1", kind=TUNE, status=JobStatus.FAILED, spec={}, created_at=0,
+        error=Failure(code="quality_gate", message="not good enough"),
+    )  # fmt: skip
+    assert set(result_file_ids(job)) == {"metrics.csv", "report.json", "report.html"}
+    crashed = job.model_copy(update={"error": Failure(code="crashed", message="")})
+    assert result_file_ids(crashed) == {}
+
+
 def test_result_file_ids_name_their_job() -> None:
     job = Job(
         tenant=TENANT, id="ftjob-1", kind=TUNE, status=JobStatus.SUCCEEDED, spec={}, created_at=0

@@ -12,10 +12,16 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from core.errors import DeadlineExceeded, InvalidRequest, PayloadTooLarge
+from core.errors import (
+    DeadlineExceeded,
+    InvalidRequest,
+    NotFound,
+    PayloadTooLarge,
+    Unavailable,
+)
 from core.preprocessing import ImagePreprocessor
-from service import predictor
-from service.predictor import ImageInput
+from service import inputs
+from service.inputs import ImageInput
 from tests.builders import (
     add_image_trunk,
     add_text_trunk,
@@ -26,6 +32,7 @@ from tests.builders import (
     text_features,
 )
 from tests.loading import Loading, loading
+from training.novelty import estimate_novelty
 
 pytestmark = pytest.mark.anyio
 
@@ -51,7 +58,32 @@ async def test_the_answer_is_that_of_the_trunk_and_the_head(served: Loading):
     scores = [score for _, score in answer.rows[0].scores]
     assert scores == sorted(scores, reverse=True)
     assert answer.model == "pets@1"
-    assert set(answer.timing_ms) == {"prepare", "trunk", "head", "total"}
+    assert set(answer.timing_ms) == {"prepare", "queue", "trunk", "head", "total"}
+
+
+async def test_novelty_of_a_model_that_has_the_statistics(served: Loading):
+    features = np.random.default_rng(0).normal(size=(40, 4)).astype(np.float32)
+    novelty = estimate_novelty(features, np.arange(40) % 3, 3, seed=0)
+    files = head_files(4, 3) | {"novelty.npz": novelty.write()}
+    trunk = add_text_trunk(served.registry)
+    publish(served.registry, trunk, "novel", labels=("a", "b", "c"), files=files)
+    await served.loader.reconcile()
+    answer = await served.predict("novel", "good cat", "", "bad")
+    expected = novelty.score(np.stack([text_features(embedding(0), ids) for ids in ([2, 6], [3])]))
+    assert isinstance(answer.rows[1], InvalidRequest)
+    assert [answer.rows[0].novelty, answer.rows[2].novelty] == pytest.approx(expected, abs=1e-4)
+    assert (await served.predict("pets", "good cat")).rows[0].novelty is None
+
+
+async def test_statistics_of_another_model_are_refused(served: Loading):
+    features = np.random.default_rng(0).normal(size=(40, 5)).astype(np.float32)
+    other = estimate_novelty(features, np.arange(40) % 3, 3, seed=0).write()
+    files = head_files(4, 3) | {"novelty.npz": other}
+    trunk = add_text_trunk(served.registry)
+    publish(served.registry, trunk, "wrong", labels=("a", "b", "c"), files=files)
+    await served.loader.reconcile()
+    with pytest.raises((Unavailable, NotFound)):
+        await served.predict("wrong", "good cat")
 
 
 BAD_TEXTS = {
@@ -109,13 +141,13 @@ async def test_long_texts_do_not_hold_up_the_event_loop(
 ):
     """Where a text is tokenised is told by the thread, not by a stopwatch."""
     threads: dict[int, str] = {}
-    original = predictor.TextPreprocessor.prepare
+    original = inputs.TextPreprocessor.prepare
 
     def remember(self, item: str):  # type: ignore[no-untyped-def]
         threads[len(item)] = threading.current_thread().name
         return original(self, item)
 
-    monkeypatch.setattr(predictor.TextPreprocessor, "prepare", remember)
+    monkeypatch.setattr(inputs.TextPreprocessor, "prepare", remember)
     short, long = "good cat", "good cat " * 600
     alone = await served.predict("pets", short)
     together = await served.predict("pets", short + " ", long)

@@ -273,3 +273,24 @@ def test_one_tokenizer_serves_many_threads():
 )  # fmt: skip
 def test_a_config_reads_back(config: TextPreprocess | ImagePreprocess):
     assert parse_preprocess(config.model_dump_json().encode()) == config
+
+
+def test_a_photograph_is_decoded_at_a_fraction_of_its_size_where_that_is_enough():
+    photograph = encoded(halves("RGB").resize((1920, 1080)), "JPEG")
+    assert decode_image(photograph, PIXELS * 100, 224).size == (480, 270)
+    assert decode_image(photograph, PIXELS * 100, 600).size == (1920, 1080)
+    assert decode_image(photograph, PIXELS * 100).size == (1920, 1080)
+    strip = encoded(halves("RGB").resize((4000, 300)), "JPEG")
+    assert decode_image(strip, PIXELS * 100, 224).size == (4000, 300)
+
+
+def test_a_reduced_decode_changes_little_and_is_the_configs_choice():
+    config = ImagePreprocess(
+        resize=64, crop=(64, 64), resample="bicubic", mean=(0, 0, 0), std=(255, 255, 255)
+    )
+    photograph = encoded(halves("RGB").resize((1920, 1080)), "JPEG")
+    whole = ImagePreprocessor(config, 10_000_000).prepare(photograph).pixels
+    reduced = config.model_copy(update={"reduced_decode": True})
+    fraction = ImagePreprocessor(reduced, 10_000_000).prepare(photograph).pixels
+    assert not np.array_equal(whole, fraction)
+    assert np.abs(whole - fraction).mean() < 0.02

@@ -8,10 +8,12 @@ from __future__ import annotations
 
 import json
 import re
+import tomllib
 from pathlib import Path
 
 from pydantic import SecretStr
 
+from core import __version__
 from core.settings import Settings
 
 README = Path(__file__).parents[2] / "README.md"
@@ -25,6 +27,11 @@ def written(default: object) -> str:
     if isinstance(default, SecretStr):
         default = default.get_secret_value()
     return f"`{default if isinstance(default, str) else json.dumps(default)}`"
+
+
+def test_the_version_is_said_once_to_packagers_and_once_to_programs():
+    project = tomllib.loads((README.parent / "pyproject.toml").read_text("utf-8"))["project"]
+    assert project["version"] == __version__
 
 
 def test_the_table_of_settings_is_that_of_the_code():

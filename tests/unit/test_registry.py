@@ -165,7 +165,7 @@ def test_deleting_a_model_leaves_its_neighbours(registry: Registry, trunk: Trunk
     registry.delete(TENANT, "pets")
     assert registry.catalogue(TENANT) == {"pets-2": Listing((1,), 1)}
     assert registry.catalogue(TENANT, "pets") == {}
-    assert registry.current_release(TENANT, "pets") is None
+    assert registry.releases.current(TENANT, "pets") is None
 
 
 def test_a_deleted_version_is_not_rolled_forward(registry: Registry, trunk: TrunkManifest):
@@ -193,13 +193,13 @@ def test_releases_are_numbered_and_build_on_each_other(registry: Registry, trunk
     assert release.aliases == {"production": 1, "staging": 2}
     assert promote(registry, two).aliases == {"production": 2, "staging": 2}
     assert promote(registry, one).number == 4
-    assert registry.read_release(TENANT, "pets", 1).aliases == {"production": 1}
+    assert registry.releases.read(TENANT, "pets", 1).aliases == {"production": 1}
     with pytest.raises(NotFound):
-        registry.release(TENANT, "pets", {"production": 9}, created_by="t", reason="t")
+        registry.releases.alias(TENANT, "pets", {"production": 9}, created_by="t", reason="t")
 
 
 def production(registry: Registry) -> int:
-    current = registry.current_release(TENANT, "pets")
+    current = registry.releases.current(TENANT, "pets")
     return current.aliases["production"] if current else 0
 
 
@@ -207,7 +207,7 @@ def test_a_version_is_promoted_once_and_never_in_place_of_a_later_one(
     registry: Registry, trunk: TrunkManifest
 ):
     def again(manifest: ModelManifest) -> int:
-        registry.promote(manifest, created_by="t", reason="t")
+        registry.releases.promote(manifest, created_by="t", reason="t")
         return production(registry)
 
     one, two, three = (publish(registry, trunk, files=FILES, release=False) for _ in range(3))
@@ -231,7 +231,7 @@ def test_releases_at_once_lose_none(registry: Registry, trunk: TrunkManifest):
 
     with ThreadPoolExecutor(12) as pool:
         assert sorted(pool.map(release, range(12))) == list(range(1, 13))
-    current = registry.current_release(TENANT, "pets")
+    current = registry.releases.current(TENANT, "pets")
     assert current is not None
     assert current.aliases == {f"alias-{n}": 1 for n in range(12)}
 

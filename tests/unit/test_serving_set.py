@@ -1,60 +1,53 @@
-"""The serving set: references resolved against one immutable picture."""
+"""The serving set: one immutable picture of what can be served."""
 
 from __future__ import annotations
 
-from types import SimpleNamespace
 from typing import Any, cast
 
 import pytest
 
 from core.errors import NotFound, Unavailable
 from core.identifiers import ModelReference
-from service.serving_set import LiveModel, ModelState, ServingSet
+from core.manifests import Release
+from core.registry import Listing
+from service.serving_set import IndexEntry, ModelState, ServingSet
 
-
-def live(trunk: str = "t") -> LiveModel:
-    return cast("LiveModel", SimpleNamespace(manifest=SimpleNamespace(trunk=trunk)))
-
-
-ONE, TWO = live("a"), live("b")
-STATE = ModelState({1: ONE, 2: TWO}, {"production": 2, "old": 1, "broken": 3}, {3: "it is bad"}, 4)
-SET = ServingSet(is_complete=True).replace(("default", "pets"), STATE)
-
-
-@pytest.mark.parametrize(
-    ("reference", "expected"),
-    [("pets", TWO), ("pets@1", ONE), ("pets@2", TWO), ("pets:old", ONE), ("pets:production", TWO)],
+RELEASE = Release(
+    number=4, aliases={"production": 2}, created_at=0, created_by="t", reason="t", shadow=1
 )
-def test_a_reference_resolves_to_its_live_version(reference: str, expected: Any):
-    assert SET.resolve("default", ModelReference.parse(reference)) is expected
+STATE = ModelState(Listing((1, 2, 3), 4), RELEASE, True, {3: "it is bad"})
+KEY = ("default", "pets")
+SET = ServingSet(is_complete=True).replace(KEY, STATE)
 
 
-@pytest.mark.parametrize("reference", ["cats", "pets@9", "pets:nothing"])
-def test_an_unknown_reference_is_not_found(reference: str):
+def test_what_is_refused_is_no_version_and_what_the_release_names_is_known():
+    assert STATE.versions == (1, 2)
+    assert STATE.named == {1, 2}
+    assert ModelState().named == frozenset()
+
+
+@pytest.mark.parametrize(("tenant", "name"), [("default", "cats"), ("other", "pets")])
+def test_an_unknown_model_and_another_tenants_are_not_found(tenant: str, name: str):
+    assert SET.state("default", ModelReference("pets")) is STATE
     with pytest.raises(NotFound):
-        SET.resolve("default", ModelReference.parse(reference))
+        SET.state(tenant, ModelReference(name))
+    with pytest.raises(Unavailable):
+        ServingSet().state(tenant, ModelReference(name))
 
 
-def test_another_tenant_finds_nothing():
-    with pytest.raises(NotFound):
-        SET.resolve("other", ModelReference.parse("pets"))
-
-
-@pytest.mark.parametrize("reference", ["pets@3", "pets:broken"])
-def test_a_refused_version_says_why(reference: str):
-    with pytest.raises(Unavailable, match="it is bad"):
-        SET.resolve("default", ModelReference.parse(reference))
+def test_the_index_tells_what_is_in_memory_and_why_something_cannot_be():
+    assert SET.index({("default", "pets", 2)}) == [
+        IndexEntry("default", "pets", 1, "UNLOADED"),
+        IndexEntry("default", "pets", 2, "READY"),
+        IndexEntry("default", "pets", 3, "UNAVAILABLE", "it is bad"),
+    ]
 
 
 def test_replace_leaves_the_old_set_as_it_was():
-    changed = SET.replace(("default", "pets"), None)
+    changed = SET.replace(KEY, None)
     assert changed.models == {}
     assert changed.is_complete
-    assert SET.live_versions == 2
+    assert SET.models == {KEY: STATE}
     assert SET.replace(("default", "gone"), None).models == SET.models
     with pytest.raises(TypeError):
         cast("Any", SET.models)["default", "x"] = STATE
-
-
-def test_trunks_are_those_that_live_versions_need():
-    assert SET.trunks() == {"a", "b"}

@@ -10,11 +10,12 @@ import pytest
 
 from core.datasets import Modality
 from core.errors import Conflict, NotFound
+from core.head import Head
 from core.manifests import TrunkManifest
 from core.preprocessing import PreparedText
 from core.registry import Registry
 from core.store import ArtifactStore
-from core.trunk import TOLERANCE, Head, Trunk, require_equal, tolerance
+from core.trunk import TOLERANCE, Trunk, require_equal, tolerance
 from tests.builders import (
     add_image_trunk,
     add_text_trunk,

@@ -43,6 +43,7 @@ PREPROCESS = ImagePreprocess(
     resize=224,
     crop=(224, 224),
     resample="bicubic",
+    reduced_decode=True,
     mean=(127.0, 127.0, 127.0),
     std=(128.0, 128.0, 128.0),
 )

@@ -86,7 +86,12 @@ def _preprocess(source: Source) -> ImagePreprocess:
         resize, crop = _geometry(settings)
         mean, std = _scale(settings)
         return ImagePreprocess(
-            resize=resize, crop=crop, resample=_RESAMPLE[settings["resample"]], mean=mean, std=std
+            resize=resize,
+            crop=crop,
+            resample=_RESAMPLE[settings["resample"]],
+            reduced_decode=True,
+            mean=mean,
+            std=std,
         )
     except (KeyError, TypeError, ValueError, ValidationError) as error:
         raise unusable("the model's image processor does what Graft cannot") from error

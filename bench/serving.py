@@ -1,0 +1,276 @@
+"""The serving engine against its limits, its peers and itself: ratios with their spread.
+
+    python bench/serving.py [--only text overload …] [--rounds 5] [--seconds 5] [--smoke]
+                            [--fastapi-python P] [--mlserver-python P]
+
+Every figure is of a fresh `bentoml serve`, measured from another process; in each round everything
+that is compared runs once, one after the other, so that a drift of the machine meets all alike.
+Ratios are taken within a round; shown are their median and range. Figures of a machine that does
+something else beside are worth nothing. `bench/peers` has what the peers run. FastAPI and LitServe
+want an environment with `fastapi uvicorn uvloop httptools litserve onnxruntime tokenizers`,
+MLServer one with `mlserver onnxruntime tokenizers`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import io
+import json
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import httpx
+import numpy as np
+from peer_servers import Peers
+from PIL import Image
+from serving_rig import ROOT, TEXT, Models, Server, Service, start_load, text_body
+
+from core.head import Head
+from core.identifiers import DEFAULT_TENANT
+
+CONCURRENCY = (1, 8, 32)
+
+
+@dataclass
+class Bench:
+    """The options, and the store that all scenarios share."""
+
+    models: Models
+    rounds: int
+    seconds: float
+    many: int
+    swaps: int
+    peers: Peers
+    ratios: dict[str, list[float]] = field(default_factory=dict)
+
+    def note(self, name: str, value: float) -> None:
+        """Keep one round's figure."""
+        self.ratios.setdefault(name, []).append(value)
+
+    def show(self) -> None:
+        """Print every figure's median and range, and forget them."""
+        for name, values in self.ratios.items():
+            low, high = min(values), max(values)
+            print(f"  {name:<58} {statistics.median(values):9.3f}  [{low:.3f} – {high:.3f}]")
+        self.ratios.clear()
+
+    def limit(self, model: str, item: Path) -> dict[str, float]:
+        """What the process reaches without HTTP."""
+        answer = subprocess.run(
+            [sys.executable, str(ROOT / "bench/in_process.py"), str(self.models.folder), model,
+             str(self.seconds), str(item)],
+            cwd=ROOT, check=True, capture_output=True,
+        ).stdout  # fmt: skip
+        found: dict[str, float] = json.loads(answer)
+        return found
+
+    def text_file(self) -> Path:
+        """The text, as a file."""
+        path = self.models.folder / "text.txt"
+        path.write_text(TEXT)
+        return path
+
+
+def text(bench: Bench) -> None:
+    """17 tokens, fp32, one worker: against the limit, and against the peers."""
+    manifest = bench.models.publish(bench.models.trunk("minilm"), "one")
+    peers = bench.peers
+    servers = peers.prepare(bench.models, manifest)
+    for _ in range(bench.rounds):
+        limit = bench.limit("one", bench.text_file())
+        bench.note("in process: p50 ms", limit["p50_ms"])
+        bench.note("in process: rate at batch 32", limit["rate"])
+        ours: dict[int, dict[str, Any]] = {}
+        with Service(bench.models) as service:
+            for number in CONCURRENCY:
+                ours[number] = _load(bench, service, number, [text_body("one")])
+        bench.note("p50 at 1 / in process (≤ 1.15)", ours[1]["p50_ms"] / limit["p50_ms"])
+        for number in CONCURRENCY:
+            bench.note(f"rate at {number} / in process", ours[number]["rate"] / limit["rate"])
+        for name, start in servers.items():
+            with start() as server:
+                for number in CONCURRENCY:
+                    mine, found = ours[number], _load(bench, server, number, [peers.body(name)])
+                    if found["statuses"].keys() != {"200"}:
+                        raise SystemExit(f"{name} at {number}: {found}")
+                    bench.note(f"rate at {number}: graft / {name}", mine["rate"] / found["rate"])
+                    times = found["p50_ms"] / mine["p50_ms"]
+                    bench.note(f"p50 at {number}: {name} / graft", times)
+
+
+def workers(bench: Bench) -> None:
+    """Two service processes against one."""
+    bench.models.publish(bench.models.trunk("minilm"), "one")
+    for _ in range(bench.rounds):
+        rates = {}
+        for number in (1, 2):
+            with Service(bench.models, workers=number) as service:
+                rates[number] = _load(bench, service, 32, [text_body("one")])["rate"]
+        bench.note("rate at 32: two workers / one (≥ 1.7)", rates[2] / rates[1])
+
+
+def overload(bench: Bench) -> None:
+    """Half more than it can do, with a deadline of one second."""
+    bench.models.publish(bench.models.trunk("minilm"), "one")
+    deadline_ms = 1000
+    for _ in range(bench.rounds):
+        with Service(bench.models) as service:
+            most = _load(bench, service, 32, [text_body("one")])["rate"]
+            found = _load(
+                bench, service, 400, [text_body("one")], rate=1.5 * most, timeout_ms=deadline_ms
+            )
+        bench.note("goodput at 1.5 x / most (≥ 0.9)", found["rate"] / most)
+        bench.note("p99 of the answered / deadline (≤ 1)", found["p99_ms"] / deadline_ms)
+        bench.note(
+            "refused share", 1 - found["statuses"].get("200", 0) / sum(found["statuses"].values())
+        )
+
+
+def image(bench: Bench) -> None:
+    """A JPEG of 640 x 480, posted raw."""
+    bench.models.publish(bench.models.trunk("efficientnet-lite0"), "picture")
+    path = bench.models.folder / "photo.jpg"
+    path.write_bytes(_photo())
+    body = ["/v1/predict?model=picture", "image/jpeg", path.read_bytes().hex()]
+    for _ in range(bench.rounds):
+        limit = bench.limit("picture", path)
+        with Service(bench.models) as service:
+            one = _load(bench, service, 1, [body])
+            eight = _load(bench, service, 8, [body])
+        bench.note("p50 at 1 / in process (≤ 1.15)", one["p50_ms"] / limit["p50_ms"])
+        bench.note("rate at 8 / in process", eight["rate"] / limit["rate"])
+
+
+def many(bench: Bench) -> None:
+    """As many models on one trunk: memory, loading, throughput over all, and the start."""
+    for _ in range(bench.rounds):
+        with tempfile.TemporaryDirectory(prefix="graft-many-") as folder:
+            crowd = Models(Path(folder))
+            trunk = crowd.trunk("minilm")
+            crowd.publish(trunk, "one")
+            names = [f"model-{number:05d}" for number in range(bench.many)]
+            with Service(crowd, poll_seconds=0.2) as service:
+                alone = _load(bench, service, 32, [text_body("one")])["rate"]
+                before = service.resident_bytes()
+                for number, name in enumerate(names):
+                    crowd.publish(trunk, name, number)
+                while (live := _loaded(service)) <= bench.many:
+                    time.sleep(0.1)
+                grown = service.resident_bytes() - before
+                bench.note("kB resident for each (≤ 300)", grown / live / 1000)
+                found = _load(bench, service, 32, [text_body(name) for name in names])
+                bench.note("rate at 32 over all / one model (≥ 0.9)", found["rate"] / alone)
+            with Service(crowd) as service:
+                bench.note("start to ready, seconds (≤ 10)", service.start_seconds)
+                bench.note("models in memory then", _loaded(service))
+            bench.note("ms to load a head (≤ 1)", _load_head_ms(crowd))
+
+
+def swaps(bench: Bench) -> None:
+    """Hot swaps under load: failures, p99 against none, and memory."""
+    for turn in range(bench.rounds):
+        trunk = bench.models.trunk("minilm")
+        name = f"swapped-{turn}"
+        bench.models.publish(trunk, name)
+        made = [bench.models.make(trunk, name, number) for number in range(bench.swaps)]
+        with Service(bench.models, poll_seconds=0.1) as service:
+            calm = _load(bench, service, 8, [text_body(name)])
+            seconds = max(bench.seconds, bench.swaps * 0.15 + 2)
+            load = start_load(
+                port=service.port, concurrency=8, seconds=seconds, bodies=[text_body(name)]
+            )
+            time.sleep(1)
+            memory = []
+            for number, (draft, files) in enumerate(made):
+                bench.models.store(draft, files)
+                time.sleep(0.1)
+                if number + 1 in (bench.swaps // 10, bench.swaps):
+                    memory.append(service.resident_bytes())
+            busy = json.loads(load.communicate(timeout=600)[0])
+        failed = sum(n for status, n in busy["statuses"].items() if status != "200")
+        bench.note("failed requests (0)", failed)
+        bench.note("p99 with swaps / without (≤ 1.25)", busy["p99_ms"] / calm["p99_ms"])
+        bench.note("memory, last swap / a tenth of them (≤ 1.05)", memory[-1] / memory[0])
+
+
+SCENARIOS: dict[str, Callable[[Bench], None]] = {
+    "text": text,
+    "workers": workers,
+    "overload": overload,
+    "image": image,
+    "many": many,
+    "swaps": swaps,
+}
+
+
+def _load(
+    bench: Bench, server: Server, concurrency: int, bodies: list[list[str]], **plan: Any
+) -> dict[str, Any]:
+    return server.load(
+        concurrency=concurrency, seconds=bench.seconds, bodies=bodies,
+        warm_seconds=min(1.0, bench.seconds / 2), **plan,
+    )  # fmt: skip
+
+
+def _loaded(service: Service) -> int:
+    """How many versions the service has in memory."""
+    answer = httpx.get(f"http://127.0.0.1:{service.port}/readyz", timeout=30)
+    return int(answer.json()["versions"])
+
+
+def _load_head_ms(models: Models) -> float:
+    times = []
+    for _ in range(100):
+        began = time.perf_counter()
+        manifest = models.registry.manifest(DEFAULT_TENANT, "one", 1)
+        Head.load(models.registry, manifest)
+        times.append(time.perf_counter() - began)
+    return statistics.median(times) * 1000
+
+
+def _photo() -> bytes:
+    """Something with edges and gradients, so that its JPEG is as large as a photograph's."""
+    random = np.random.default_rng(0)
+    small = random.integers(0, 255, (60, 80, 3), np.uint8)
+    picture = Image.fromarray(small).resize((640, 480), Image.Resampling.BICUBIC)
+    data = io.BytesIO()
+    picture.save(data, "JPEG", quality=90)
+    return data.getvalue()
+
+
+def main() -> None:
+    """Run the chosen scenarios and print their figures."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--only", nargs="*", choices=SCENARIOS, default=list(SCENARIOS))
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--seconds", type=float, default=5)
+    parser.add_argument("--smoke", action="store_true", help="small and short: does it run?")
+    parser.add_argument("--peers", nargs="*", help="names of peers; all that can run by default")
+    parser.add_argument("--fastapi-python", help="python with FastAPI and LitServe")
+    parser.add_argument("--mlserver-python", help="python with MLServer")
+    options = parser.parse_args()
+    peers = Peers(options.peers, options.fastapi_python, options.mlserver_python)
+    with tempfile.TemporaryDirectory(prefix="graft-serving-") as folder:
+        bench = Bench(
+            Models(Path(folder)),
+            rounds=1 if options.smoke else options.rounds,
+            seconds=1 if options.smoke else options.seconds,
+            many=50 if options.smoke else 1000,
+            swaps=10 if options.smoke else 200,
+            peers=peers,
+        )
+        for name in options.only:
+            print(f"{name}: {(SCENARIOS[name].__doc__ or '').strip()}", flush=True)
+            SCENARIOS[name](bench)
+            bench.show()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,233 @@
+"""What the serving bench runs on: a store with models, the real service, its peers, a generator.
+
+Everything that is measured runs in fresh processes of its own and is stopped by its process id.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Mapping
+from contextlib import suppress
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+import httpx
+import numpy as np
+import psutil
+
+from cli import embedded_redis
+from core.identifiers import DEFAULT_TENANT, PRODUCTION
+from core.manifests import DatasetReference, ModelManifest, TrunkManifest
+from core.registry import Registry
+from core.store import ArtifactStore
+from training.export import export_head
+from training.fit import Head
+from training.trunks import ensure_trunk
+
+ROOT = Path(__file__).resolve().parents[1]
+CLASSES = 77
+TEXT = "I still have not received my new card, I ordered it over a week ago"
+"""17 tokens with the two that MiniLM's tokenizer adds."""
+
+READY_SECONDS = 180.0
+
+
+class Models:
+    """A store with trunks and as many models on them as a scenario wants."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.registry = Registry(ArtifactStore(str(folder)))
+
+    def trunk(self, backbone: str) -> TrunkManifest:
+        """Export a backbone, or find it exported."""
+        return ensure_trunk(
+            self.registry, backbone, hf_models=(), threads=1, max_pixels=25_000_000,
+            on_export=lambda: None,
+        ).manifest  # fmt: skip
+
+    def publish(self, trunk: TrunkManifest, name: str, seed: int = 0) -> ModelManifest:
+        """Publish and release a head of random weights."""
+        return self.store(*self.make(trunk, name, seed))
+
+    def make(
+        self, trunk: TrunkManifest, name: str, seed: int
+    ) -> tuple[ModelManifest, dict[str, bytes]]:
+        """Return a head of random weights, ready to be stored."""
+        random = np.random.default_rng(seed)
+        weight = random.normal(size=(trunk.dim, CLASSES)).astype(np.float32)
+        head = Head(weight, random.normal(size=CLASSES).astype(np.float32))
+        sample = random.normal(size=(8, trunk.dim)).astype(np.float32) / np.sqrt(trunk.dim)
+        draft = ModelManifest(
+            tenant=DEFAULT_TENANT, name=name, version=0, job=f"ftjob-{time.monotonic_ns()}",
+            attempt=1, created_at=time.time(), backbone=trunk.backbone, trunk=trunk.digest,
+            modality=trunk.modality, dim=trunk.dim,
+            labels=[f"{name}-label-{number}" for number in range(CLASSES)], files={},
+            dataset=DatasetReference(file="file-bench", sha256="0" * 64, rows=1), training={},
+            metrics={},
+        )  # fmt: skip
+        return draft, export_head(head, sample)
+
+    def store(self, draft: ModelManifest, files: dict[str, bytes]) -> ModelManifest:
+        """Publish and release what `make` made."""
+        manifest = self.registry.publish(draft, files)
+        aliases = {PRODUCTION: manifest.version}
+        self.registry.releases.alias(
+            DEFAULT_TENANT, draft.name, aliases, created_by="bench", reason="bench"
+        )
+        return manifest
+
+    def unpack(self, manifest: ModelManifest, folder: Path) -> None:
+        """Write what the peers serve: the trunk, its tokenizer, and the head's arrays."""
+        from core.linear_graph import read_linear_graph
+
+        trunk = self.registry.trunk(manifest.trunk)
+        for name in ("trunk.onnx", "tokenizer.json"):
+            (folder / name).write_bytes(self.registry.trunk_file(trunk, name))
+        weight, bias = read_linear_graph(self.registry.file(manifest, "head.onnx"))
+        np.savez(folder / "head.npz", weight=weight, bias=bias)
+
+
+class Server:
+    """A server process and what it started, as a context manager that waits until it answers."""
+
+    def __init__(
+        self, command: list[str], port: int, path: str, env: Mapping[str, str], cwd: Path = ROOT
+    ) -> None:
+        self.port = port
+        self.start_seconds = 0.0
+        self._command = command
+        self._url = f"http://127.0.0.1:{port}{path}"
+        self._env = {**os.environ, "BENTOML_DO_NOT_TRACK": "True", **env}
+        self._cwd = cwd
+        self._process: subprocess.Popen[bytes] | None = None
+
+    def __enter__(self) -> Self:
+        began = time.perf_counter()
+        self._log = tempfile.TemporaryFile()
+        self._process = subprocess.Popen(
+            self._command, cwd=self._cwd, env=self._env, stdout=self._log,
+            stderr=subprocess.STDOUT, start_new_session=True,
+        )  # fmt: skip
+        while not self._is_ready():
+            if self._process.poll() is not None or time.perf_counter() - began > READY_SECONDS:
+                self._log.seek(0)
+                text = self._log.read().decode(errors="replace")[-3000:]
+                self.__exit__(None, None, None)
+                raise SystemExit(f"{' '.join(self._command)} did not start:\n{text}")
+            time.sleep(0.02)
+        self.start_seconds = time.perf_counter() - began
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        if self._process is not None and self._process.poll() is None:
+            self._process.send_signal(signal.SIGTERM)
+            with suppress(subprocess.TimeoutExpired):
+                self._process.wait(15)
+            with suppress(ProcessLookupError):
+                os.killpg(self._process.pid, signal.SIGKILL)
+            self._process.wait()
+        self._log.close()
+
+    def resident_bytes(self) -> int:
+        """Memory of the largest process: the one that serves."""
+        assert self._process is not None
+        parent = psutil.Process(self._process.pid)
+        return max(each.memory_info().rss for each in [parent, *parent.children(recursive=True)])
+
+    def load(self, **plan: Any) -> dict[str, Any]:
+        """Run the load generator against this server; see `load_generator.Plan`."""
+        process = start_load(port=self.port, **plan)
+        answer, _ = process.communicate(timeout=plan["seconds"] + 120)
+        found: dict[str, Any] = json.loads(answer)
+        return found
+
+    def _is_ready(self) -> bool:
+        with suppress(httpx.TransportError):
+            return httpx.get(self._url, timeout=5).status_code < 500
+        return False
+
+
+class Service(Server):
+    """`bentoml serve` of Graft with a Redis of its own."""
+
+    def __init__(self, models: Models, *, workers: int = 1, **settings: object) -> None:
+        self._scratch = Path(tempfile.mkdtemp(prefix="graft-b-"))
+        self._redis: subprocess.Popen[bytes] | None = None
+        port = free_port()
+        env = {
+            "GRAFT_STORE_URL": str(models.folder),
+            "GRAFT_REDIS_URL": f"unix://{self._scratch}/redis.sock",
+            "GRAFT_SERVICE_WORKERS": str(workers),
+            "GRAFT_INFERENCE_THREADS": "1",
+            "BENTOML_HOME": str(self._scratch / "bentoml"),
+            **{f"GRAFT_{name.upper()}": str(value) for name, value in settings.items()},
+        }
+        command = [sys.executable, "-m", "bentoml", "serve", "service.app:Graft"]
+        super().__init__(
+            [*command, "--host", "127.0.0.1", "--port", str(port)], port, "/readyz", env
+        )
+
+    def __enter__(self) -> Self:
+        server = embedded_redis.find_server()
+        assert server is not None, "no Redis server was found"
+        path = self._scratch / "redis.sock"
+        self._redis = subprocess.Popen(
+            embedded_redis.command(server, self._scratch, path),
+            stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
+        )  # fmt: skip
+        assert embedded_redis.wait_until_answering(path, 30)
+        return super().__enter__()
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        super().__exit__(kind, error, trace)
+        if self._redis is not None:
+            self._redis.terminate()
+            self._redis.wait()
+        shutil.rmtree(self._scratch, ignore_errors=True)
+
+
+def start_load(**plan: Any) -> subprocess.Popen[bytes]:
+    """Start the load generator; its answer is one line of JSON on its standard output."""
+    process = subprocess.Popen(
+        [sys.executable, str(ROOT / "bench/load_generator.py")],
+        stdin=subprocess.PIPE, stdout=subprocess.PIPE,
+    )  # fmt: skip
+    assert process.stdin is not None
+    process.stdin.write(json.dumps(plan).encode())
+    process.stdin.close()
+    process.stdin = None
+    return process
+
+
+def text_body(model: str, text: str = TEXT) -> list[str]:
+    """A prediction of one text, as the generator takes it."""
+    return [
+        "/v1/predict", "application/json", json.dumps({"model": model, "inputs": [text]}),
+    ]  # fmt: skip
+
+
+def free_port() -> int:
+    """Return a port that nobody listens on."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])

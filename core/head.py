@@ -1,0 +1,107 @@
+"""A head: one fine-tuned model's own part, from a trunk's features to class probabilities.
+
+It is held as two arrays, so that a thousand of them cost what their numbers cost, and it is safe to
+call from several threads. Not here: the features (core.trunk), the fit (training.fit).
+"""
+
+from __future__ import annotations
+
+import io
+
+import numpy as np
+
+from core.adapters import CONFIG_FILE, WEIGHTS_FILE, Adapter, read_adapter, stack
+from core.errors import Conflict, DataError
+from core.linear_graph import read_linear_graph
+from core.manifests import ModelManifest
+from core.novelty import NOVELTY_FILE, Novelty
+from core.preprocessing import FloatArray
+from core.registry import Registry
+from core.trunk import Trunk, require_equal
+
+FIXED_BYTES = 8_192
+BYTES_PER_LABEL = 64
+"""What a manifest takes beside the arrays; measured, see docs/decisions/0017-heads-as-arrays.md."""
+
+
+class Head:
+    """Probabilities of a version's classes, in the order of its manifest's labels.
+
+    `adapter` is what the trunk is to be fed for this model's rows; None for plain ones.
+    """
+
+    def __init__(
+        self,
+        manifest: ModelManifest,
+        weight: FloatArray,
+        bias: FloatArray,
+        novelty: Novelty | None = None,
+        adapter: Adapter | None = None,
+    ) -> None:
+        self.manifest = manifest
+        self.adapter = adapter
+        self.novelty = novelty
+        self._weight = weight
+        self._bias = bias
+
+    @classmethod
+    def load(cls, registry: Registry, manifest: ModelManifest, trunk: Trunk | None = None) -> Head:
+        """Load a listed version or a checkpoint and replay its golden rows.
+
+        A version with an adapter needs its trunk, through which the rows go.
+
+        Raises `NotFound`, or `Conflict` when a file, the signature or an output is not what was
+        published.
+        """
+        weight, bias = read_linear_graph(registry.file(manifest, "head.onnx"))
+        golden = io.BytesIO(registry.file(manifest, "golden.npz"))
+        with np.load(golden, allow_pickle=False) as arrays:
+            features, expected = arrays["features"], arrays["probabilities"]
+        classes = len(manifest.labels)
+        shapes = weight.shape, features.shape, expected.shape
+        rows = len(features) if features.ndim else 0
+        if rows == 0 or shapes != ((manifest.dim, classes), (rows, manifest.dim), (rows, classes)):
+            raise Conflict(f"{manifest.reference} does not have the signature of its manifest")
+        novelty = None
+        if NOVELTY_FILE in manifest.files:
+            data = registry.file(manifest, NOVELTY_FILE)
+            novelty = Novelty.read(data, classes, manifest.dim)
+        adapter = None
+        if manifest.kind == "low_rank":
+            if trunk is None or trunk.manifest.digest != manifest.trunk:
+                raise Conflict(f"{manifest.reference} needs its trunk to be loaded")
+            adapter = _read_adapter(registry, manifest, trunk)
+            inputs = trunk.golden_rows
+            actual = trunk.encode(inputs, stack([adapter] * len(inputs), trunk.manifest.slots))
+            require_equal(actual, features, manifest.reference)
+        head = cls(manifest, weight, bias, novelty, adapter)
+        require_equal(head.predict(features), expected, manifest.reference)
+        return head
+
+    @property
+    def bytes(self) -> int:
+        """About what the head keeps in memory, its manifest included."""
+        arrays = self._weight.nbytes + self._bias.nbytes
+        arrays += self.novelty.bytes if self.novelty else 0
+        if self.adapter is not None:
+            deltas = self.adapter.deltas.values()
+            arrays += sum(delta.a.nbytes + delta.b.nbytes for delta in deltas)
+        return arrays + FIXED_BYTES + BYTES_PER_LABEL * len(self.manifest.labels)
+
+    def predict(self, features: FloatArray) -> FloatArray:
+        """Return probabilities, float32 [n, classes], of features, float32 [n, dim]."""
+        logits = features @ self._weight
+        logits += self._bias
+        logits -= logits.max(axis=1, keepdims=True)
+        np.exp(logits, out=logits)
+        logits /= logits.sum(axis=1, keepdims=True)
+        probabilities: FloatArray = logits
+        return probabilities
+
+
+def _read_adapter(registry: Registry, manifest: ModelManifest, trunk: Trunk) -> Adapter:
+    config, weights = (registry.file(manifest, name) for name in (CONFIG_FILE, WEIGHTS_FILE))
+    try:
+        return read_adapter(config, weights, trunk.manifest.slots)
+    except DataError as error:
+        raise Conflict(f"{manifest.reference}: {error.message}") from error

@@ -1,0 +1,78 @@
+"""How unlike a model's training rows an input is, from features that are computed anyway.
+
+The distance of a row is to the nearest class mean, each feature measured in the spread that it has
+within classes: the Mahalanobis distance of Lee et al. (2018, arXiv 1807.03888) with a diagonal
+covariance, which a few hundred rows suffice for. What a distance means is learned from rows that
+were held out: the score is the part of them that were nearer. So 0.5 is an ordinary row, and of
+rows like those trained on one in a hundred has more than 0.99.
+
+Not here: estimating it (training.novelty).
+"""
+
+from __future__ import annotations
+
+import io
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from core.errors import Conflict
+from core.preprocessing import FloatArray
+
+NOVELTY_FILE = "novelty.npz"
+QUANTILES = 201
+
+
+@dataclass(frozen=True)
+class Novelty:
+    """Means [classes, dim] in units of the spread, as float16; `scale` [dim] is 1 / spread.
+
+    `quantiles` [QUANTILES] are of the squared distances of held-out rows, ascending.
+    """
+
+    means: npt.NDArray[np.float16]
+    scale: FloatArray
+    quantiles: FloatArray
+
+    @classmethod
+    def read(cls, data: bytes, classes: int, dim: int) -> Novelty:
+        """Read `novelty.npz`; raise `Conflict` if it is not of so many classes and features."""
+        with np.load(io.BytesIO(data), allow_pickle=False) as arrays:
+            found = cls(arrays["means"], arrays["scale"], arrays["quantiles"])
+        shapes = found.means.shape, found.scale.shape, found.quantiles.shape
+        values = (found.means, found.scale, found.quantiles)
+        if shapes != ((classes, dim), (dim,), (QUANTILES,)) or not all(
+            np.isfinite(each).all() for each in values
+        ):
+            raise Conflict("the novelty statistics are not of this model")
+        return found
+
+    def write(self) -> bytes:
+        """Return `novelty.npz`."""
+        save: Any = np.savez  # its annotations take the arrays' names for its own options
+        buffer = io.BytesIO()
+        save(buffer, means=self.means, scale=self.scale, quantiles=self.quantiles)
+        return buffer.getvalue()
+
+    @property
+    def bytes(self) -> int:
+        """What the arrays take."""
+        return self.means.nbytes + self.scale.nbytes + self.quantiles.nbytes
+
+    def score(self, features: FloatArray) -> FloatArray:
+        """Return how novel rows [n, dim] are, float32 [n] in 0..1."""
+        distances = nearest(features * self.scale, self.means.astype(np.float32))
+        scores: FloatArray = np.interp(
+            distances, self.quantiles, np.linspace(0, 1, QUANTILES)
+        ).astype(np.float32)
+        return scores
+
+
+def nearest(rows: FloatArray, means: FloatArray) -> FloatArray:
+    """Return the squared distance [n] of rows [n, dim] to the nearest of the means [m, dim]."""
+    products = rows @ means.T
+    squares = np.square(means).sum(axis=1) - 2 * products
+    distances: FloatArray = np.maximum(squares.min(axis=1) + np.square(rows).sum(axis=1), 0)
+    return distances

@@ -1,0 +1,135 @@
+"""Automatic rollback: a release that goes wrong is taken back without waiting for a person.
+
+Off unless the release has a `guard`. Each process judges what it has seen itself, `min_rows` rows
+at a time: the rows that could not be computed, and those on which the shadow disagreed. If a limit
+is passed it appends a release with the content of the one before, and without a guard, so that two
+releases never take each other back in turns. It is put behind the release that was judged: of
+several processes one succeeds, and a person who was faster is never overruled.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Awaitable, Callable
+from contextlib import suppress
+from dataclasses import dataclass
+
+from core.changes import Change, ChangeFeed
+from core.errors import Conflict, NotFound, Unavailable
+from core.manifests import Guard, Release, ReleaseContent
+from core.releases import Releases
+from service.live_models import LiveModel
+from service.metrics import ROLLBACKS
+from service.serving_set import ModelKey
+
+logger = logging.getLogger("graft.service")
+
+RELEASED_BY = "service"
+
+
+@dataclass
+class _Tally:
+    """Bad rows of all rows since the last judgement."""
+
+    bad: int = 0
+    rows: int = 0
+
+    def judge(self, limit: float | None, min_rows: int) -> float | None:
+        """Return the rate of bad rows if there are enough and it is above the limit."""
+        if limit is None or self.rows < min_rows:
+            return None
+        rate = self.bad / self.rows
+        self.bad = self.rows = 0
+        return rate if rate > limit else None
+
+
+class _Watched:
+    """What this process has seen of one release."""
+
+    def __init__(self, number: int) -> None:
+        self.number = number
+        self.errors = _Tally()
+        self.comparisons = _Tally()
+
+
+class AutoRollback:
+    """Judges the releases that have a guard. Belongs to one event loop."""
+
+    def __init__(
+        self, releases: Releases, feed: ChangeFeed, reconcile: Callable[[str, str], Awaitable[None]]
+    ) -> None:
+        self._releases = releases
+        self._feed = feed
+        self._reconcile = reconcile
+        self._watched: dict[ModelKey, _Watched] = {}
+        self._tasks: dict[ModelKey, asyncio.Task[None]] = {}
+
+    def answered(self, model: LiveModel, rows: int, failed: int) -> None:
+        """Take note of an answer; `failed` rows failed through no fault of the caller's."""
+        if model.release is not None and model.release.guard is not None:
+            tally = self._of(model, model.release).errors
+            tally.rows += rows
+            tally.bad += failed
+            self._judge(model, model.release, model.release.guard)
+
+    def compared(self, model: LiveModel, agreed: int, disagreed: int) -> None:
+        """Take note of what a shadow made of rows that `model` answered."""
+        if model.release is not None and model.release.guard is not None:
+            tally = self._of(model, model.release).comparisons
+            tally.rows += agreed + disagreed
+            tally.bad += disagreed
+            self._judge(model, model.release, model.release.guard)
+
+    async def close(self) -> None:
+        """Give up what is under way."""
+        for task in self._tasks.values():
+            task.cancel()
+        await asyncio.gather(*self._tasks.values(), return_exceptions=True)
+
+    def _of(self, model: LiveModel, release: Release) -> _Watched:
+        key = model.manifest.tenant, model.manifest.name
+        watched = self._watched.get(key)
+        if watched is None or watched.number < release.number:
+            watched = self._watched[key] = _Watched(release.number)
+        return watched
+
+    def _judge(self, model: LiveModel, release: Release, guard: Guard) -> None:
+        key = model.manifest.tenant, model.manifest.name
+        watched = self._watched[key]
+        if watched.number != release.number or key in self._tasks:
+            return
+        for tally, limit, what in (
+            (watched.errors, guard.max_error_rate, "error rate"),
+            (watched.comparisons, guard.max_disagreement, "disagreement"),
+        ):
+            rate = tally.judge(limit, guard.min_rows)
+            if rate is not None:
+                reason = f"{what} {rate:.3f} of release {release.number} is above {limit}"
+                task = asyncio.create_task(self._roll_back(key, release, reason))
+                self._tasks[key] = task
+                task.add_done_callback(lambda _: self._tasks.pop(key, None))
+                return
+
+    async def _roll_back(self, key: ModelKey, release: Release, reason: str) -> None:
+        tenant, name = key
+
+        def before(_: ReleaseContent | None) -> ReleaseContent:
+            earlier = self._releases.read(tenant, name, release.number - 1)
+            return earlier.model_copy(update={"guard": None})
+
+        try:
+            made = await asyncio.to_thread(
+                self._releases.append, tenant, name, before,
+                created_by=RELEASED_BY, reason=reason, behind=release.number,
+            )  # fmt: skip
+        except Conflict:
+            return  # somebody has released something else by now
+        except (NotFound, Unavailable) as error:
+            logger.error("%s: %s, and it cannot be taken back: %s", name, reason, error.message)
+            return
+        logger.warning("%s: %s; release %d takes it back", name, reason, made.number)
+        ROLLBACKS.inc()
+        with suppress(Unavailable):  # others look by themselves
+            await self._feed.publish(Change(tenant=tenant, model=name, type="released"))
+            await self._reconcile(tenant, name)

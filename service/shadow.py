@@ -1,0 +1,162 @@
+"""Shadows: a release's second version computes the same inputs, and nobody waits for it.
+
+It runs after the answer, on a thread of its own. If it is plain and so is what answered,
+on the same trunk, it costs its head alone, because the features are there; else its rows go
+through the trunk in the lowest lane.
+What cannot be kept up with is dropped, and what fails is counted; no request ever notices. Not
+here: what follows from disagreement (service.auto_rollback).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import Awaitable, Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from dataclasses import dataclass
+
+import numpy as np
+
+from core.errors import GraftError
+from core.preprocessing import FloatArray
+from service.caller import Lane
+from service.inputs import Input, InputPreparer
+from service.live_models import LiveModel, Refused
+from service.metrics import SHADOW_ROWS
+from service.serving_set import Slot
+
+logger = logging.getLogger("graft.service")
+
+MAX_WAITING = 64
+"""Requests whose shadow has not run yet; more are dropped."""
+
+DEADLINE_SECONDS = 5.0
+BUSY_ROWS = 64
+"""Rows before a trunk above which no shadow's rows are added."""
+
+Compared = Callable[[LiveModel, int, int], None]
+"""Is told the model that answered, and how many of its shadow's rows agreed and disagreed."""
+
+
+@dataclass(frozen=True)
+class Answered:
+    """One request that was answered: features and probabilities of the rows that could be."""
+
+    model: LiveModel
+    shadow: int
+    inputs: Sequence[Input]
+    features: FloatArray
+    probabilities: FloatArray
+
+
+class Shadows:
+    """Runs shadows one after the other. Belongs to one event loop."""
+
+    def __init__(
+        self,
+        load: Callable[[Slot], Awaitable[LiveModel]],
+        inputs: InputPreparer,
+        on_compared: Compared,
+    ) -> None:
+        self._load = load
+        self._inputs = inputs
+        self._on_compared = on_compared
+        self._waiting: asyncio.Queue[Answered] = asyncio.Queue(MAX_WAITING)
+        self._executor = ThreadPoolExecutor(1, thread_name_prefix="shadow")
+        self._task: asyncio.Task[None] | None = None
+
+    def offer(
+        self,
+        model: LiveModel,
+        inputs: Sequence[Input],
+        features: Sequence[FloatArray | GraftError],
+        probabilities: Sequence[FloatArray | GraftError],
+    ) -> None:
+        """Let the shadow of the release that chose `model`, if it has one, compute this as well."""
+        release = model.release
+        if release is None or release.shadow in (None, model.manifest.version):
+            return
+        assert release.shadow is not None
+        good = [
+            (item, row, answer)
+            for item, row, answer in zip(inputs, features, probabilities, strict=True)
+            if not isinstance(row, GraftError) and not isinstance(answer, GraftError)
+        ]
+        if not good:
+            return
+        items, rows, answers = zip(*good, strict=True)
+        answered = Answered(model, release.shadow, items, np.stack(rows), np.stack(answers))
+        try:
+            self._waiting.put_nowait(answered)
+        except asyncio.QueueFull:
+            _count("dropped", len(items))
+            return
+        if self._task is None or self._task.done():
+            self._task = asyncio.create_task(self._run())
+
+    async def close(self) -> None:
+        """Stop; what waits is dropped."""
+        if self._task is not None:
+            self._task.cancel()
+            with suppress(asyncio.CancelledError):
+                await self._task
+        self._executor.shutdown(wait=False, cancel_futures=True)
+
+    async def _run(self) -> None:
+        while not self._waiting.empty():
+            answered = self._waiting.get_nowait()
+            try:
+                await self._compare(answered)
+            except (GraftError, Refused):
+                _count("failed", len(answered.inputs))
+            except Exception:
+                logger.exception("shadow of %s", answered.model.manifest.reference)
+                _count("failed", len(answered.inputs))
+
+    async def _compare(self, answered: Answered) -> None:
+        manifest = answered.model.manifest
+        shadow = await self._load((manifest.tenant, manifest.name, answered.shadow))
+        features: FloatArray | None = answered.features
+        adapters = answered.model.head.adapter, shadow.head.adapter
+        if shadow.manifest.trunk != manifest.trunk or adapters != (None, None):
+            features = await self._features(shadow, answered.inputs)
+        if features is None:
+            _count("dropped", len(answered.inputs))
+            return
+        loop = asyncio.get_running_loop()
+        probabilities = await loop.run_in_executor(self._executor, shadow.head.predict, features)
+        agreed = sum(
+            manifest.labels[one] == shadow.manifest.labels[other]
+            for one, other in zip(
+                answered.probabilities.argmax(axis=1), probabilities.argmax(axis=1), strict=True
+            )
+        )
+        disagreed = len(probabilities) - agreed
+        _count("agreed", agreed)
+        _count("disagreed", disagreed)
+        self._on_compared(answered.model, agreed, disagreed)
+
+    async def _features(self, shadow: LiveModel, inputs: Sequence[Input]) -> FloatArray | None:
+        """Return what the shadow's own trunk and adapter give, or None if that is busy."""
+        batcher = shadow.trunk.batcher
+        if batcher.queued_rows > BUSY_ROWS:
+            return None
+        prepared = await self._inputs.prepare(
+            shadow.trunk.trunk.preprocessor, inputs, DEADLINE_SECONDS
+        )
+        rows = [row for row in prepared if not isinstance(row, GraftError)]
+        deadline = time.monotonic() + DEADLINE_SECONDS
+        name = shadow.manifest.name
+        found = await batcher.encode(
+            rows, deadline, model=(name, "shadow"), lane=Lane.LOW, adapter=shadow.head.adapter
+        )
+        sound = [row for row in found if not isinstance(row, GraftError)]
+        if len(sound) != len(inputs):
+            raise GraftError("the shadow could not compute every row")
+        return np.stack(sound)
+
+
+def _count(outcome: str, rows: int) -> None:
+    SHADOW_ROWS.labels(outcome=outcome).inc(rows)

@@ -1,0 +1,178 @@
+"""Shadows run unseen, and a guarded release that goes wrong is taken back once."""
+
+from __future__ import annotations
+
+import asyncio
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from core.identifiers import PRODUCTION
+from core.manifests import Guard, ReleaseContent
+from service.metrics import SHADOW_ROWS
+from service.shadow import MAX_WAITING
+from tests.builders import TENANT, add_text_trunk, head_graph, npz, publish, softmax
+from tests.loading import Loading, loading
+from tests.waiting import until
+
+pytestmark = pytest.mark.anyio
+
+
+def counted(outcome: str) -> float:
+    return float(SHADOW_ROWS.labels(outcome=outcome)._value.get())
+
+
+def always(label: int) -> dict[str, bytes]:
+    """The files of a head that gives one label whatever comes."""
+    weights = np.zeros((4, 2), np.float32)
+    bias = np.array([5.0, -5.0] if label == 0 else [-5.0, 5.0], np.float32)
+    features = np.ones((2, 4), np.float32)
+    golden = npz(features=features, probabilities=softmax(features @ weights + bias))
+    return {"head.onnx": head_graph(weights, bias), "golden.npz": golden}
+
+
+def append(it: Loading, **content: Any) -> None:
+    made = ReleaseContent(**({"aliases": {PRODUCTION: 1}} | content))
+    it.registry.releases.append(TENANT, "pets", lambda _: made, created_by="me", reason="why")
+
+
+async def opposites(it: Loading, other_trunk: bool = False) -> None:
+    """Version 1 always says `cat`, version 2 always `dog`."""
+    trunk = add_text_trunk(it.registry)
+    publish(it.registry, trunk, files=always(0), release=False)
+    second = add_text_trunk(it.registry, seed=1) if other_trunk else trunk
+    publish(it.registry, second, files=always(1), release=False)
+
+
+@pytest.mark.parametrize("other_trunk", [False, True], ids=["same trunk", "another trunk"])
+async def test_a_shadow_computes_the_same_rows_and_changes_no_answer(
+    tmp_path: Path, other_trunk: bool
+):
+    async with loading(tmp_path, start=False) as it:
+        await opposites(it, other_trunk)
+        append(it, shadow=2)
+        await it.loader.reconcile()
+        before = counted("disagreed")
+        answer = await it.predict("pets", "good cat", "", "bad dog")
+        assert answer.model == "pets@1"
+        assert answer.rows[0].scores[0][0] == "cat"
+        await until(lambda: counted("disagreed") == before + 2)
+        agreed = counted("agreed")
+        append(it, shadow=1, aliases={PRODUCTION: 2, "same": 2})
+        await it.loader.reconcile()
+        assert (await it.predict("pets@1")).rows[0].scores[0][0] == "cat"
+        assert counted("agreed") == agreed
+
+
+async def test_a_shadow_on_the_same_trunk_costs_no_run_of_it(tmp_path: Path):
+    async with loading(tmp_path, start=False) as it:
+        await opposites(it)
+        append(it, shadow=2)
+        await it.loader.reconcile()
+        live = await it.live("pets")
+        before, disagreed = live.trunk.batcher._batch_rows._sum.get(), counted("disagreed")  # type: ignore[attr-defined]
+        await it.predict("pets", *["good cat"] * 5)
+        await until(lambda: counted("disagreed") == disagreed + 5)
+        assert live.trunk.batcher._batch_rows._sum.get() == before + 5  # type: ignore[attr-defined]
+
+
+async def test_a_shadow_that_hangs_or_fails_costs_nothing_but_its_rows(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    async with loading(tmp_path, start=False) as it:
+        await opposites(it)
+        append(it, shadow=2)
+        await it.loader.reconcile()
+        shadows, gate = it.predictor._shadows, asyncio.Event()
+        load = shadows._load
+
+        async def slow(slot):  # type: ignore[no-untyped-def]
+            await gate.wait()
+            raise RuntimeError("a bug")
+
+        shadows._load = slow
+        dropped, failed = counted("dropped"), counted("failed")
+        for _ in range(MAX_WAITING + 4):
+            assert (await it.predict("pets")).rows[0].scores[0][0] == "cat"
+        # One is being computed, as many as may wait do, and the others are gone.
+        assert counted("dropped") == dropped + 3
+        gate.set()
+        await until(lambda: counted("failed") == failed + MAX_WAITING + 1)
+        shadows._load = load
+        disagreed = counted("disagreed")
+        await it.predict("pets")
+        await until(lambda: counted("disagreed") == disagreed + 1)
+
+
+async def test_too_much_disagreement_takes_a_guarded_release_back_once(tmp_path: Path):
+    async with loading(tmp_path, start=False) as it, loading(tmp_path, start=False) as other:
+        await opposites(it)
+        append(it)
+        append(it, shadow=2, guard=Guard(max_disagreement=0.5, min_rows=10))
+        for each in (it, other):
+            await each.loader.reconcile()
+        for each in (it, other):
+            for _ in range(10):
+                await each.predict("pets")
+        releases = it.registry.releases
+        await until(lambda: len(releases.numbers(TENANT, "pets")) > 2)
+        await until(lambda: not it.rollback._tasks and not other.rollback._tasks)
+        assert releases.numbers(TENANT, "pets") == [1, 2, 3]
+        made = releases.read(TENANT, "pets", 3)
+        assert (made.aliases, made.shadow, made.guard) == ({PRODUCTION: 1}, None, None)
+        assert made.created_by == "service"
+        assert "disagreement 1.000 of release 2 is above 0.5" in made.reason
+
+
+async def test_errors_take_a_release_back_and_the_old_version_answers_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    async with loading(tmp_path, start=False) as it:
+        await opposites(it)
+        append(it)
+        append(it, aliases={PRODUCTION: 2}, guard=Guard(max_error_rate=0.1, min_rows=8))
+        await it.loader.reconcile()
+        bad = await it.live("pets")
+        monkeypatch.setattr(bad.head, "_bias", np.full(2, np.nan, np.float32))
+        for _ in range(4):
+            answer = await it.predict("pets", "good cat", "bad dog")
+            assert answer.model == "pets@2"
+            assert "no finite" in answer.rows[0].message
+        await until(lambda: len(it.registry.releases.numbers(TENANT, "pets")) == 3)
+        await until(lambda: not it.rollback._tasks)
+        assert await it.serving("pets") == "pets@1"
+
+
+async def test_a_callers_own_mistakes_are_no_reason_and_neither_is_anything_without_a_guard(
+    tmp_path: Path,
+):
+    async with loading(tmp_path, start=False) as it:
+        await opposites(it)
+        append(it)
+        append(it, guard=Guard(max_error_rate=0.0, min_rows=2))
+        await it.loader.reconcile()
+        for _ in range(4):
+            await it.predict("pets", "", "", "good cat")
+        append(it, shadow=2)
+        await it.loader.reconcile()
+        disagreed = counted("disagreed")
+        for _ in range(20):
+            await it.predict("pets")
+        await until(lambda: counted("disagreed") == disagreed + 20)
+        assert not it.rollback._tasks
+        assert it.registry.releases.numbers(TENANT, "pets") == [1, 2, 3]
+
+
+async def test_a_person_who_was_faster_is_not_overruled(tmp_path: Path):
+    async with loading(tmp_path, start=False) as it:
+        await opposites(it)
+        append(it)
+        append(it, shadow=2, guard=Guard(max_disagreement=0.5, min_rows=2))
+        await it.loader.reconcile()
+        append(it, aliases={PRODUCTION: 2})
+        await it.predict("pets", "good cat", "bad dog")
+        await until(lambda: not it.predictor._shadows._waiting.qsize())
+        await until(lambda: not it.rollback._tasks)
+        assert it.registry.releases.numbers(TENANT, "pets") == [1, 2, 3]

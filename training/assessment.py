@@ -1,0 +1,113 @@
+"""A fit judged on rows it was not fitted on, and made to say how sure it is.
+
+On the validation file if there is one, or else out of fold on the training rows; the temperature
+comes from the same rows, since what a person holds out is what they expect to be served (of a file
+with fewer than `MIN_CALIBRATION_ROWS`, from the out-of-fold rows). The probabilities that are
+judged are calibrated ones, each row's with the temperature of folds that it is not in. Not here:
+the metrics (training.evaluation), the temperature (training.calibration).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+from core.preprocessing import FloatArray
+from training.calibration import (
+    Calibration,
+    calibration,
+    cross_rescale,
+    fold_into,
+    rescale,
+)
+from training.evaluation import Metrics, evaluate
+from training.fit import Fit, Head, IntArray, deal, fold_count
+
+MIN_CALIBRATION_ROWS = 100
+Source = Literal["cross_validation", "held_out_rows", "validation_file"]
+
+
+@dataclass(frozen=True)
+class Alternative:
+    """A head that was preferred to the fit's own, and how it did when fitted without some rows.
+
+    `probabilities` [n, classes] are of the training rows whose numbers are `rows` [n].
+    """
+
+    head: Head
+    rows: IntArray
+    probabilities: FloatArray
+
+
+@dataclass(frozen=True)
+class Assessment:
+    """The calibrated head, and how it did: `probabilities` [n, classes] for `targets` [n].
+
+    `out_of_fold` are the training rows' calibrated probabilities; without a validation file they
+    are the `probabilities`, unless only the training rows numbered `rows` were held out.
+    `cross_validated_accuracy` is of the training rows, by heads on frozen features.
+    """
+
+    head: Head
+    source: Source
+    cross_validated_accuracy: float
+    metrics: Metrics
+    calibration: Calibration
+    probabilities: FloatArray
+    targets: IntArray
+    out_of_fold: FloatArray
+    rows: IntArray | None
+
+    def summary(self) -> dict[str, float]:
+        """Return the figures of a manifest and of the `metrics` event."""
+        calibrated = self.calibration
+        return self.metrics.summary() | {
+            "ece": calibrated.after.ece,
+            "ece_before": calibrated.before.ece,
+            "nll_before": calibrated.before.nll,
+            "temperature": calibrated.temperature,
+        }
+
+
+def assess(
+    fitted: Fit,
+    targets: IntArray,
+    labels: Sequence[str],
+    validation: tuple[FloatArray, IntArray] | None,
+    alternative: Alternative | None = None,
+) -> Assessment:
+    """Calibrate and judge a fit on rows of `targets`, or what was preferred to it.
+
+    `validation` is the features, as the judged head takes them, and targets of other rows.
+    """
+    out_of_fold, temperature = cross_rescale(fitted.out_of_fold, targets, fitted.fold_of)
+    head, rows = fitted.head, None
+    source: Source = "cross_validation"
+    before, after, truth = fitted.out_of_fold, out_of_fold, targets
+    if alternative is not None:
+        head, rows, source = alternative.head, alternative.rows, "held_out_rows"
+        before, truth = alternative.probabilities, targets[alternative.rows]
+        after, temperature = _cross_calibrate(before, truth)
+    if validation is not None:
+        features, truth = validation
+        source, rows, before = "validation_file", None, head.predict(features)
+        if len(truth) >= MIN_CALIBRATION_ROWS:
+            after, temperature = _cross_calibrate(before, truth)
+        else:
+            after = rescale(before, temperature)
+    return Assessment(
+        head=fold_into(head, temperature),
+        source=source,
+        cross_validated_accuracy=float((out_of_fold.argmax(axis=1) == targets).mean()),
+        metrics=evaluate(after, truth, labels),
+        calibration=calibration(temperature, before, after, truth),
+        probabilities=after,
+        targets=truth,
+        out_of_fold=out_of_fold,
+        rows=rows,
+    )
+
+
+def _cross_calibrate(probabilities: FloatArray, truth: IntArray) -> tuple[FloatArray, float]:
+    return cross_rescale(probabilities, truth, deal(truth, fold_count(len(truth)), seed=0))

@@ -1,0 +1,130 @@
+"""The evaluation report's schema: all that a job found out about its data and its model.
+
+`report.json` is a `Report` and nothing else; `report.html` (training.report_html) is made of the
+same object, so neither says more than the other, pictures of wrongly answered images apart. A field
+may be added to the format at any time; one that changes its meaning makes it `graft-report-2`.
+
+Not here: the findings themselves; each has its module, and training.findings puts them in words.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import BaseModel
+
+from core.datasets import DatasetManifest
+from core.jobs import Json
+from core.manifests import GateOutcome
+from training.assessment import Source
+from training.baselines import Transfer
+from training.calibration import Calibration
+from training.data_report import DataReport
+from training.evaluation import Metrics
+from training.fit import Candidate
+from training.gradual import Step
+from training.imbalance import Remedy, RemedyCandidate
+from training.learning_curve import LearningCurve
+
+
+class LabelError(BaseModel, frozen=True):
+    """A training row (from 1) whose label is in doubt, and the label that is likelier."""
+
+    row: int
+    label: str
+    suggested: str
+    margin: float
+    text: str | None = None
+
+
+class LabelErrors(BaseModel, frozen=True):
+    """How many labels are in doubt; `row_numbers` has all of them, `examples` the worst."""
+
+    rows: int
+    row_numbers: tuple[int, ...]
+    examples: tuple[LabelError, ...]
+
+
+class Confusion(BaseModel, frozen=True):
+    """How many rows of `label` were said to be `predicted`."""
+
+    label: str
+    predicted: str
+    rows: int
+
+
+class WorstError(BaseModel, frozen=True):
+    """A held-out row (from 1) that was answered wrongly, and how surely."""
+
+    row: int
+    label: str
+    predicted: str
+    confidence: float
+    label_probability: float
+    text: str | None = None
+
+
+class Decision(BaseModel, frozen=True):
+    """Something the job decided by itself, and why."""
+
+    what: str
+    chosen: str
+    why: str
+
+
+class Verdict(BaseModel, frozen=True):
+    """A sentence for the top of the page; `warn` wants to be looked at."""
+
+    level: Literal["good", "note", "warn"]
+    text: str
+
+
+class Lineage(BaseModel, frozen=True):
+    """What the model is made of. `parent` is the model it continues from, if any."""
+
+    backbone: str
+    trunk: str
+    training_file: str
+    dataset: str
+    validation_file: str | None
+    validation_dataset: str | None
+    parent: str | None
+    production: str | None
+
+
+class Report(BaseModel, frozen=True):
+    """All that a job found out. Rows are numbered from 1; probabilities are calibrated.
+
+    `confusions` has what was answered wrongly, most frequent first. `seconds` is by stage, and
+    within the report by part; parts run side by side.
+    """
+
+    format: Literal["graft-report-1"] = "graft-report-1"
+    job: str
+    model: str
+    created_at: float
+    request: Json
+    verdicts: tuple[Verdict, ...]
+    evaluated_on: Source
+    dataset: DatasetManifest
+    data: DataReport
+    metrics: Metrics
+    calibration: Calibration
+    transfer: Transfer
+    gate: GateOutcome | None
+    confusions: tuple[Confusion, ...]
+    worst_errors: tuple[WorstError, ...]
+    label_errors: LabelErrors
+    learning_curve: LearningCurve
+    strength: float
+    folds: int
+    candidates: tuple[Candidate, ...]
+    steps: tuple[Step, ...]
+    remedy: Remedy
+    remedies: tuple[RemedyCandidate, ...]
+    decisions: tuple[Decision, ...]
+    seconds: dict[str, float]
+    peak_memory_bytes: int
+    seed: int
+    environment: Json
+    lineage: Lineage
