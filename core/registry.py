@@ -94,6 +94,11 @@ class Registry:
         """Return a trunk's file after comparing its hash; raise `Conflict` if it differs."""
         return self._checked(f"trunks/{manifest.digest}/{name}", manifest.files[name])
 
+    def trunk_bytes(self, manifest: TrunkManifest) -> int:
+        """Return the size of a trunk's files."""
+        folder = f"trunks/{manifest.digest}"
+        return sum(self._store.size(f"{folder}/{name}") or 0 for name in manifest.files)
+
     # -- versions ----------------------------------------------------------------------------
 
     def publish(self, draft: ModelManifest, files: Mapping[str, bytes]) -> ModelManifest:

@@ -97,8 +97,9 @@ class FineTune:
     """One attempt at one job; `run` is its table of contents."""
 
     def __init__(
-        self, job: Job, store: ArtifactStore, settings: Settings, reporter: Reporter
-    ) -> None:
+        self, job: Job, store: ArtifactStore, settings: Settings, reporter: Reporter,
+        trunk: Trunk | None = None,
+    ) -> None:  # fmt: skip
         self._job = job
         self._request = FineTuneRequest.model_validate(job.spec)
         self._store = store
@@ -106,6 +107,7 @@ class FineTune:
         self._files = FileStore(store, job.tenant)
         self._settings = settings
         self._reporter = reporter
+        self._loaded_trunk = trunk
         self._checkpoints = Checkpoints(store, job.tenant, job.id)
         self._began = time.monotonic()
         self._threads = torch.get_num_threads()
@@ -187,6 +189,7 @@ class FineTune:
             hf_models=self._settings.hf_models,
             threads=1,  # `extract` runs one batch per thread
             max_pixels=self._settings.max_pixels,
+            loaded=self._loaded_trunk,
             on_export=lambda: self._reporter.event(
                 "stage", "First use of this backbone here: exporting its trunk.", stage="trunk"
             ),
@@ -428,10 +431,11 @@ class FineTune:
 
 
 def fine_tune(
-    job: Job, store: ArtifactStore, settings: Settings, reporter: Reporter
-) -> ModelManifest:
-    """Run a `fine_tune` job; return what it published."""
-    return FineTune(job, store, settings, reporter).run()
+    job: Job, store: ArtifactStore, settings: Settings, reporter: Reporter,
+    trunk: Trunk | None = None,
+) -> ModelManifest:  # fmt: skip
+    """Run a `fine_tune` job; return what it published. `trunk` has been loaded, if it helps."""
+    return FineTune(job, store, settings, reporter, trunk).run()
 
 
 def model_name(job: Job, request: FineTuneRequest) -> str:

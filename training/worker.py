@@ -2,9 +2,11 @@
 
 It never imports torch: it holds leases, beats, watches for cancels, and starts and ends children.
 There is one *lane* per kind of job, so that parsing an upload never waits behind a long training.
-Each lane keeps a warm spare child that has done its imports. Beside the lanes, finished jobs are
-archived (training.archive), and what crashes left is removed (training.collection). Not here: one
-attempt's life (training.attempt), what a job does (training.pipeline, training.ingest).
+Each lane keeps a warm spare child that has done its imports and loads what the last job used; it is
+started when that job has ended, for while it starts it takes the processors that a small job needs.
+Beside the lanes, finished jobs are archived (training.archive), and what crashes left is removed
+(training.collection). Not here: one attempt's life (training.attempt), what a job does
+(training.pipeline, training.ingest).
 """
 
 from __future__ import annotations
@@ -56,6 +58,7 @@ class Lane:
         self._stopping = stopping
         self._worker = process_name()
         self._spare: ChildProcess | None = None
+        self._last_model: str | None = None
         self._spare_pause_seconds = SPARE_PAUSE_SECONDS
 
     async def run(self) -> None:
@@ -81,7 +84,7 @@ class Lane:
             await self._pause(self._spare_pause_seconds)
             self._spare_pause_seconds = min(60, 2 * self._spare_pause_seconds)
         if self._spare is None and not self._stopping.is_set():
-            self._spare = await ChildProcess.start(self._kind)
+            self._spare = await ChildProcess.start(self._kind, self._last_model)
             if not await self._gets_ready(self._spare):
                 await self._spare.stop(grace_seconds=1)
 
@@ -116,6 +119,8 @@ class Lane:
 
     async def _attempt(self, claim: Claim, child: ChildProcess) -> None:
         job = claim.job
+        model = job.spec.get("model")
+        self._last_model = model if isinstance(model, str) else None
         logger.info("%s: attempt %d in process %d", job.id, claim.attempt, child.pid)
         await Attempt(
             self._queue,

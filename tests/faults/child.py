@@ -33,7 +33,7 @@ HEAVY = (
     "torch", "training.assessment", "training.data_report", "training.export",
     "training.features", "training.fit", "training.gate", "training.gradual",
     "training.investigation", "training.novelty", "training.reporting", "training.strategies",
-    "training.trunks",
+    "training.trunks", "training.warm_up",
 )  # fmt: skip
 
 
