@@ -176,7 +176,7 @@ class MemoryJobQueue(MemoryJobViews, JobQueue):
         """Append to the job's history."""
         entry = self._held(claim)
         event = self._ledger.add_event(entry, type, message, level, data)
-        if type == "checkpoint" and isinstance(step := event.data.get("step"), int):
+        if type in STATES and isinstance(step := event.data.get("step"), int):
             entry.step = step
         self._ring()
         return event

@@ -101,6 +101,15 @@ class LiveStack:
         return events[::-1]
 
 
+def unique_rows(csv: bytes, copies: int) -> bytes:
+    """A data set so many times, each row made a text of its own: what is equal is computed once."""
+    header, _, rows = csv.partition(b"\n")
+    lines = rows.splitlines()
+    return b"\n".join(
+        [header, *(b"%d %s" % (n, line) for n in range(copies) for line in lines if line)]
+    )
+
+
 def start_stack(folder: Path, **settings: str) -> LiveStack:
     """Start `graft up` on a free port and wait until it is ready."""
     # Under nohup, which some runners use, a stack would rightly ignore the end of its terminal.
