@@ -22,7 +22,7 @@ from tests.waiting import eventually
 
 ROWS = 96
 NAME = "words"
-HYPERPARAMETERS = {"n_epochs": 24, "learning_rate_multiplier": 10, "batch_size": 8}
+HYPERPARAMETERS = {"n_epochs": 16, "learning_rate_multiplier": 10, "batch_size": 8}
 PROBES = ["where is my card", "card lost money", "help me"]
 
 
@@ -66,7 +66,7 @@ def train(stack: LiveStack, model: str, file: str, **extra: Any) -> str:
     job = stack.openai.fine_tuning.jobs.create(
         model=model, training_file=file, suffix=NAME,
         method={"type": "supervised", "supervised": {"hyperparameters": HYPERPARAMETERS}},  # type: ignore[typeddict-item]
-        extra_body={"strategy": "gradual", "early_stopping": {"patience": 24}, **extra},
+        extra_body={"strategy": "gradual", "early_stopping": {"patience": 16}, **extra},
     )  # fmt: skip
     return job.id
 

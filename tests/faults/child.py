@@ -77,6 +77,10 @@ def install() -> None:
             (pipeline, "export_head", "export"),
         ):  # fmt: skip
             around(module, name, before=lambda *_, step=step, **__: reach(step))
+        if not os.environ.get("FAULTS_LIGHT"):
+            from training.strategies import _Watcher
+
+            around(_Watcher, "on_epoch", before=lambda *_: reach("epoch"))
         around(training.child.Reporter, "authorise", before=lambda _: reach("ask"))
 
 
