@@ -35,7 +35,7 @@ from collections.abc import Awaitable, Callable
 from functools import partial
 from typing import TypeVar
 
-from core.errors import LeaseLost, NoSpace, QualityGateFailed, Unavailable
+from core.errors import LeaseLost, QualityGateFailed, Unavailable
 from core.jobs import Failure, Job, JobStatus, Progress, StopReason
 from core.presence import Presence
 from core.queue import Claim, JobQueue
@@ -85,7 +85,7 @@ class Attempt:
         """`stop_seconds` is what a child may take to save its state; `stopping` is the worker's.
 
         `withdraw` keeps earlier attempts from publishing, and is False if one of them has; it may
-        raise `Unavailable` and `NoSpace`.
+        raise `Unavailable`.
         """
         self._queue = queue
         self._claim = claim
@@ -127,11 +127,8 @@ class Attempt:
 
     async def _relay(self) -> Decision | None:
         """Carry messages until the child's last; return what settles the job, or None."""
-        try:
-            if self._claim.job.publishing and not await self._may_go_on():
-                return _nothing
-        except NoSpace as error:
-            return self._failed(Failure(code=error.error_code, message=error.message))
+        if self._claim.job.publishing and not await self._may_go_on():
+            return _nothing
         await self._child.send_job(self._claim.job)
         while (message := await self._child.receive()) is not None:
             match message:

@@ -18,7 +18,7 @@ import signal
 from contextlib import suppress
 
 from core.bootstrap import open_queue
-from core.errors import Unavailable
+from core.errors import NoSpace, Unavailable
 from core.jobs import Job, JobKind
 from core.presence import Presence, Role, keep_presence, process_name
 from core.queue import Claim, JobQueue
@@ -137,8 +137,13 @@ class Lane:
         logger.info("%s: attempt %d ended", job.id, claim.attempt)
 
     async def _withdraw(self, job: Job) -> bool:
-        withdraw = self._registry.withdraw
-        return await asyncio.to_thread(withdraw, job.tenant, job.id, job.attempt) is None
+        try:
+            withdraw = self._registry.withdraw
+            found = await asyncio.to_thread(withdraw, job.tenant, job.id, job.attempt)
+        except NoSpace:
+            # Nor was there room to publish. Waiting for some would keep the job from ending.
+            found = await asyncio.to_thread(self._registry.publication, job.tenant, job.id)
+        return found is None
 
     def _max_seconds(self, claim: Claim) -> float:
         if self._kind is JobKind.INGEST:

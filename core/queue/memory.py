@@ -24,7 +24,7 @@ from core.jobs import (
     StopReason,
 )
 from core.queue.entries import Entry, wanted
-from core.queue.ledger import CANCELLED_FILE, Ledger
+from core.queue.ledger import CANCELLED_FILE, STATES, Ledger
 from core.queue.memory_views import MemoryJobViews
 from core.queue.protocol import Claim, JobQueue
 from core.queue.records import ending, job_forgotten, key_reused, refused
