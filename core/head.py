@@ -73,7 +73,7 @@ class Head:
             adapter = _read_adapter(registry, manifest, trunk)
             inputs = trunk.golden_rows
             actual = trunk.encode(inputs, stack([adapter] * len(inputs), trunk.manifest.slots))
-            require_equal(actual, features, manifest.reference)
+            require_equal(actual, features, manifest.reference, trunk.manifest.precision)
         head = cls(manifest, weight, bias, novelty, adapter)
         require_equal(head.predict(features), expected, manifest.reference)
         return head

@@ -248,7 +248,7 @@ class FineTuneRequest(BaseModel):
     method: Method = Method()
     strategy: Literal["feature_extraction", "gradual"] = "feature_extraction"
     early_stopping: EarlyStopping = EarlyStopping()
-    precision: Literal["fp32"] = "fp32"
+    precision: Literal["auto", "fp32", "int8"] = "fp32"
     max_seconds: int = Field(default=3600, ge=1, le=86_400)
     promote: bool = True
     quality_gate: QualityGate | None = None

@@ -16,6 +16,10 @@ JOB_PREFIX = "ftjob-"
 """What the ids of fine-tune jobs begin with, and checkpoint references leave out."""
 
 
+Precision = Literal["fp32", "int8"]
+"""What a trunk's linear layers compute in; int8 is dynamic (training.quantization)."""
+
+
 class Slot(BaseModel, frozen=True):
     """A layer of a trunk that takes a low-rank delta; `block` counts from the bottom, from 0.
 
@@ -44,7 +48,7 @@ class TrunkManifest(BaseModel, frozen=True):
     backbone_digest: str
     modality: Modality
     dim: int
-    precision: Literal["fp32"]
+    precision: Precision
     files: dict[str, str]
     slots: tuple[Slot, ...] = ()
     blocks: int = 0

@@ -25,7 +25,7 @@ import onnxruntime as ort
 from core.adapters import Deltas
 from core.datasets import Modality
 from core.errors import Conflict
-from core.manifests import TrunkManifest
+from core.manifests import Precision, TrunkManifest
 from core.preprocessing import (
     FloatArray,
     ImagePreprocess,
@@ -42,6 +42,13 @@ from core.registry import Registry
 
 TOLERANCE = 1e-4
 """Largest difference between a graph's output and torch's; see `tolerance`."""
+
+INT8_TOLERANCE = 0.3
+"""Largest distance between an int8 trunk's features of a row and torch's, by the length of these.
+
+Measured at most 0.21 on rows of random tokens, which are the worst (docs/decisions/0022). Rounding
+that another processor does differently moves them half as far as quantising itself, so a closer
+bound would refuse sound trunks; what computes something else is at 1 and above."""
 
 # Creating two sessions at once in one process is reported to be racy.
 _SESSION_LOCK = threading.Lock()
@@ -100,7 +107,7 @@ class Trunk:
         graph = registry.trunk_file(manifest, "trunk.onnx")
         trunk = cls(manifest, graph, preprocessor, threads)
         rows, expected = trunk.golden(registry.trunk_file(manifest, "golden.npz"))
-        require_equal(trunk.encode(rows), expected, f"trunk {digest[:12]}")
+        require_equal(trunk.encode(rows), expected, f"trunk {digest[:12]}", manifest.precision)
         trunk.golden_rows = rows
         return trunk
 
@@ -183,8 +190,23 @@ def tolerance(expected: FloatArray) -> float:
     return TOLERANCE * max(1.0, float(np.abs(expected).max(initial=0.0)))
 
 
-def require_equal(actual: FloatArray, expected: FloatArray, what: str) -> None:
-    """Raise `Conflict` unless every number is within `tolerance` of the recorded one."""
-    comparable = actual.shape == expected.shape and np.isfinite(actual).all()
-    if not comparable or not np.all(np.abs(actual - expected) <= tolerance(expected)):
+def agree(actual: FloatArray, expected: FloatArray, precision: Precision = "fp32") -> bool:
+    """Tell whether what a graph of this precision gave [n, dim] is what torch gave.
+
+    At int8 rows are compared as a whole: a single number of many may be far off.
+    """
+    if actual.shape != expected.shape or not np.isfinite(actual).all():
+        return False
+    difference = actual - expected
+    if precision == "int8":
+        lengths = np.linalg.norm(expected, axis=-1)
+        return bool(np.all(np.linalg.norm(difference, axis=-1) <= INT8_TOLERANCE * lengths))
+    return bool(np.all(np.abs(difference) <= tolerance(expected)))
+
+
+def require_equal(
+    actual: FloatArray, expected: FloatArray, what: str, precision: Precision = "fp32"
+) -> None:
+    """Raise `Conflict` unless the numbers `agree` with the recorded ones."""
+    if not agree(actual, expected, precision):
         raise Conflict(f"{what} does not reproduce its golden rows")

@@ -17,7 +17,7 @@ from onnx import TensorProto, helper, numpy_helper
 from core.adapters import Adapter, stack, write_adapter
 from core.errors import ExportMismatch
 from core.preprocessing import FloatArray
-from core.trunk import TOLERANCE, Trunk, create_session, tolerance
+from core.trunk import TOLERANCE, Trunk, agree, create_session
 from training import parity
 from training.backbones import TorchBackbone
 from training.fit import Head
@@ -82,8 +82,8 @@ def export_adapted(
     rows = trunk.golden_rows
     expected = parity.adapted_features(backbone, slots, adapter, rows)
     actual = trunk.encode(rows, stack([adapter] * len(rows), slots))
-    difference = float(np.abs(actual - expected).max())
-    if not difference <= tolerance(expected):
+    if not agree(actual, expected, trunk.manifest.precision):
+        difference = float(np.abs(actual - expected).max())
         raise ExportMismatch(f"the trunk with the adapter differs from torch by {difference:.1e}")
     # Features first: they are compared with what the trunk gives, then the head with torch's.
     return export_head(head, expected) | write_adapter(adapter, slots, trunk.manifest.backbone)

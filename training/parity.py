@@ -29,7 +29,7 @@ from core.preprocessing import (
     PreparedText,
     TextPreprocess,
 )
-from core.trunk import Trunk, build_preprocessor, tolerance
+from core.trunk import Trunk, agree, build_preprocessor
 from training import deltas
 from training.backbones import TorchBackbone
 
@@ -55,7 +55,7 @@ def max_difference(
             if actual.shape != expected.shape:
                 raise ExportMismatch("the exported graph returns another shape than torch")
             difference = float(np.abs(actual - expected).max())
-            if not difference <= tolerance(expected):
+            if not agree(actual, expected, manifest.precision):
                 raise ExportMismatch(f"the exported graph differs from torch by {difference:.1e}")
             largest = max(largest, difference)
         if manifest.slots:
@@ -90,7 +90,7 @@ def _adapted_difference(
         for chosen, expected in cases:
             actual = trunk.encode(batch, stack(chosen, slots))
             difference = float(np.abs(actual - expected).max())
-            if not difference <= tolerance(expected):
+            if not agree(actual, expected, trunk.manifest.precision):
                 raise ExportMismatch(f"the adapted graph differs from torch by {difference:.1e}")
             largest = max(largest, difference)
     return largest

@@ -27,7 +27,7 @@ from core.errors import DataError, QualityGateFailed
 from core.files import FileStore
 from core.head import Head
 from core.jobs import EventLevel, FineTuneRequest, Job
-from core.manifests import DatasetReference, GateOutcome, ModelManifest
+from core.manifests import DatasetReference, GateOutcome, ModelManifest, Precision
 from core.novelty import NOVELTY_FILE
 from core.preprocessing import FloatArray
 from core.registry import Registry
@@ -46,6 +46,7 @@ from training.gate import Comparison, HeldOut, compare_with_current, judge
 from training.gradual import RESERVED_SHARE
 from training.investigation import Investigation, investigate
 from training.novelty import estimate_novelty
+from training.precision import Candidates, Choice, choose
 from training.reporting import Evidence, write_report
 from training.stopping import Stoppable
 from training.strategies import Setting, Tuned, unfreeze
@@ -112,6 +113,7 @@ class FineTune:
         self._began = time.monotonic()
         self._threads = torch.get_num_threads()
         self._seconds: dict[str, float] = {}
+        self._choice: Choice | None = None
 
     def run(self) -> ModelManifest:
         """Return the published version's manifest; raises the errors of `core.errors`."""
@@ -125,7 +127,7 @@ class FineTune:
             train, held_out = self._read()
             labels = train.manifest.classes
         with self._stage("trunk", 0.05):
-            trunk = self._trunk(train)
+            trunk = self._trunk(train, held_out)
         with self._stage("features", 0.1):
             targets = train.targets(labels, param="")
             rows = Rows(train, self._extract(trunk, train, 0.1, 0.55), targets)
@@ -148,7 +150,7 @@ class FineTune:
             evidence = Evidence(
                 train, rows.row_set, targets, held_out, other.row_set if other else None, trunk,
                 data, fitted, tuned.steps if tuned else (), assessment, found, gate,
-                comparison.current if comparison else None,
+                comparison.current if comparison else None, self._choice,
             )  # fmt: skip
             name = model_name(self._job, self._request)
             report = write_report(self._job.id, name, self._request, evidence, self._seconds)
@@ -180,18 +182,37 @@ class FineTune:
             )
         return train, held_out
 
-    def _trunk(self, train: Dataset) -> Trunk:
+    def _trunk(self, train: Dataset, held_out: Dataset | None) -> Trunk:
         if not is_allowed(self._request.model, self._settings.hf_models):
             raise DataError("this worker is not set up for the backbone", param="model")
+        candidates = Candidates(
+            lambda precision: self._open_trunk(precision, train),
+            lambda trunk, data: self._extract(trunk, data, 0.05, 0.1),
+            train,
+            held_out,
+        )
+        trunk, self._choice = choose(self._request, candidates)
+        if self._choice is not None:
+            self._reporter.event(
+                "precision_chosen",
+                f"Precision {self._choice.precision}: {self._choice.reason}.",
+                **self._choice.model_dump(mode="json"),
+            )
+        return trunk
+
+    def _open_trunk(self, precision: Precision, train: Dataset) -> Trunk:
         trunk = ensure_trunk(
             self._registry,
             self._request.model,
+            precision=precision,
             hf_models=self._settings.hf_models,
             threads=1,  # `extract` runs one batch per thread
             max_pixels=self._settings.max_pixels,
             loaded=self._loaded_trunk,
             on_export=lambda: self._reporter.event(
-                "stage", "First use of this backbone here: exporting its trunk.", stage="trunk"
+                "stage",
+                f"First use of this backbone in {precision} here: exporting its trunk.",
+                stage="trunk",
             ),
         )
         if trunk.modality is not train.manifest.modality:

@@ -29,6 +29,7 @@ from training.fit import Fit, IntArray
 from training.gradual import Step
 from training.imbalance import IMBALANCED
 from training.investigation import Investigation
+from training.precision import Choice
 from training.report import Decision, Lineage, Report
 from training.report_html import render, thumbnails
 
@@ -50,6 +51,7 @@ class Evidence:
     investigation: Investigation
     gate: GateOutcome | None
     production: str | None
+    precision: Choice | None = None
 
     @property
     def judged(self) -> RowSet:
@@ -103,7 +105,7 @@ def build_report(
         steps=evidence.steps,
         remedy=fitted.remedy,
         remedies=fitted.remedies,
-        decisions=_decisions(fitted, assessment),
+        decisions=_decisions(fitted, assessment, evidence.precision),
         seconds=dict(seconds)
         | {f"report_{part}": value for part, value in investigated.seconds.items()},
         peak_memory_bytes=peak_memory_bytes(),
@@ -140,10 +142,18 @@ def environment() -> Json:
     }
 
 
-def _decisions(fitted: Fit, assessment: Assessment) -> tuple[Decision, ...]:
+def _decisions(
+    fitted: Fit, assessment: Assessment, precision: Choice | None
+) -> tuple[Decision, ...]:
     """Say what was chosen without being asked, and why."""
     chosen = next(c for c in fitted.candidates if c.strength == fitted.strength)
+    first = (
+        [Decision(what="Precision", chosen=precision.precision, why=precision.reason)]
+        if precision is not None
+        else []
+    )
     return (
+        *first,
         Decision(
             what="L2 strength",
             chosen=f"{fitted.strength:.2g}",

@@ -15,7 +15,7 @@ import time
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from importlib.metadata import version
-from typing import Any, Literal
+from typing import Any
 
 import onnx
 import torch
@@ -24,17 +24,16 @@ from torch import Tensor
 from core.adapters import input_names
 from core.errors import DataError, ExportMismatch
 from core.files import sha256
-from core.manifests import Slot, TrunkManifest
+from core.manifests import Precision, Slot, TrunkManifest
 from core.preprocessing import ImagePreprocess
 from core.registry import Registry
 from core.trunk import Trunk
-from training import adaptable, backbones, branches, parity
+from training import adaptable, backbones, branches, parity, quantization
 from training.backbones import TorchBackbone
 
-EXPORT_RECIPE = 2
+EXPORT_RECIPE = 3
 """Raise it with any change to how graphs are made or inputs prepared: every trunk is made anew."""
 
-PRECISION: Literal["fp32"] = "fp32"
 _OPSET = 17
 _VERSIONS_OF = ("torch", "transformers", "onnx", "onnxruntime")
 
@@ -43,6 +42,7 @@ def ensure_trunk(
     registry: Registry,
     model: str,
     *,
+    precision: Precision = "fp32",
     hf_models: tuple[str, ...],
     threads: int,
     max_pixels: int,
@@ -52,15 +52,16 @@ def ensure_trunk(
     """Return the trunk of a backbone, exporting it if this store has none; `on_export` is told.
 
     `loaded` is returned if it is the same, with the same `threads` and `max_pixels`.
-    Raises `DataError` (`param="model"`) for a backbone that cannot be used, `ExportMismatch` if the
-    graph disagrees with torch, and `Conflict` if a stored trunk is damaged.
+    Raises `DataError` (`param="model"`) for a backbone that cannot be used, or not at this
+    precision (`param="precision"`), `ExportMismatch` if the graph disagrees with torch, and
+    `Conflict` if a stored trunk is damaged.
     """
-    key = _key(backbones.digest(model, hf_models))
+    key = _key(backbones.digest(model, hf_models), precision)
     manifest = registry.find_trunk(key)
     if manifest is None:
         on_export()
         backbone = backbones.load(model, hf_models)
-        manifest = registry.add_trunk(key, *export(backbone))
+        manifest = registry.add_trunk(key, *export(backbone, precision))
     if loaded is not None and loaded.manifest.digest == manifest.digest:
         return loaded
     return Trunk.load(registry, manifest.digest, threads=threads, max_pixels=max_pixels)
@@ -75,23 +76,28 @@ def load_known(
     max_pixels: int,
     max_bytes: int,
 ) -> Trunk | None:
-    """Return a backbone's trunk if this store has one of at most `max_bytes`; as `ensure_trunk`."""
-    manifest = registry.find_trunk(_key(backbones.digest(model, hf_models)))
+    """Return a backbone's fp32 trunk if this store has one of at most `max_bytes`."""
+    manifest = registry.find_trunk(_key(backbones.digest(model, hf_models), "fp32"))
     if manifest is None or registry.trunk_bytes(manifest) > max_bytes:
         return None
     return Trunk.load(registry, manifest.digest, threads=threads, max_pixels=max_pixels)
 
 
-def export(backbone: TorchBackbone) -> tuple[TrunkManifest, dict[str, bytes]]:
+def export(
+    backbone: TorchBackbone, precision: Precision = "fp32"
+) -> tuple[TrunkManifest, dict[str, bytes]]:
     """Return a backbone as a trunk's manifest and files, checked against torch.
 
-    Raises `DataError` if torch cannot export it, `ExportMismatch` if the graph is not the same.
+    Raises `DataError` if torch cannot export it, or not at this precision, and `ExportMismatch` if
+    the graph is not the same.
     """
     slots = slots_of(backbone)
+    if precision == "int8":
+        require_quantisable(backbone.name, slots)
     graph = to_onnx(backbone, slots)
     batches = list(parity.probes(backbone))
     files = {
-        "trunk.onnx": graph,
+        "trunk.onnx": graph if precision == "fp32" else to_int8(graph),
         "preprocess.json": backbone.preprocess.model_dump_json(indent=1).encode(),
         "golden.npz": parity.golden(backbone, batches[0]),
     }
@@ -104,7 +110,7 @@ def export(backbone: TorchBackbone) -> tuple[TrunkManifest, dict[str, bytes]]:
         backbone_digest=backbone.digest,
         modality=backbone.modality,
         dim=backbone.dim,
-        precision=PRECISION,
+        precision=precision,
         files=hashes,
         slots=slots,
         blocks=1 + max((slot.block for slot in slots), default=-1),
@@ -112,7 +118,11 @@ def export(backbone: TorchBackbone) -> tuple[TrunkManifest, dict[str, bytes]]:
         created_at=time.time(),
         versions={name: version(name) for name in _VERSIONS_OF},
     )
-    difference = parity.max_difference(backbone, manifest, graph, batches)
+    # The exact graph is compared first: int8 is too coarse a measure of what a delta does.
+    exact = manifest.model_copy(update={"precision": "fp32"})
+    difference = parity.max_difference(backbone, exact, graph, batches)
+    if precision == "int8":
+        difference = parity.max_difference(backbone, manifest, files["trunk.onnx"], batches)
     return manifest.model_copy(update={"max_difference": difference}), files
 
 
@@ -145,6 +155,17 @@ def to_onnx(backbone: TorchBackbone, slots: Sequence[Slot]) -> bytes:
             delta_axes |= {a: {0: leading, 2: rank}, b: {0: leading, 1: rank}}
         adapted = _trace(module, (*inputs, *deltas), axes | delta_axes)
         graph = branches.join(graph, adapted, slots)
+    return _to_bytes(graph)
+
+
+def to_int8(graph: bytes) -> bytes:
+    """Return a trunk's graph with its linear layers, in both branches, quantised."""
+    model = onnx.load_from_string(graph)
+    quantization.quantise(model)
+    return _to_bytes(model)
+
+
+def _to_bytes(graph: onnx.ModelProto) -> bytes:
     onnx.checker.check_model(graph)
     data: bytes = graph.SerializeToString(deterministic=True)
     require_self_contained(data)
@@ -201,5 +222,15 @@ def require_self_contained(graph: bytes) -> None:
         raise ExportMismatch("the exported graph keeps its weights in another file")
 
 
-def _key(backbone_digest: str) -> str:
-    return sha256(f"{backbone_digest}:{PRECISION}:{EXPORT_RECIPE}".encode())
+def require_quantisable(model: str, slots: Sequence[Slot]) -> None:
+    """Raise `DataError` (`param="precision"`) for a backbone that int8 would not make faster."""
+    if not quantization.is_quantisable(slots):
+        raise DataError(
+            f"{model} has no linear layers in its blocks, which is what int8 makes faster; "
+            "use precision 'fp32'",
+            param="precision",
+        )
+
+
+def _key(backbone_digest: str, precision: Precision) -> str:
+    return sha256(f"{backbone_digest}:{precision}:{EXPORT_RECIPE}".encode())

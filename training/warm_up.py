@@ -28,7 +28,7 @@ MAX_TRUNK_BYTES = 256 << 20
 
 
 def warm_up(settings: Settings, model: str | None) -> Trunk | None:
-    """Return the trunk of `model` if the store has it and it is not too large; never raises."""
+    """Return the fp32 trunk of `model` if the store has it, not too large; never raises."""
     try:
         rows = np.eye(8, dtype=np.float32)
         fit(rows, np.arange(8) % 2, 2, seed=0)

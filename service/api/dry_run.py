@@ -24,7 +24,13 @@ from core.identifiers import is_identifier
 from core.jobs import FineTuneRequest, Hyperparameters
 from service.api.errors import error_body
 from service.api.files import file_object
-from service.api.job_creation import FILE_PARAMS, check_model, check_suffix, no_file
+from service.api.job_creation import (
+    FILE_PARAMS,
+    check_model,
+    check_precision,
+    check_suffix,
+    no_file,
+)
 from service.api.responses import field_errors, json_response, read_json
 from service.estimate import estimate
 from service.runtime import Runtime, runtime, tenant
@@ -90,6 +96,9 @@ async def preview(request: Request) -> Response:
     if isinstance(model := fields.get("model"), str) and model:
         with findings.collecting():
             check_model(model, run.settings)
+    if wanted is not None:
+        with findings.collecting():
+            check_precision(wanted.model, wanted.precision)
     if isinstance(suffix := fields.get("suffix"), str):
         with findings.collecting():
             check_suffix(suffix)
@@ -202,15 +211,22 @@ def _answer(wanted: FineTuneRequest, sources: dict[str, Source]) -> dict[str, An
 
 
 def _resolved(wanted: FineTuneRequest) -> dict[str, Any]:
-    """Return the request with every `auto` as it will be used: a convex fit needs none of them."""
+    """Return the request with every `auto` as it will be used: a convex fit needs none of them.
+
+    What the job itself decides, by measuring, stays `auto` and is named in `measured`.
+    """
     given = wanted.hyperparameters or wanted.method.supervised.hyperparameters
     names = list(Hyperparameters.model_fields)
     resolved = wanted.model_dump(
         mode="json", exclude={"hyperparameters", "method", "integrations", "metadata"}
     )
+    backbone = BACKBONES.get(wanted.model)
+    if wanted.precision == "auto" and backbone is not None and not backbone.has_int8:
+        resolved["precision"] = "fp32"
     trains = wanted.strategy == "gradual"
     without_file = "held_out" if trains else "cross_validation"
     return resolved | {
+        "measured": ["precision"] if resolved["precision"] == "auto" else [],
         "hyperparameters": given.model_dump(mode="json") if trains else dict.fromkeys(names),
         "ignored": [n for n in names if not trains and getattr(given, n) != "auto"],
         "evaluation": "validation_file" if wanted.validation_file else without_file,

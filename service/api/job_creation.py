@@ -39,6 +39,7 @@ async def create(request: Request) -> tuple[Job, bool]:
         if earlier is not None:
             return earlier, True
     check_model(wanted.model, run.settings)
+    check_precision(wanted.model, wanted.precision)
     check_suffix(wanted.suffix)
     waits_for = []
     for param in FILE_PARAMS:
@@ -69,6 +70,19 @@ def check_model(model: str, settings: Settings) -> None:
             f"no backbone {model[:80]!r}; use one of: {models}",
             param="model", code="model_not_found",
         )  # fmt: skip
+
+
+def check_precision(model: str, precision: str) -> None:
+    """Raise `InvalidRequest` for int8 on a backbone of the table that cannot have it.
+
+    Whether an `hf:` model can have it is known once its trunk is made: its job fails, saying so.
+    """
+    if precision == "int8" and model in BACKBONES and not BACKBONES[model].has_int8:
+        raise InvalidRequest(
+            f"{model} has no linear layers in its blocks, which is what int8 makes faster; "
+            "use precision 'fp32' or 'auto'",
+            param="precision",
+        )
 
 
 def check_suffix(suffix: str | None) -> None:

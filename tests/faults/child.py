@@ -32,8 +32,8 @@ DIM = 4
 HEAVY = (
     "torch", "training.assessment", "training.data_report", "training.export",
     "training.features", "training.fit", "training.gate", "training.gradual",
-    "training.investigation", "training.novelty", "training.reporting", "training.strategies",
-    "training.trunks", "training.warm_up",
+    "training.investigation", "training.novelty", "training.precision", "training.reporting",
+    "training.strategies", "training.trunks", "training.warm_up",
 )  # fmt: skip
 
 
@@ -142,6 +142,7 @@ def lighten() -> None:
     for name, members in {
         "torch": {"get_num_threads": lambda: 1},
         "training.trunks": {"ensure_trunk": lambda *_, **__: trunk},
+        "training.precision": {"Candidates": SimpleNamespace, "choose": lambda *_: (trunk, None)},
         "training.features": {"extract": lambda _, rows, **__: np.zeros((len(rows), DIM), "f4")},
         "training.fit": {"fit": lambda *_, **__: SimpleNamespace(strength=1.0, remedy="none")},
         "training.export": {"export_head": lambda *_: head_files(DIM, seed=os.getpid())},

@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 
 from core.errors import QualityGateFailed
+from core.head import Head
 from core.registry import Registry
 from core.store import ArtifactStore
-from core.trunk import Head
 from tests.builders import TENANT
 from tests.integration.hf_models import save_text_model
 from tests.integration.workshop import Workshop

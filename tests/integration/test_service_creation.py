@@ -337,6 +337,18 @@ class TestDryRun:
         assert 1e8 < estimate["memory_bytes"] < 4e9
         assert await jobs_of(openai, body) == []
 
+    async def test_the_precision_is_measured_or_refused_by_backbone(
+        self, http: httpx.AsyncClient, body: dict[str, Any]
+    ):
+        answer = (await dry_run(http, body | {"precision": "auto"})).json()["resolved"]
+        assert (answer["precision"], answer["measured"]) == ("auto", ["precision"])
+        image = body | {"model": "efficientnet-lite0", "precision": "int8"}
+        for response in (await http.post(JOBS, json=image), await dry_run(http, image)):
+            assert response.status_code == 400
+            assert "precision" in response.text
+            assert "no linear layers" in response.text
+        assert (await http.post(JOBS, json=image)).json()["error"]["param"] == "precision"
+
     async def test_leaves_keys_and_retries_alone(
         self, http: httpx.AsyncClient, openai: AsyncOpenAI, body: dict[str, Any]
     ):

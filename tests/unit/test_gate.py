@@ -13,11 +13,11 @@ from pydantic import ValidationError
 
 from core.datasets import DatasetManifest, Modality, UploadedFile
 from core.files import FileStore
+from core.head import Head
 from core.jobs import QualityGate
 from core.manifests import DatasetReference, ModelManifest
 from core.registry import Registry
 from core.store import ArtifactStore
-from core.trunk import Head
 from tests.builders import TENANT, add_text_trunk, draft, head_files, promote
 from training.gate import Comparison, HeldOut, compare_with_current, judge
 
