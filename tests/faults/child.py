@@ -142,7 +142,10 @@ def lighten() -> None:
     for name, members in {
         "torch": {"get_num_threads": lambda: 1},
         "training.trunks": {"ensure_trunk": lambda *_, **__: trunk},
-        "training.precision": {"Candidates": SimpleNamespace, "choose": lambda *_: (trunk, None)},
+        "training.precision": {
+            "Candidates": lambda open_trunk, *_: open_trunk,
+            "choose": lambda _, open_trunk: (open_trunk("fp32"), None),
+        },
         "training.features": {"extract": lambda _, rows, **__: np.zeros((len(rows), DIM), "f4")},
         "training.fit": {"fit": lambda *_, **__: SimpleNamespace(strength=1.0, remedy="none")},
         "training.export": {"export_head": lambda *_: head_files(DIM, seed=os.getpid())},
