@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import csv
+import io
 import os
 import signal
 import subprocess
@@ -101,13 +103,14 @@ class LiveStack:
         return events[::-1]
 
 
-def unique_rows(csv: bytes, copies: int) -> bytes:
-    """A data set so many times, each row made a text of its own: what is equal is computed once."""
-    header, _, rows = csv.partition(b"\n")
-    lines = rows.splitlines()
-    return b"\n".join(
-        [header, *(b"%d %s" % (n, line) for n in range(copies) for line in lines if line)]
-    )
+def unique_rows(data: bytes, copies: int) -> bytes:
+    """A CSV's rows so many times, each a text of its own: what is equal is computed only once."""
+    rows = list(csv.DictReader(io.StringIO(data.decode())))
+    text = io.StringIO()
+    writer = csv.writer(text)
+    writer.writerow(("text", "label"))
+    writer.writerows((f"{n} {row['text']}", row["label"]) for n in range(copies) for row in rows)
+    return text.getvalue().encode()
 
 
 def start_stack(folder: Path, **settings: str) -> LiveStack:
