@@ -234,7 +234,8 @@ MetadataKey = Annotated[str, StringConstraints(min_length=1, max_length=64)]
 class FineTuneRequest(BaseModel):
     """The body of `POST /v1/fine_tuning/jobs`, and the `spec` of a `fine_tune` job.
 
-    `model` is a backbone id (`minilm`, `efficientnet-lite0`, `hf:<allowed entry>`).
+    `model` is a backbone id (`minilm`, `efficientnet-lite0`, `hf:<allowed entry>`) or a version to
+    continue, such as `support-intents@3`.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)

@@ -58,11 +58,15 @@ class TrunkManifest(BaseModel, frozen=True):
 
 
 class DatasetReference(BaseModel, frozen=True):
-    """Which data a model was fitted on."""
+    """Which data a model was fitted on: `rows` in all, of `file` and of `earlier` ones.
+
+    A model that continues another has that one's files as `earlier`, newest first.
+    """
 
     file: str
     sha256: str
     rows: int
+    earlier: tuple[str, ...] = ()
 
 
 GateBasis = Literal["same_rows", "recorded"]
@@ -118,6 +122,7 @@ class ModelManifest(BaseModel, frozen=True):
     dataset: DatasetReference
     training: Json
     metrics: dict[str, float]
+    parent: str | None = None
     step: int | None = None
     gate: GateOutcome | None = None
 

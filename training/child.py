@@ -12,7 +12,7 @@ import resource
 import sys
 import threading
 from pathlib import Path
-from typing import BinaryIO
+from typing import TYPE_CHECKING, BinaryIO
 
 from pydantic import BaseModel
 
@@ -43,6 +43,9 @@ from training.process import (
     end_with_supervisor,
 )
 from training.stopping import Stopped
+
+if TYPE_CHECKING:  # a child that parses files is better off without ONNX Runtime
+    from core.trunk import Trunk
 
 
 class Reporter:
@@ -110,7 +113,9 @@ def limit_memory(extra_bytes: int) -> None:
     resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
 
 
-def run(job: Job, settings: Settings, reporter: Reporter) -> SucceededMessage:
+def run(
+    job: Job, settings: Settings, reporter: Reporter, trunk: Trunk | None = None
+) -> SucceededMessage:
     """Run one job; what it raises is translated by `main`."""
     store = ArtifactStore(settings.store_url)
     if job.kind is JobKind.INGEST:
@@ -125,7 +130,7 @@ def run(job: Job, settings: Settings, reporter: Reporter) -> SucceededMessage:
 
     from training.pipeline import fine_tune
 
-    manifest = fine_tune(job, store, settings, reporter)
+    manifest = fine_tune(job, store, settings, reporter, trunk)
     return SucceededMessage(
         result={"fine_tuned_model": manifest.reference, "metrics": dict(manifest.metrics)},
         model=manifest.name,
@@ -157,7 +162,7 @@ def _failure(error: GraftError) -> Failure:
 
 
 def main() -> None:
-    """Run one job of the kind given as the first argument."""
+    """Run one job of the kind given as the first argument, perhaps on the model that comes next."""
     end_with_supervisor()
     kind = JobKind(sys.argv[1])
     messages = os.fdopen(os.dup(1), "wb")
@@ -171,6 +176,11 @@ def main() -> None:
     settings = Settings()
     messages.write(READY)
     messages.flush()
+    trunk = None
+    if kind is JobKind.FINE_TUNE:
+        from training.warm_up import warm_up
+
+        trunk = warm_up(settings, sys.argv[2] if len(sys.argv) > 2 else None)
     answers = sys.stdin.buffer
     line = answers.readline()
     if not line:
@@ -178,7 +188,7 @@ def main() -> None:
     job = Job.model_validate_json(line)
     reporter = Reporter(messages, answers)
     try:
-        reporter.send(run(job, settings, reporter))
+        reporter.send(run(job, settings, reporter, trunk))
     except BaseException as error:
         outcome = outcome_of(error)
         if isinstance(outcome, RetryMessage):

@@ -14,6 +14,7 @@ gate lets it pass (docs/decisions/0013).
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 
 import numpy as np
@@ -28,6 +29,7 @@ from core.preprocessing import FloatArray
 from core.registry import Registry
 from training.data import read_dataset
 from training.duplicates import content_key
+from training.lineage import files_of
 
 MIN_FRESH_ROWS = 20
 """Fewer rows that the current version has not seen say less than the accuracy it recorded."""
@@ -151,9 +153,10 @@ def compare_with_current(
 
 
 def _content_of(files: FileStore, model: ModelManifest) -> set[bytes]:
-    """Return what a version was fitted on; nothing if its file was deleted since."""
-    try:
-        dataset = read_dataset(files, model.dataset.file, param="training_file")
-    except (DataError, NotFound):
-        return set()
-    return {content_key(item) for item in dataset.items}
+    """Return what a version was fitted on, as far as its files have not been deleted since."""
+    seen: set[bytes] = set()
+    for file in files_of(model):
+        with suppress(DataError, NotFound):
+            dataset = read_dataset(files, file, param="training_file")
+            seen |= {content_key(item) for item in dataset.items}
+    return seen

@@ -45,6 +45,7 @@ from training.fit import Fit, fit
 from training.gate import Comparison, HeldOut, compare_with_current, judge
 from training.gradual import RESERVED_SHARE
 from training.investigation import Investigation, investigate
+from training.lineage import continue_data, find_parent
 from training.novelty import estimate_novelty
 from training.precision import Candidates, Choice, choose
 from training.reporting import Evidence, write_report
@@ -98,8 +99,9 @@ class FineTune:
     """One attempt at one job; `run` is its table of contents."""
 
     def __init__(
-        self, job: Job, store: ArtifactStore, settings: Settings, reporter: Reporter
-    ) -> None:
+        self, job: Job, store: ArtifactStore, settings: Settings, reporter: Reporter,
+        trunk: Trunk | None = None,
+    ) -> None:  # fmt: skip
         self._job = job
         self._request = FineTuneRequest.model_validate(job.spec)
         self._store = store
@@ -107,11 +109,14 @@ class FineTune:
         self._files = FileStore(store, job.tenant)
         self._settings = settings
         self._reporter = reporter
+        self._loaded_trunk = trunk
         self._checkpoints = Checkpoints(store, job.tenant, job.id)
         self._began = time.monotonic()
         self._threads = torch.get_num_threads()
         self._seconds: dict[str, float] = {}
         self._choice: Choice | None = None
+        self._parent: ModelManifest | None = None
+        self._earlier: tuple[str, ...] = ()
 
     def run(self) -> ModelManifest:
         """Return the published version's manifest; raises the errors of `core.errors`."""
@@ -149,6 +154,7 @@ class FineTune:
                 train, rows.row_set, targets, held_out, other.row_set if other else None, trunk,
                 data, fitted, tuned.steps if tuned else (), assessment, found, gate,
                 comparison.current if comparison else None, self._choice,
+                self._parent.reference if self._parent else None,
             )  # fmt: skip
             name = model_name(self._job, self._request)
             report = write_report(self._job.id, name, self._request, evidence, self._seconds)
@@ -169,6 +175,9 @@ class FineTune:
 
     def _read(self) -> tuple[Dataset, Dataset | None]:
         train = read_dataset(self._files, self._request.training_file, param="training_file")
+        self._parent = find_parent(self._registry, self._job.tenant, self._request.model)
+        if self._parent is not None:
+            train = self._continue(self._parent, train)
         if self._request.validation_file is None:
             return train, None
         held_out = read_dataset(self._files, self._request.validation_file, param="validation_file")
@@ -179,6 +188,23 @@ class FineTune:
                 param="validation_file",
             )
         return train, held_out
+
+    def _continue(self, parent: ModelManifest, new: Dataset) -> Dataset:
+        """From here on this is a job on the parent's backbone and on all rows so far."""
+        self._request = self._request.model_copy(update={"model": parent.backbone})
+        continued = continue_data(self._files, parent, new)
+        self._earlier = continued.earlier
+        rows = continued.data.manifest.rows
+        self._reporter.event(
+            "continued",
+            f"Continues {parent.reference}: {continued.new_rows} new rows, {rows} in all.",
+            parent=parent.reference,
+            new_rows=continued.new_rows,
+            rows=rows,
+            replaced_rows=continued.replaced_rows,
+            new_classes=sorted(set(continued.data.manifest.classes) - set(parent.labels)),
+        )
+        return continued.data
 
     def _trunk(self, train: Dataset, held_out: Dataset | None) -> Trunk:
         if not is_allowed(self._request.model, self._settings.hf_models):
@@ -206,6 +232,7 @@ class FineTune:
             hf_models=self._settings.hf_models,
             threads=1,  # `extract` runs one batch per thread
             max_pixels=self._settings.max_pixels,
+            loaded=self._loaded_trunk,
             on_export=lambda: self._reporter.event(
                 "stage",
                 f"First use of this backbone in {precision} here: exporting its trunk.",
@@ -430,8 +457,12 @@ class FineTune:
             labels=train.manifest.classes,
             files={},
             dataset=DatasetReference(
-                file=train.file, sha256=train.manifest.sha256, rows=train.manifest.rows
+                file=train.file,
+                sha256=train.manifest.sha256,
+                rows=train.manifest.rows,
+                earlier=self._earlier,
             ),
+            parent=self._parent.reference if self._parent else None,
             training=self._request.model_dump(mode="json") | {"l2_strength": strength},
             metrics=metrics,
         )
@@ -449,10 +480,11 @@ class FineTune:
 
 
 def fine_tune(
-    job: Job, store: ArtifactStore, settings: Settings, reporter: Reporter
-) -> ModelManifest:
-    """Run a `fine_tune` job; return what it published."""
-    return FineTune(job, store, settings, reporter).run()
+    job: Job, store: ArtifactStore, settings: Settings, reporter: Reporter,
+    trunk: Trunk | None = None,
+) -> ModelManifest:  # fmt: skip
+    """Run a `fine_tune` job; return what it published. `trunk` has been loaded, if it helps."""
+    return FineTune(job, store, settings, reporter, trunk).run()
 
 
 def model_name(job: Job, request: FineTuneRequest) -> str:

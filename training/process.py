@@ -143,11 +143,11 @@ class ChildProcess:
         self._stdout = process.stdout
 
     @classmethod
-    async def start(cls, kind: JobKind) -> ChildProcess:
-        """Start a child that gets ready for a job of `kind`."""
+    async def start(cls, kind: JobKind, model: str | None = None) -> ChildProcess:
+        """Start a child that gets ready for a job of `kind`, most likely on `model`."""
         return cls(
             await asyncio.create_subprocess_exec(
-                sys.executable, "-m", "training.child", kind.value,
+                sys.executable, "-m", "training.child", kind.value, *([model] if model else []),
                 stdin=asyncio.subprocess.PIPE,
                 stdout=asyncio.subprocess.PIPE,
                 env=child_environment(),

@@ -52,6 +52,7 @@ class Evidence:
     gate: GateOutcome | None
     production: str | None
     precision: Choice | None = None
+    parent: str | None = None
 
     @property
     def judged(self) -> RowSet:
@@ -118,7 +119,7 @@ def build_report(
             dataset=evidence.train.manifest.sha256,
             validation_file=evidence.held_out.file if evidence.held_out else None,
             validation_dataset=evidence.held_out.manifest.sha256 if evidence.held_out else None,
-            parent=None,
+            parent=evidence.parent,
             production=evidence.production,
         ),
     )  # fmt: skip

@@ -10,7 +10,7 @@ deltas, and the convex fit on them. Not here: the search itself (training.gradua
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from safetensors import SafetensorError
@@ -171,7 +171,6 @@ class _Watcher:
     setting: Setting
     trunk: Trunk
     backbone: TorchBackbone
-    _saved: list[int] = field(default_factory=list)
 
     def check(self) -> None:
         self.setting.reporter.check()
@@ -179,7 +178,10 @@ class _Watcher:
     def save(self, step: int, state: bytes) -> None:
         self.setting.checkpoints.save_state(self.setting.attempt, step, state)
 
-    def on_epoch(self, blocks: int, number: int, epoch: Epoch) -> None:
+    def on_stop(self, step: int) -> None:
+        self.setting.reporter.event("state_saved", f"Training stops at step {step}.", step=step)
+
+    def on_epoch(self, blocks: int, number: int, epoch: Epoch, step: int) -> None:
         self.setting.reporter.event(
             "epoch_ended",
             f"{blocks} blocks, epoch {number}: loss {epoch.loss:.3f}"
@@ -188,6 +190,7 @@ class _Watcher:
             ),
             blocks=blocks,
             epoch=number,
+            step=step,
             **epoch.model_dump(mode="json"),
         )
 
@@ -208,8 +211,9 @@ class _Watcher:
         manifest = self.setting.checkpoints.save(
             self.setting.draft(step, adapter), trained_steps, files
         )
-        self._saved = [*self._saved, trained_steps][-KEPT_CHECKPOINTS:]
-        self.setting.checkpoints.drop(keep=self._saved)
+        # An earlier attempt's are among them.
+        saved = [each.step for each in self.setting.checkpoints.list() if each.step is not None]
+        self.setting.checkpoints.drop(keep=saved[-KEPT_CHECKPOINTS:])
         self.setting.reporter.event(
             "checkpoint",
             f"Checkpoint {manifest.reference}.",

@@ -22,6 +22,7 @@ from core.datasets import DatasetManifest, FileErrors, FileStatus, UploadedFile
 from core.errors import DataError, InvalidRequest, NotFound
 from core.identifiers import is_identifier
 from core.jobs import FineTuneRequest, Hyperparameters
+from core.manifests import ModelManifest
 from service.api.errors import error_body
 from service.api.files import file_object
 from service.api.job_creation import (
@@ -29,6 +30,7 @@ from service.api.job_creation import (
     check_model,
     check_precision,
     check_suffix,
+    find_parent,
     no_file,
 )
 from service.api.responses import field_errors, json_response, read_json
@@ -93,12 +95,14 @@ async def preview(request: Request) -> Response:
     findings = Findings()
     wanted = _parse(body, findings)
     fields = body if isinstance(body, dict) else {}
+    parent = None
     if isinstance(model := fields.get("model"), str) and model:
         with findings.collecting():
+            parent = await asyncio.to_thread(find_parent, run, owner, model)
+            model = parent.backbone if parent else model
             check_model(model, run.settings)
-    if wanted is not None:
-        with findings.collecting():
-            check_precision(wanted.model, wanted.precision)
+            if wanted is not None:
+                check_precision(model, wanted.precision)
     if isinstance(suffix := fields.get("suffix"), str):
         with findings.collecting():
             check_suffix(suffix)
@@ -113,7 +117,7 @@ async def preview(request: Request) -> Response:
     _check_data(model, sources, findings)
     if wanted is None or findings.total:
         return _refusal(findings)
-    return json_response(_answer(wanted, sources))
+    return json_response(_answer(wanted, sources, parent))
 
 
 def _parse(body: Any, findings: Findings) -> FineTuneRequest | None:
@@ -195,11 +199,17 @@ def _refusal(findings: Findings) -> Response:
     return json_response({"error": body}, 400)
 
 
-def _answer(wanted: FineTuneRequest, sources: dict[str, Source]) -> dict[str, Any]:
+def _answer(
+    wanted: FineTuneRequest, sources: dict[str, Source], parent: ModelManifest | None
+) -> dict[str, Any]:
     train, held_out = (sources.get(param) for param in FILE_PARAMS)
     assert train is not None
+    if parent is not None:
+        continues = {"model": parent.reference, "suffix": wanted.suffix or parent.name}
+        wanted = wanted.model_copy(update=continues)
     return {
         "object": "fine_tuning.job.dry_run",
+        "continues": {"model": parent.reference, "rows": parent.dataset.rows} if parent else None,
         "training_file": train.described(),
         "validation_file": held_out.described() if held_out else None,
         "waits_for_files": any(source.manifest is None for source in sources.values()),

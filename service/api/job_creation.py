@@ -14,8 +14,9 @@ from starlette.requests import Request
 from core.backbones import BACKBONES, allowed, is_allowed
 from core.datasets import FileErrors, FileStatus
 from core.errors import InvalidRequest, NotFound
-from core.identifiers import new_id
+from core.identifiers import ModelReference, new_id
 from core.jobs import FineTuneRequest, Job, JobKind, NewJob
+from core.manifests import ModelManifest
 from core.settings import Settings
 from service.api.files import ingest_job_id, start_ingest
 from service.api.responses import read_body, read_json
@@ -38,9 +39,15 @@ async def create(request: Request) -> tuple[Job, bool]:
         earlier = await run.queue.recall(owner, once)
         if earlier is not None:
             return earlier, True
-    check_model(wanted.model, run.settings)
-    check_precision(wanted.model, wanted.precision)
+    parent = await asyncio.to_thread(find_parent, run, owner, wanted.model)
+    backbone = parent.backbone if parent else wanted.model
+    check_model(backbone, run.settings)
+    check_precision(backbone, wanted.precision)
     check_suffix(wanted.suffix)
+    if parent is not None:
+        # Pinned now: a later release must not change what a waiting job continues.
+        continues = {"model": parent.reference, "suffix": wanted.suffix or parent.name}
+        wanted = wanted.model_copy(update=continues)
     waits_for = []
     for param in FILE_PARAMS:
         file_id = getattr(wanted, param)
@@ -62,12 +69,31 @@ async def create(request: Request) -> tuple[Job, bool]:
     return job, job.id != new.id
 
 
+def find_parent(run: Runtime, owner: str, model: str) -> ModelManifest | None:
+    """Return the fine-tuned model that `model` refers to; None for a backbone, or what is neither.
+
+    Raises `InvalidRequest` for a checkpoint, which belongs to its job.
+    """
+    if is_allowed(model, run.settings.hf_models):
+        return None
+    try:
+        reference = ModelReference.parse(model)
+        parent = run.registry.resolve(owner, reference)
+    except (InvalidRequest, NotFound):
+        return None
+    if parent.step is not None:
+        raise InvalidRequest(
+            "a job continues a version, such as 'name@3', not a checkpoint", param="model"
+        )
+    return parent
+
+
 def check_model(model: str, settings: Settings) -> None:
-    """Raise `InvalidRequest` for a backbone that jobs may not use."""
+    """Raise `InvalidRequest` for what is neither a backbone that jobs may use nor a model."""
     if not is_allowed(model, settings.hf_models):
         models = ", ".join(allowed(settings.hf_models))
         raise InvalidRequest(
-            f"no backbone {model[:80]!r}; use one of: {models}",
+            f"no backbone or model {model[:80]!r}; use a fine-tuned model or one of: {models}",
             param="model", code="model_not_found",
         )  # fmt: skip
 

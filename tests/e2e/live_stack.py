@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import csv
+import io
 import os
 import signal
 import subprocess
@@ -99,6 +101,16 @@ class LiveStack:
         found = self.http.get(f"/v1/fine_tuning/jobs/{job_id}/events", params={"limit": 100})
         events: list[dict[str, Any]] = found.json()["data"]
         return events[::-1]
+
+
+def unique_rows(data: bytes, copies: int) -> bytes:
+    """A CSV's rows so many times, each a text of its own: what is equal is computed only once."""
+    rows = list(csv.DictReader(io.StringIO(data.decode())))
+    text = io.StringIO()
+    writer = csv.writer(text)
+    writer.writerow(("text", "label"))
+    writer.writerows((f"{n} {row['text']}", row["label"]) for n in range(copies) for row in rows)
+    return text.getvalue().encode()
 
 
 def start_stack(folder: Path, **settings: str) -> LiveStack:

@@ -447,3 +447,41 @@ class TestDryRun:
         assert await jobs_of(openai, body) == []
         await http.post(JOBS, params={"dry_run": "false"}, json=body)
         assert len(await jobs_of(openai, body)) == 1
+
+
+@pytest.mark.parametrize("model", ["pets", "pets@1", "pets:production"])
+async def test_a_job_continues_the_version_that_is_meant_now(
+    openai: AsyncOpenAI, uploads: Uploads, model: str
+) -> None:
+    job = await openai.fine_tuning.jobs.create(model=model, training_file=await uploads.add(TEXT))
+    assert (job.model, job.suffix) == ("pets@1", "pets")  # type: ignore[attr-defined]
+
+
+async def test_a_continued_job_may_have_a_name_of_its_own(
+    openai: AsyncOpenAI, uploads: Uploads
+) -> None:
+    job = await openai.fine_tuning.jobs.create(
+        model="pets@1", training_file=await uploads.add(TEXT), suffix="pets-two"
+    )
+    assert job.suffix == "pets-two"  # type: ignore[attr-defined]
+
+
+@pytest.mark.parametrize("model", ["nobody", "pets@7", "pets:nowhere", "Not A Model", "hf:x/y@1"])
+async def test_a_model_that_is_not_there_cannot_be_continued(
+    http: httpx.AsyncClient, uploads: Uploads, model: str
+) -> None:
+    body = {"model": model, "training_file": await uploads.add(TEXT)}
+    for params in ({}, {"dry_run": "true"}):
+        response = await http.post(JOBS, params=params, json=body)
+        assert response.status_code == 400
+        error = response.json()["error"]
+        assert (error["param"], error["code"]) == ("model", "model_not_found")
+
+
+async def test_a_dry_run_tells_what_is_continued(http: httpx.AsyncClient, uploads: Uploads) -> None:
+    body = {"model": "pets", "training_file": await uploads.add(TEXT)}
+    found = (await dry_run(http, body)).json()
+    assert found["continues"] == {"model": "pets@1", "rows": 8}
+    assert (found["resolved"]["model"], found["resolved"]["suffix"]) == ("pets@1", "pets")
+    refused = await dry_run(http, body | {"training_file": await uploads.add(IMAGES)})
+    assert refused.json()["error"]["param"] == "model"

@@ -68,7 +68,8 @@ class Workshop:
 
     def run(self, job_id: str, **request: Any) -> tuple[ModelManifest, Recorder]:
         recorder = Recorder()
-        spec = FineTuneRequest(model=f"hf:{self.model}", **request).model_dump(mode="json")
+        asked = {"model": f"hf:{self.model}"} | request
+        spec = FineTuneRequest.model_validate(asked).model_dump(mode="json")
         job = Job(
             tenant=TENANT, id=job_id, kind=JobKind.FINE_TUNE, status=JobStatus.RUNNING,
             spec=spec, attempt=1, created_at=time.time(),
