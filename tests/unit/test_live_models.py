@@ -83,7 +83,7 @@ async def test_adapters_count_and_leave_the_bank_with_their_heads(tmp_path: Path
     async with loading(tmp_path, start=False) as it:
         trunk = add_text_trunk(it.registry, adaptable=True)
         plain = publish(it.registry, trunk, "plain")
-        for seed, name in enumerate("abcdef"):
+        for seed, name in enumerate("abcdefghijkl"):
             publish_low_rank(it.registry, trunk, name, seed=seed)
         await it.loader.reconcile()
         heads = {name: (await it.live(name)).head for name in (plain.name, "a")}
@@ -93,12 +93,13 @@ async def test_adapters_count_and_leave_the_bank_with_their_heads(tmp_path: Path
         assert size - heads["plain"].bytes == adapter.bytes == 2 * 2 * (4 * 2) * 4
     async with loading(tmp_path, start=False, memory_bytes=2 * size) as it:
         answers = {}
-        for name in "abcdef" * 3:
+        for name in "abcdefghijkl" * 2:
             answer = (await it.predict(name)).rows[0]
             assert answers.setdefault(name, answer) == answer
             assert it.loader.live.bytes <= 2 * size
         bank = (await it.live("a")).trunk.trunk.bank
-        assert bank.bytes == 4 * (4 * 2) * 4 * 4  # four arrays of the least capacity
+        # Four arrays with room for 8 at most: two, one that loads, and those on their way out.
+        assert bank.bytes <= 4 * (4 * 2) * 4 * 8
 
 
 async def test_a_budget_below_one_head_still_serves(tmp_path: Path):
