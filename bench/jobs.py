@@ -327,6 +327,7 @@ def main() -> None:
         environment = clean | {
             "GRAFT_REDIS_URL": url,
             "GRAFT_STORE_URL": str(folder / "store"),
+            "GRAFT_EXPORT_WHEN_IDLE": "false",
             "GRAFT_LEASE_SECONDS": str(LEASE_SECONDS),
         }
         stack = live.enter_context(Stack(StackOptions(folder / "data", free_port(), environment)))

@@ -7,10 +7,8 @@ Not here: what the stages of a job are (training.pipeline, training.ingest).
 
 from __future__ import annotations
 
-import ctypes
 import os
 import resource
-import signal
 import sys
 import threading
 from pathlib import Path
@@ -42,13 +40,12 @@ from training.process import (
     RetryMessage,
     StoppedMessage,
     SucceededMessage,
+    end_with_supervisor,
 )
 from training.stopping import Stopped
 
 if TYPE_CHECKING:  # a child that parses files is better off without ONNX Runtime
     from core.trunk import Trunk
-
-_PR_SET_PDEATHSIG = 1
 
 
 class Reporter:
@@ -114,15 +111,6 @@ def limit_memory(extra_bytes: int) -> None:
     pages = int(statm.read_text().split()[0]) if statm.exists() else 0  # macOS has none
     limit = pages * resource.getpagesize() + extra_bytes
     resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
-
-
-def end_with_supervisor() -> None:
-    """Have Linux kill this process when its supervisor is gone.
-
-    `Reporter` sees that too, but not while a library holds the interpreter's lock.
-    """
-    if sys.platform == "linux":
-        ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
 
 
 def run(

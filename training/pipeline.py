@@ -20,7 +20,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from core.adapters import Adapter, stack
+from core.adapters import Adapter
 from core.backbones import is_allowed
 from core.checkpoints import Checkpoints
 from core.errors import DataError, QualityGateFailed
@@ -355,7 +355,7 @@ class FineTune:
                 judged.data.items,
                 threads=self._threads,
                 on_progress=lambda *_: self._reporter.check(),
-                deltas=stack([head.adapter], its_trunk.manifest.slots),
+                deltas=its_trunk.bank.gather([head.adapter]),
             )
             return head, features
 

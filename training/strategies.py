@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 
 from safetensors import SafetensorError
 
-from core.adapters import Adapter, Deltas, stack
+from core.adapters import Adapter, Deltas, feed
 from core.checkpoints import Checkpoints
 from core.jobs import FineTuneRequest
 from core.manifests import ModelManifest
@@ -55,7 +55,7 @@ class Tuned:
 
     def deltas(self, trunk: Trunk) -> Deltas:
         """Return what the trunk is fed for every row of this model."""
-        return stack([self.adapter], trunk.manifest.slots)
+        return feed(self.adapter, trunk.manifest.slots)
 
 
 @dataclass(frozen=True)
@@ -106,7 +106,7 @@ def unfreeze(
         data.items,
         threads=setting.threads,
         on_progress=lambda *_: reporter.check(),
-        deltas=stack([outcome.adapter], trunk.manifest.slots),
+        deltas=feed(outcome.adapter, trunk.manifest.slots),
     )
     reporter.event(
         "deltas_kept",

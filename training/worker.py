@@ -4,9 +4,9 @@ It never imports torch: it holds leases, beats, watches for cancels, and starts 
 There is one *lane* per kind of job, so that parsing an upload never waits behind a long training.
 Each lane keeps a warm spare child that has done its imports and loads what the last job used; it is
 started when that job has ended, for while it starts it takes the processors that a small job needs.
-Beside the lanes, finished jobs are archived (training.archive), and what crashes left is removed
-(training.collection). Not here: one attempt's life (training.attempt), what a job does
-(training.pipeline, training.ingest).
+Beside the lanes, finished jobs are archived (training.archive), what crashes left is removed
+(training.collection), and what the first jobs will need is exported (training.first_trunks). Not
+here: one attempt's life (training.attempt), what a job does (training.pipeline, training.ingest).
 """
 
 from __future__ import annotations
@@ -29,6 +29,7 @@ from core.store import ArtifactStore
 from training.archive import keep_archive
 from training.attempt import Attempt
 from training.collection import keep_collected
+from training.first_trunks import export_when_idle
 from training.process import ChildProcess
 
 logger = logging.getLogger("graft.worker")
@@ -57,6 +58,8 @@ class Lane:
         self._settings = settings
         self._stopping = stopping
         self._worker = process_name()
+        self.is_idle = True
+        """Whether it has no job."""
         self._spare: ChildProcess | None = None
         self._last_model: str | None = None
         self._spare_pause_seconds = SPARE_PAUSE_SECONDS
@@ -69,7 +72,9 @@ class Lane:
                 claim = await self._next_claim() if self._spare and self._spare.is_alive else None
                 if claim is not None and self._spare is not None:
                     child, self._spare = self._spare, None
+                    self.is_idle = False
                     await self._attempt(claim, child)
+                    self.is_idle = True
                     self._spare_pause_seconds = SPARE_PAUSE_SECONDS
         finally:
             if self._spare is not None:
@@ -164,9 +169,18 @@ async def work(settings: Settings) -> None:
     logger.info("worker %d is ready", os.getpid())
     try:
         async with asyncio.TaskGroup() as lanes:
-            for kind in JobKind:
-                lane = Lane(kind, queue, presence, Registry(store), settings, stopping)
+            registry = Registry(store)
+            started = [
+                Lane(kind, queue, presence, registry, settings, stopping) for kind in JobKind
+            ]
+            for lane in started:
                 lanes.create_task(lane.run())
+            if settings.export_when_idle:
+
+                def is_idle() -> bool:
+                    return all(lane.is_idle for lane in started)
+
+                lanes.create_task(export_when_idle(registry, is_idle, stopping))
             lanes.create_task(keep_archive(queue, RunStore(store), stopping))
             lanes.create_task(keep_collected(queue, store, stopping, settings.leftover_seconds))
     finally:

@@ -132,7 +132,7 @@ def start_stack(folder: Path, **settings: str) -> LiveStack:
                 "--data",
                 str(folder / "d"),
             ],
-            env=environment | settings,
+            env=environment | {"GRAFT_EXPORT_WHEN_IDLE": "false"} | settings,
             stdout=output,
             stderr=subprocess.STDOUT,
         )

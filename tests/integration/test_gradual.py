@@ -147,7 +147,7 @@ def test_the_served_model_tells_what_the_frozen_one_cannot(
     rows = [trunk.preprocessor.prepare(text) for text, _ in data]  # type: ignore[arg-type]
 
     async def encode_all() -> list[list[Any]]:
-        batcher = Batcher(trunk, "t", 1000, trunk.manifest.slots)
+        batcher = Batcher(trunk, "t", 1000, trunk.bank)
         deadline = time.monotonic() + 60
         try:
             return await asyncio.gather(
