@@ -66,7 +66,7 @@ def _computed(encoder: Encoder, bank: AdapterBank, rows: Sequence[Row]) -> list[
     features = encoder.encode([row.prepared for row in rows], deltas)
     if len(features) != len(rows):
         raise ValueError(f"{len(features)} results for {len(rows)} rows")
-    is_finite: list[bool] = np.isfinite(features).all(axis=1).tolist()
+    is_finite = np.isfinite(features).all(axis=1)
     return [
         row if finite else GraftError("this input gives no finite features")
         for row, finite in zip(features, is_finite, strict=True)
