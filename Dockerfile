@@ -37,7 +37,7 @@ RUN /tools/bin/pip wheel --no-deps --no-index --no-build-isolation --wheel-dir /
 FROM builder AS service-dependencies
 COPY pyproject.toml ./
 RUN --mount=type=cache,target=/root/.cache/pip \
-    $PIP install -c constraints.txt '.[service]' && $PIP uninstall --yes graft
+    $PIP install -c constraints.txt '.[service,tracing]' && $PIP uninstall --yes graft
 
 FROM builder AS worker-dependencies
 ARG TORCH_INDEX=

@@ -4,6 +4,7 @@
 #   TORCH_INDEX=…  install torch from this index first, such as a CPU-only one
 #   PIP_FLAGS=…    passed to every `pip install`
 #   ARGS=…         passed to `graft up` and `graft demo`, and to pytest
+#   TEST_PROCESSES=…  how many test files run at once
 
 IS_SUPPORTED = import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 13))
 PYTHON ?= $(shell for p in python3.13 python3.12 python3.11 python3; do \
@@ -18,6 +19,9 @@ VENV = .venv
 BIN = $(VENV)/bin
 PIP_INSTALL = $(BIN)/python -m pip install --disable-pip-version-check $(PIP_FLAGS)
 
+# Many tests wait for leases and processes; two at a time use two cores.
+TEST_PROCESSES ?= 2
+
 # Debian's: `apt install redis-server`. It must have TLS.
 REDIS_SERVER ?= /usr/bin/redis-server
 
@@ -30,7 +34,8 @@ up: $(VENV)/.installed  ## Run the service, a worker and Redis until Ctrl-C
 	$(BIN)/graft up $(ARGS)
 
 test: $(VENV)/.installed-dev  ## Everything that runs without containers
-	$(BIN)/python -m pytest tests/unit tests/integration tests/faults tests/e2e $(ARGS)
+	$(BIN)/python -m pytest -n $(TEST_PROCESSES) --dist loadfile \
+		tests/unit tests/integration tests/faults tests/e2e $(ARGS)
 
 test-browser: $(VENV)/.installed-dev  ## Needs Chromium, such as apt-get install chromium
 	$(BIN)/python -m pytest tests/browser $(ARGS)

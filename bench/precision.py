@@ -24,7 +24,6 @@ import numpy as np
 import psutil
 
 from bench.main_job import Row, few_shot, read_banking
-from core.adapters import stack
 from core.manifests import Precision
 from core.preprocessing import Prepared, PreparedText, TextPreprocessor
 from core.registry import Registry
@@ -90,9 +89,11 @@ def print_times(trunks: dict[Precision, Trunk], rounds: int) -> None:
             batch: list[Prepared] = [
                 PreparedText(numbers.integers(1000, 20000, tokens).tolist()) for _ in range(rows)
             ]
-            adapters = [parity.random_adapter(slots, rank, seed) if rank else None
-                        for seed in range(rows)]  # fmt: skip
-            deltas = stack(adapters, slots)
+            adapters = [
+                parity.random_adapter(slots, rank, seed) for seed in range(rows if rank else 0)
+            ]
+            bank = trunks["fp32"].bank
+            deltas = bank.gather([bank.add(adapter) for adapter in adapters])
             seconds: dict[Precision, list[float]] = defaultdict(list)
             for _ in range(rounds):
                 for precision, trunk in trunks.items():

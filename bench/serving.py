@@ -34,6 +34,8 @@ from serving_rig import ROOT, TEXT, Models, Server, Service, start_load, text_bo
 
 from core.head import Head
 from core.identifiers import DEFAULT_TENANT
+from core.manifests import ModelManifest, Precision
+from core.trunk import Trunk
 
 CONCURRENCY = (1, 8, 32)
 
@@ -46,6 +48,7 @@ class Bench:
     rounds: int
     seconds: float
     many: int
+    adapted: int
     swaps: int
     peers: Peers
     ratios: dict[str, list[float]] = field(default_factory=dict)
@@ -154,7 +157,7 @@ def many(bench: Bench) -> None:
         with tempfile.TemporaryDirectory(prefix="graft-many-") as folder:
             crowd = Models(Path(folder))
             trunk = crowd.trunk("minilm")
-            crowd.publish(trunk, "one")
+            one = crowd.publish(trunk, "one")
             names = [f"model-{number:05d}" for number in range(bench.many)]
             with Service(crowd, poll_seconds=0.2) as service:
                 alone = _load(bench, service, 32, [text_body("one")])["rate"]
@@ -170,7 +173,48 @@ def many(bench: Bench) -> None:
             with Service(crowd) as service:
                 bench.note("start to ready, seconds (≤ 10)", service.start_seconds)
                 bench.note("models in memory then", _loaded(service))
-            bench.note("ms to load a head (≤ 1)", _load_head_ms(crowd))
+            bench.note("ms to load a head (≤ 1)", _load_head_ms(crowd, one))
+
+
+def low_rank(bench: Bench) -> None:
+    """Models with deltas of rank 8 on every layer, another each request, against one plain one."""
+    for _ in range(bench.rounds):
+        with tempfile.TemporaryDirectory(prefix="graft-low-rank-") as folder:
+            crowd = Models(Path(folder))
+            trunk = crowd.loaded("minilm")
+            plain = crowd.publish(trunk.manifest, "one")
+            names = [f"model-{number:05d}" for number in range(bench.adapted)]
+            with Service(crowd, poll_seconds=0.2) as service:
+                alone = _load(bench, service, 32, [text_body("one")])["rate"]
+                before = service.resident_bytes()
+                for number, name in enumerate(names):
+                    last = crowd.store(*crowd.make_low_rank(trunk, name, number))
+                while (live := _loaded(service)) <= bench.adapted:
+                    time.sleep(0.1)
+                grown = service.resident_bytes() - before
+                bench.note("MB resident for each (≤ 1.5)", grown / live / 1e6)
+                mixed = [text_body(name) for name in names]
+                found = _load(bench, service, 32, mixed)["rate"]
+                bench.note("rate at 32, all mixed / one plain (≥ 0.8)", found / alone)
+                same = _load(bench, service, 32, mixed[:1])["rate"]
+                bench.note("rate at 32, one with deltas / one plain", same / alone)
+                turns = [text_body(plain.name), *mixed[:1]]
+                half = _load(bench, service, 32, turns)["rate"]
+                bench.note("rate at 32, plain and with deltas in turns / one plain", half / alone)
+            bench.note("ms to load one (≤ 5)", _load_head_ms(crowd, last, trunk))
+
+
+def int8(bench: Bench) -> None:
+    """The int8 trunk against the fp32 one, each with one model."""
+    precisions: tuple[Precision, ...] = ("fp32", "int8")
+    for precision in precisions:
+        bench.models.publish(bench.models.trunk("minilm", precision), precision)
+    for _ in range(bench.rounds):
+        rates = {}
+        for precision in precisions:
+            with Service(bench.models) as service:
+                rates[precision] = _load(bench, service, 32, [text_body(precision)])["rate"]
+        bench.note("rate at 32: int8 / fp32 (≥ 1.5)", rates["int8"] / rates["fp32"])
 
 
 def swaps(bench: Bench) -> None:
@@ -206,6 +250,8 @@ SCENARIOS: dict[str, Callable[[Bench], None]] = {
     "overload": overload,
     "image": image,
     "many": many,
+    "low_rank": low_rank,
+    "int8": int8,
     "swaps": swaps,
 }
 
@@ -225,12 +271,13 @@ def _loaded(service: Service) -> int:
     return int(answer.json()["versions"])
 
 
-def _load_head_ms(models: Models) -> float:
+def _load_head_ms(models: Models, model: ModelManifest, trunk: Trunk | None = None) -> float:
+    """Milliseconds to read, check and replay one version; its golden rows go through the trunk."""
     times = []
     for _ in range(100):
         began = time.perf_counter()
-        manifest = models.registry.manifest(DEFAULT_TENANT, "one", 1)
-        Head.load(models.registry, manifest)
+        manifest = models.registry.manifest(DEFAULT_TENANT, model.name, model.version)
+        Head.load(models.registry, manifest, trunk)
         times.append(time.perf_counter() - began)
     return statistics.median(times) * 1000
 
@@ -263,6 +310,7 @@ def main() -> None:
             rounds=1 if options.smoke else options.rounds,
             seconds=1 if options.smoke else options.seconds,
             many=50 if options.smoke else 1000,
+            adapted=8 if options.smoke else 200,
             swaps=10 if options.smoke else 200,
             peers=peers,
         )

@@ -25,12 +25,15 @@ import numpy as np
 import psutil
 
 from cli import embedded_redis
+from core.adapters import feed, write_adapter
 from core.identifiers import DEFAULT_TENANT, PRODUCTION
-from core.manifests import DatasetReference, ModelManifest, TrunkManifest
+from core.manifests import DatasetReference, ModelManifest, Precision, TrunkManifest
 from core.registry import Registry
 from core.store import ArtifactStore
+from core.trunk import Trunk
 from training.export import export_head
 from training.fit import Head
+from training.parity import random_adapter
 from training.trunks import ensure_trunk
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -48,12 +51,16 @@ class Models:
         self.folder = folder
         self.registry = Registry(ArtifactStore(str(folder)))
 
-    def trunk(self, backbone: str) -> TrunkManifest:
+    def trunk(self, backbone: str, precision: Precision = "fp32") -> TrunkManifest:
         """Export a backbone, or find it exported."""
+        return self.loaded(backbone, precision).manifest
+
+    def loaded(self, backbone: str, precision: Precision = "fp32") -> Trunk:
+        """Export a backbone, or find it exported, and load it."""
         return ensure_trunk(
-            self.registry, backbone, hf_models=(), threads=1, max_pixels=25_000_000,
-            on_export=lambda: None,
-        ).manifest  # fmt: skip
+            self.registry, backbone, precision=precision, hf_models=(), threads=1,
+            max_pixels=25_000_000, on_export=lambda: None,
+        )  # fmt: skip
 
     def publish(self, trunk: TrunkManifest, name: str, seed: int = 0) -> ModelManifest:
         """Publish and release a head of random weights."""
@@ -63,9 +70,8 @@ class Models:
         self, trunk: TrunkManifest, name: str, seed: int
     ) -> tuple[ModelManifest, dict[str, bytes]]:
         """Return a head of random weights, ready to be stored."""
+        head = self._head(trunk.dim, seed)
         random = np.random.default_rng(seed)
-        weight = random.normal(size=(trunk.dim, CLASSES)).astype(np.float32)
-        head = Head(weight, random.normal(size=CLASSES).astype(np.float32))
         sample = random.normal(size=(8, trunk.dim)).astype(np.float32) / np.sqrt(trunk.dim)
         draft = ModelManifest(
             tenant=DEFAULT_TENANT, name=name, version=0, job=f"ftjob-{time.monotonic_ns()}",
@@ -77,6 +83,18 @@ class Models:
         )  # fmt: skip
         return draft, export_head(head, sample)
 
+    def make_low_rank(
+        self, trunk: Trunk, name: str, seed: int, rank: int = 8
+    ) -> tuple[ModelManifest, dict[str, bytes]]:
+        """Return a head of random weights with random deltas on every layer."""
+        slots = trunk.manifest.slots
+        adapter = random_adapter(slots, rank, seed)
+        features = trunk.encode(trunk.golden_rows, feed(adapter, slots))
+        draft, _ = self.make(trunk.manifest, name, seed)
+        kind = {"kind": "low_rank", "rank": rank, "blocks": trunk.manifest.blocks}
+        files = export_head(self._head(trunk.dim, seed), features)
+        return draft.model_copy(update=kind), files | write_adapter(adapter, slots, "bench")
+
     def store(self, draft: ModelManifest, files: dict[str, bytes]) -> ModelManifest:
         """Publish and release what `make` made."""
         manifest = self.registry.publish(draft, files)
@@ -85,6 +103,12 @@ class Models:
             DEFAULT_TENANT, draft.name, aliases, created_by="bench", reason="bench"
         )
         return manifest
+
+    @staticmethod
+    def _head(dim: int, seed: int) -> Head:
+        random = np.random.default_rng(seed)
+        weight = random.normal(size=(dim, CLASSES)).astype(np.float32)
+        return Head(weight, random.normal(size=CLASSES).astype(np.float32))
 
     def unpack(self, manifest: ModelManifest, folder: Path) -> None:
         """Write what the peers serve: the trunk, its tokenizer, and the head's arrays."""

@@ -3,11 +3,11 @@
     y = layer(x) + (x a) b        a [in, rank], b [rank, out], the scale folded into b
 
 A trunk has a *slot* for every layer that takes a delta (`TrunkManifest.slots`), and two inputs for
-each slot, `a` [n or 1, in, rank] and `b` [n or 1, rank, out]. Rows of one batch may have different
-adapters, of different ranks, or none: a missing delta is zeros.
+each slot, `a` [n or 1, in, rank] and `b` [n or 1, rank, out]. A missing delta is zeros.
 
 Files are those of `peft` (`adapter_config.json`, `adapter_model.safetensors`), so adapters go both
-ways (training.deltas makes them). Not here: the graph (training.trunks), running it (core.trunk).
+ways (training.deltas makes them). Not here: batches whose rows have several (core.adapter_bank),
+the graph (training.trunks), running it (core.trunk).
 """
 
 from __future__ import annotations
@@ -75,28 +75,25 @@ def input_names(slot: Slot) -> tuple[str, str]:
     return f"{slot.name}.a", f"{slot.name}.b"
 
 
-def stack(adapters: Sequence[Adapter | None], slots: Sequence[Slot]) -> Deltas:
-    """Return what to feed for a batch whose rows have these adapters; {} if no row has one.
+def feed(adapter: Adapter | None, slots: Sequence[Slot]) -> Deltas:
+    """Return what to feed for a batch whose rows all have this adapter; {} for plain ones.
 
-    Rows that all have the same adapter share it: the leading axis is then 1. A slot that none of
-    them names is fed zeros of rank 1, for rank 0 is what a wholly plain batch feeds.
+    The leading axis is 1. A slot that it does not name is fed zeros of rank 1, for rank 0 is what a
+    plain batch feeds.
     """
-    if not any(adapter is not None and adapter.rank for adapter in adapters):
+    if adapter is None or not adapter.rank:
         return {}
-    rows = adapters[:1] if all(adapter is adapters[0] for adapter in adapters) else adapters
     deltas: dict[str, FloatArray] = {}
     for slot in slots:
-        found = [adapter and adapter.deltas.get(slot.name) for adapter in rows]
-        rank = max((delta.rank for delta in found if delta), default=0) or 1
-        leading = len(rows) if any(found) else 1
-        a = np.zeros((leading, slot.in_dim, rank), np.float32)
-        b = np.zeros((leading, rank, slot.out_dim), np.float32)
-        for row, delta in enumerate(found):
-            if delta:
-                a[row, :, : delta.rank] = delta.a
-                b[row, : delta.rank] = delta.b
-        deltas.update(zip(input_names(slot), (a, b), strict=True))
+        delta = adapter.deltas.get(slot.name) or no_delta(slot)
+        pair = (np.ascontiguousarray(matrix)[None] for matrix in (delta.a, delta.b))
+        deltas.update(zip(input_names(slot), pair, strict=True))
     return deltas
+
+
+def no_delta(slot: Slot) -> Delta:
+    """Return what changes nothing, of rank 1."""
+    return Delta(np.zeros((slot.in_dim, 1), np.float32), np.zeros((1, slot.out_dim), np.float32))
 
 
 def write_adapter(adapter: Adapter, slots: Sequence[Slot], backbone: str) -> dict[str, bytes]:
@@ -172,8 +169,8 @@ def _delta(slot: Slot, tensors: Mapping[str, np.ndarray], settings: Mapping[str,
         raise DataError(f"the adapter's delta on {slot.name} is not finite")
     alpha = _pattern(settings.get("alpha_pattern"), slot.name, settings["lora_alpha"])
     scale = alpha / (math.sqrt(rank) if settings.get("use_rslora") else rank)
-    a, b = a.reshape(rank, -1).T, b.reshape(slot.out_dim, rank).T * np.float32(scale)
-    return Delta(np.ascontiguousarray(a), np.ascontiguousarray(b, np.float32))
+    a, b = a.reshape(rank, -1).T, b.reshape(slot.out_dim, rank).T
+    return Delta(a, b if scale == 1 else b * np.float32(scale))
 
 
 def _pattern(patterns: Mapping[str, float] | None, name: str, default: float) -> float:

@@ -7,7 +7,8 @@ A *leftover* is a group of objects that no reader will ever ask for, if it stays
     upload    bytes of a file that was never completed, or has been deleted half-way
     staged    a file that its writer has not finished (a directory's only)
 
-Each may just as well be the work of someone who is still at it: being found is no verdict. Not
+Each may just as well be the work of someone who is still at it: being found is no verdict. A run's
+`publication-<k>.json` is no leftover: it holds against an attempt that wakes however late. Not
 here: whether its job has ended, how long to wait, and removal (training.collection).
 """
 

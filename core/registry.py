@@ -6,13 +6,12 @@
     <tenant>/models/<name>/versions/<n>/…                 files, then manifest.json
     <tenant>/models/<name>/versions/<n>/deleted.json      a deleted version's number stays taken
     <tenant>/models/<name>/releases/<n>.json              see core.releases
-    <tenant>/runs/<job>/publication.json                  the one version that a job may publish
 
 A number is taken by whoever creates its first object. No locks, and two workers that publish at
-once get two versions. A job publishes at most once, whatever its attempts do: the manifest is put,
-create-exclusive, under the job's own key first; an attempt that comes second finds it there, rolls
-it forward, and its own version is never listed. The registry is on disk; what is served is
-`service.serving_set`.
+once get two versions. A job publishes at most once, whatever its attempts do: which manifest it is
+stands in the job's own records first (core.publications); an attempt that comes second finds it
+there, rolls it forward, and its own version is never listed. The registry is on disk; what is
+served is `service.serving_set`.
 """
 
 from __future__ import annotations
@@ -27,6 +26,7 @@ from core.errors import AlreadyExists, Conflict, NotFound
 from core.files import sha256
 from core.identifiers import ModelReference, is_identifier
 from core.manifests import ModelManifest, TrunkManifest
+from core.publications import Publications
 from core.releases import Releases, object_number
 from core.store import ArtifactStore
 
@@ -94,38 +94,35 @@ class Registry:
         """Return a trunk's file after comparing its hash; raise `Conflict` if it differs."""
         return self._checked(f"trunks/{manifest.digest}/{name}", manifest.files[name])
 
+    def trunk_bytes(self, manifest: TrunkManifest) -> int:
+        """Return the size of a trunk's files."""
+        folder = f"trunks/{manifest.digest}"
+        return sum(self._store.size(f"{folder}/{name}") or 0 for name in manifest.files)
+
     # -- versions ----------------------------------------------------------------------------
 
     def publish(self, draft: ModelManifest, files: Mapping[str, bytes]) -> ModelManifest:
         """Store a new version of `draft.name` for the job `draft.job`; return its manifest.
 
         `draft.version` is not used: the version is the lowest number above all that were taken.
-        Raises `AlreadyExists` when a later attempt of the job has already published.
+        Raises `AlreadyExists` when a later attempt of the job has published, or has withdrawn this
+        one's leave.
         """
-        published = self.publication(draft.tenant, draft.job)
+        publications = self._publications(draft.tenant, draft.job)
+        published = publications.decision()
         if published is None:
-            manifest = self._store_version(draft, files)
-            try:
-                self._store.put_new(
-                    self._publication_key(draft.tenant, draft.job),
-                    manifest.model_dump_json().encode(),
-                )
-                published = manifest
-            except AlreadyExists:
-                published = self.publication(draft.tenant, draft.job)
-                assert published is not None
-        if published.attempt > draft.attempt:
+            published = publications.decide(self._store_version(draft, files))
+        elif published.attempt > draft.attempt:
             raise AlreadyExists(f"attempt {published.attempt} of {draft.job} has published")
         return self.roll_forward(published)
 
     def publication(self, tenant: str, job: str) -> ModelManifest | None:
         """Return the manifest that a job decided to publish, or None."""
-        try:
-            return ModelManifest.model_validate_json(
-                self._store.get(self._publication_key(tenant, job))
-            )
-        except NotFound:
-            return None
+        return self._publications(tenant, job).decision()
+
+    def withdraw(self, tenant: str, job: str, attempt: int) -> ModelManifest | None:
+        """Keep a job's earlier attempts from publishing; return what one of them has, or None."""
+        return self._publications(tenant, job).withdraw(attempt)
 
     def roll_forward(self, manifest: ModelManifest) -> ModelManifest:
         """List the version that a job decided on; harmless when it is listed already."""
@@ -274,6 +271,5 @@ class Registry:
             with suppress(AlreadyExists):
                 self._store.put_new(f"{folder}/{name}", data)
 
-    @staticmethod
-    def _publication_key(tenant: str, job: str) -> str:
-        return f"{tenant}/runs/{job}/publication.json"
+    def _publications(self, tenant: str, job: str) -> Publications:
+        return Publications(self._store, tenant, job)

@@ -9,8 +9,8 @@
 
 All of it is made from what no longer changes, so that two who archive one job write the same, and
 one that is killed half-way is finished by the next. The metrics and the report are also files of
-the API, whose ids say which (`result_file_ids`). `publication.json` in a run's folder belongs to
-core.registry, `checkpoints` and `state` to core.checkpoints. Not here: which jobs are to be
+the API, whose ids say which (`result_file_ids`). `publication-<k>.json` in a run's folder belongs
+to core.publications, `checkpoints` and `state` to core.checkpoints. Not here: which jobs are to be
 archived (core.queue) and by whom (training.archive).
 """
 

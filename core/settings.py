@@ -52,7 +52,8 @@ class Settings(BaseSettings):
     trace_endpoint: str | None = Field(
         default=None, pattern=r"^https?://",
         description="OTLP/HTTP collector of OpenTelemetry traces, such as "
-        "`http://otel:4318/v1/traces`; off without one. Needs `graft[tracing]`.",
+        "`http://otel:4318/v1/traces`; off without one. "
+        "Needs `graft[tracing]`, which the service's image has.",
     )  # fmt: skip
     trace_fraction: float = Field(
         default=1, ge=0, le=1, description="Part of the requests that are traced."
@@ -142,6 +143,11 @@ class Settings(BaseSettings):
         description="What a crash left in the artifact store is removed "
         "when it has not changed for this long.",
     )  # fmt: skip
+    export_when_idle: bool = Field(
+        default=True,
+        description="Whether a worker without a job exports the trunks of the packaged backbones, "
+        "so that embeddings and first jobs need not wait for it.",
+    )
     feature_cache_bytes: int = Field(
         default=1024 * MIB, ge=0,
         description="Features that the store keeps for a tenant's later jobs, for each trunk; "

@@ -22,6 +22,7 @@ import numpy as np
 os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
 import onnxruntime as ort
 
+from core.adapter_bank import AdapterBank
 from core.adapters import Deltas
 from core.datasets import Modality
 from core.errors import Conflict
@@ -87,6 +88,8 @@ class Trunk:
         self.preprocessor = preprocessor
         self.golden_rows: Sequence[Prepared] = ()
         """The inputs that every head with an adapter is replayed on; none unless it was loaded."""
+        self.bank = AdapterBank(manifest.slots)
+        """The adapters of the heads that are loaded on it."""
         self._session = create_session(graph, threads)
 
     @classmethod
@@ -124,8 +127,8 @@ class Trunk:
     def encode(self, rows: Sequence[Prepared], deltas: Deltas | None = None) -> FloatArray:
         """Return features, float32 [len(rows), dim]; texts are padded to the longest among them.
 
-        `deltas` are those of the whole batch, as `core.adapters.stack` makes them; without any, the
-        rows are plain.
+        `deltas` are those of the whole batch, as `core.adapters.feed` or the bank makes them;
+        without any, the rows are plain.
         """
         if not rows:
             return np.zeros((0, self.dim), np.float32)

@@ -32,7 +32,7 @@ class BackboneTrunks:
             if manifest is None:
                 raise Conflict(
                     f"the trunk of {backbone} has not been exported yet; "
-                    "a worker does it with the first job that starts from it",
+                    "a worker does it when it is idle, or with the first job that starts from it",
                     param="model",
                     code="trunk_not_exported",
                 )

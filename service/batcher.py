@@ -4,11 +4,11 @@ A lone request runs at once: nothing ever waits for a timer. While a batch runs,
 it ends, the next batch takes as many as its cost budget allows. So batches grow with the load, and
 an idle line adds no delay.
 
-Promises: every row is answered once, with its own features or its own error; a batch that fails is
-run again row by row, so that a bad row fails alone; at most `max_queued_rows` wait, and more are
-refused with `Overloaded`, as is a request that would not be done by its deadline; rows whose
-deadline has passed or whose caller has gone are dropped before they cost anything. Not here: who
-goes first (service.row_queue), preparing rows (service.inputs), heads (service.predictor).
+Promises: every row is answered once, with its own features or its own error; at most
+`max_queued_rows` wait, and more are refused with `Overloaded`, as is a request that would not be
+done by its deadline; rows whose deadline has passed or whose caller has gone are dropped before
+they cost anything. Not here: who goes first (service.row_queue), the run itself
+(service.batch_run), preparing rows (service.inputs), heads (service.predictor).
 """
 
 from __future__ import annotations
@@ -19,17 +19,15 @@ from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
-import numpy as np
-
-from core.adapters import Adapter, stack
+from core.adapter_bank import AdapterBank, BankedAdapter
 from core.errors import DeadlineExceeded, GraftError, Overloaded, PayloadTooLarge
-from core.manifests import Slot
-from core.preprocessing import FloatArray, Prepared, PreparedText
+from core.preprocessing import Prepared, PreparedText
 from core.trunk import Encoder
+from service.batch_run import RowResult, run_batch
 from service.caller import Lane
 from service.metrics import BATCH_ROWS, QUEUED_ROWS, REFUSED_ROWS
 from service.observation import Timing
-from service.row_queue import RUN_COST, Model, QueuedRequest, Row, RowQueue
+from service.row_queue import RUN_COST, Model, QueuedRequest, RowQueue
 
 MAX_BATCH_ROWS = 64
 MAX_BATCH_TOKENS = 512
@@ -42,8 +40,6 @@ FULL_BATCH_SECONDS = 0.1
 
 SMOOTHING = 0.1
 """Weight of the latest batch in that; one that stalled counts as four times the usual at most."""
-
-RowResult = FloatArray | GraftError
 
 
 @dataclass(eq=False)
@@ -80,10 +76,10 @@ class Batcher:
     """
 
     def __init__(
-        self, encoder: Encoder, name: str, max_queued_rows: int, slots: Sequence[Slot] = ()
+        self, encoder: Encoder, name: str, max_queued_rows: int, bank: AdapterBank | None = None
     ) -> None:
         self._encoder = encoder
-        self._slots = slots
+        self._bank = bank or AdapterBank(())
         self._queue = RowQueue(max_queued_rows)
         self._callers: dict[QueuedRequest, _Request] = {}
         self._executor = ThreadPoolExecutor(1, thread_name_prefix=f"trunk-{name}")
@@ -103,7 +99,7 @@ class Batcher:
         *,
         model: Model = None,
         lane: Lane = Lane.NORMAL,
-        adapter: Adapter | None = None,
+        adapter: BankedAdapter | None = None,
     ) -> list[RowResult]:
         """Return each row's features [dim] with the adapter, or its error, in order.
 
@@ -156,7 +152,7 @@ class Batcher:
         deadline: float,
         model: Model,
         lane: Lane,
-        adapter: Adapter | None,
+        adapter: BankedAdapter | None,
     ) -> QueuedRequest:
         if self._is_closed:
             raise _shutting_down()
@@ -196,7 +192,9 @@ class Batcher:
                 request.taken = request.taken or began
             self._running_cost = sum(row.prepared.cost for row in batch)
             try:
-                results = await loop.run_in_executor(self._executor, self._encode, batch)
+                results = await loop.run_in_executor(
+                    self._executor, run_batch, self._encoder, self._bank, batch
+                )
             finally:
                 share = (self._running_cost + RUN_COST) / _budget(batch[0].prepared)
                 self._running_cost = 0
@@ -207,29 +205,6 @@ class Batcher:
                 request.finish(row.index, result)
             self._batch_rows.observe(len(batch))
             self._queued_rows.set(self._queue.rows)
-
-    def _encode(self, batch: list[Row]) -> list[RowResult]:
-        """Run on the executor's thread; never raises."""
-        try:
-            return self._rows(batch)
-        except Exception:
-            results: list[RowResult] = []
-            for row in batch:
-                try:
-                    results += self._rows([row])
-                except Exception:
-                    results.append(GraftError("this input could not be computed"))
-            return results
-
-    def _rows(self, batch: list[Row]) -> list[RowResult]:
-        deltas = stack([row.request.adapter for row in batch], self._slots)
-        features = self._encoder.encode([row.prepared for row in batch], deltas)
-        if len(features) != len(batch):
-            raise ValueError(f"{len(features)} results for {len(batch)} rows")
-        return [
-            row if finite.all() else GraftError("this input gives no finite features")
-            for row, finite in zip(features, np.isfinite(features), strict=True)
-        ]
 
 
 def _budget(row: Prepared) -> int:

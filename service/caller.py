@@ -10,11 +10,10 @@ that a retry under the same id goes where the first try went.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from contextvars import ContextVar
 from dataclasses import dataclass
 from enum import IntEnum
-
-from starlette.datastructures import Headers
 
 from core.errors import InvalidRequest
 
@@ -42,7 +41,7 @@ class Caller:
 CALLER: ContextVar[Caller] = ContextVar("caller", default=Caller())  # noqa: B039
 
 
-def read_caller(headers: Headers, request_id: str) -> Caller:
+def read_caller(headers: Mapping[str, str], request_id: str) -> Caller:
     """Return what the headers say; raise `InvalidRequest` for what cannot be understood."""
     key = headers.get(ROUTING_HEADER) or request_id
     if len(key) > MAX_KEY_CHARS:

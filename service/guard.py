@@ -17,7 +17,9 @@ import ipaddress
 import re
 import secrets
 import time
+from collections.abc import Mapping
 from contextlib import suppress
+from functools import lru_cache
 from urllib.parse import urlsplit
 
 from starlette.datastructures import Headers, MutableHeaders
@@ -44,6 +46,7 @@ _REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,128}\Z")
 _METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"})
 
 
+@lru_cache(maxsize=256)
 def is_loopback(host: str) -> bool:
     """Tell whether a host name or address means this machine only."""
     if host.lower() == "localhost":
@@ -80,7 +83,7 @@ class Guard:
             await send({"type": "websocket.close", "code": 1008})
 
     async def _serve(self, scope: Scope, receive: Receive, send: Send) -> None:
-        headers = Headers(scope=scope)
+        headers = _headers(scope)
         given = headers.get("x-request-id", "")
         request_id = given if _REQUEST_ID.match(given) else secrets.token_hex(16)
         scope.setdefault("state", {})["request_id"] = request_id
@@ -137,7 +140,7 @@ class Guard:
             error = unexpected()
         await error_response(error, scope["path"])(scope, receive, send)
 
-    def _authorise(self, scope: Scope, headers: Headers) -> None:
+    def _authorise(self, scope: Scope, headers: Mapping[str, str]) -> None:
         if self._key is None:
             address, _ = scope.get("server") or ("", 0)
             host = re.sub(r":\d+\Z", "", headers.get("host", "localhost"))
@@ -155,6 +158,13 @@ class Guard:
         return self._max_upload if path in UPLOAD_PATHS else self._max_body
 
 
+def _headers(scope: Scope) -> dict[str, str]:
+    """Return the headers, of repeated ones the first: they are looked up often, and by name."""
+    return {
+        name.decode("latin-1"): value.decode("latin-1") for name, value in scope["headers"][::-1]
+    }
+
+
 def _no_endpoint(scope: Scope, message: Message) -> NotFound | None:
     """Return our error for BentoML's answer, in plain text, to a path or a method it has not."""
     if message["type"] != "http.response.start" or message["status"] not in (404, 405):
@@ -164,7 +174,7 @@ def _no_endpoint(scope: Scope, message: Message) -> NotFound | None:
     return NotFound(f"no endpoint {scope['method'][:20]} {scope['path'][:200]}")
 
 
-def _is_own_page(headers: Headers) -> bool:
+def _is_own_page(headers: Mapping[str, str]) -> bool:
     """Tell whether a browser sent this for a page of this machine; other programs name no origin.
 
     A page of any site may post a form, or text, to 127.0.0.1 without being asked for permission.
@@ -210,7 +220,7 @@ class _BoundedBody:
         self._received = 0
         self._has_ended = False
 
-    def check_declared(self, headers: Headers) -> None:
+    def check_declared(self, headers: Mapping[str, str]) -> None:
         declared = headers.get("content-length", "")
         if declared.isascii() and declared.isdigit():
             self._check(int(declared[:18]))

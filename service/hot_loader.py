@@ -102,7 +102,7 @@ class HotLoader:
             # It came out of memory and does not come back: from now on the release is without it.
             await self._refuse((tenant, reference.name), version, error.reason)
             return await self.resolve(tenant, reference, routing_key)
-        return replace(model, release=release)
+        return LiveModel(model.head, model.trunk, release)
 
     # -- for operators -----------------------------------------------------------------------
 

@@ -223,9 +223,7 @@ class LiveModels:
             ),
         )
         weakref.finalize(trunk, self._request_trim, loop).atexit = False
-        live = LiveTrunk(
-            trunk, Batcher(trunk, digest[:12], self._max_queued_rows, trunk.manifest.slots)
-        )
+        live = LiveTrunk(trunk, Batcher(trunk, digest[:12], self._max_queued_rows, trunk.bank))
         self._trunks[digest] = live
         return live
 
@@ -273,8 +271,15 @@ class LiveModels:
             loop.call_soon_threadsafe(lambda: self._trim(collect=True))
 
     def _trim(self, *, collect: bool) -> None:
+        banks = [live.trunk.bank for live in self._trunks.values()]
+
+        def trim() -> None:
+            for bank in banks:
+                bank.shrink()
+            _give_back(collect)
+
         with suppress(RuntimeError):
-            asyncio.get_running_loop().run_in_executor(self._executor, _give_back, collect)
+            asyncio.get_running_loop().run_in_executor(self._executor, trim)
 
 
 def _give_back(collect: bool) -> None:

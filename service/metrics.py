@@ -134,6 +134,7 @@ def render() -> tuple[bytes, str]:
     """Return the text of `/metrics` and its content type."""
     if "PROMETHEUS_MULTIPROC_DIR" not in os.environ:
         return generate_latest(REGISTRY), CONTENT_TYPE_LATEST
+    forget_dead_processes()  # one that was killed may have been seen as alive by its successor
     registry = CollectorRegistry()
     MultiProcessCollector(registry)  # type: ignore[no-untyped-call]
     return generate_latest(registry), CONTENT_TYPE_LATEST

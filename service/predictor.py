@@ -19,7 +19,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from core.adapters import Adapter
+from core.adapter_bank import BankedAdapter
 from core.errors import DeadlineExceeded, GraftError, InvalidRequest
 from core.identifiers import ModelReference
 from core.preprocessing import FloatArray, PreparedImage, PreparedText, TextPreprocessor
@@ -217,13 +217,19 @@ class Predictor:
         return Classification(model, rows, results, inference.timing)
 
     async def embed(
-        self, name: str, trunk: LiveTrunk, inputs: Sequence[Input], *, timeout_seconds: float
+        self,
+        name: str,
+        trunk: LiveTrunk,
+        inputs: Sequence[Input],
+        *,
+        adapter: BankedAdapter | None = None,
+        timeout_seconds: float,
     ) -> Embeddings:
         """Return the features of every input; `name` is the model to count it under."""
         meters = self._labels.meters(name)
         with observed(name, len(inputs), meters) as inference:
             features, tokens = await self._encode(
-                trunk, name, inputs, timeout_seconds, inference.timing
+                trunk, name, inputs, timeout_seconds, inference.timing, adapter
             )
             rows: list[Embedding | GraftError] = [
                 row if isinstance(row, GraftError) else Embedding(row, count)
@@ -244,7 +250,7 @@ class Predictor:
         inputs: Sequence[Input],
         timeout_seconds: float,
         timing: Timing,
-        adapter: Adapter | None = None,
+        adapter: BankedAdapter | None = None,
     ) -> tuple[list[FloatArray | GraftError], list[int]]:
         """Return each input's features, and how many tokens it was read as."""
         began = time.monotonic()

@@ -19,7 +19,7 @@ import heapq
 from collections.abc import Callable, Hashable, Iterator
 from dataclasses import dataclass, field
 
-from core.adapters import Adapter
+from core.adapter_bank import BankedAdapter
 from core.preprocessing import Prepared
 from service.caller import Lane
 
@@ -39,7 +39,7 @@ class QueuedRequest:
     model: Model
     lane: Lane
     is_dead: Callable[[], bool]
-    adapter: Adapter | None = None
+    adapter: BankedAdapter | None = None
     waiting: int = 0
     cost: int = 0
 

@@ -18,17 +18,23 @@ from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
 from tokenizers.pre_tokenizers import Whitespace
 
+from core.adapters import Adapter, Delta, feed, input_names, write_adapter
 from core.datasets import Modality
 from core.files import sha256
 from core.identifiers import PRODUCTION
-from core.manifests import DatasetReference, ModelManifest, Release, TrunkManifest
+from core.manifests import DatasetReference, ModelManifest, Release, Slot, TrunkManifest
 from core.preprocessing import FloatArray, ImagePreprocess, TextPreprocess
 from core.registry import Registry
+from core.trunk import Trunk
 
 TENANT = "default"
 WORDS = ["[PAD]", "[UNK]", "good", "bad", "red", "blue", "cat", "dog"]
 DIM = 4
 MAX_TOKENS = 16
+SLOTS = tuple(
+    Slot(name=name, block=block, kind="linear", in_dim=DIM, out_dim=DIM)
+    for block, name in enumerate(("layer.0", "layer.1"))
+)
 
 
 def tokenizer_json() -> bytes:
@@ -68,6 +74,43 @@ def text_trunk_graph(table: FloatArray) -> bytes:
     return _graph(nodes, tokens, output, constants)
 
 
+def adaptable_text_graph(table: FloatArray) -> bytes:
+    """`text_trunk_graph` with two slots: a token's embedding, and the mean of all."""
+    dim = table.shape[1]
+    nodes = [
+        helper.make_node("Gather", ["table", "input_ids"], ["tokens"]),
+        *_delta_nodes("tokens", "embedded", SLOTS[0].name),
+        helper.make_node("Cast", ["attention_mask"], ["mask"], to=TensorProto.FLOAT),
+        helper.make_node("Unsqueeze", ["mask", "last"], ["mask3"]),
+        helper.make_node("Mul", ["embedded", "mask3"], ["masked"]),
+        helper.make_node("ReduceSum", ["masked", "middle"], ["total"], keepdims=1),
+        helper.make_node("ReduceSum", ["mask3", "middle"], ["count"], keepdims=1),
+        helper.make_node("Div", ["total", "count"], ["mean"]),
+        *_delta_nodes("mean", "adapted", SLOTS[1].name),
+        helper.make_node("Squeeze", ["adapted", "middle"], ["features"]),
+    ]
+    constants = {"table": table, "last": np.array([2]), "middle": np.array([1])}
+    inputs = [
+        helper.make_tensor_value_info(name, TensorProto.INT64, ["n", "width"])
+        for name in ("input_ids", "attention_mask")
+    ]
+    for slot in SLOTS:
+        for name, shape in zip(input_names(slot), ((1, dim, 1), (1, 1, dim)), strict=True):
+            named = ["rows", *("rank" if size == 1 else size for size in shape[1:])]
+            inputs.append(helper.make_tensor_value_info(name, TensorProto.FLOAT, named))
+            constants[name] = np.zeros(shape, np.float32)
+    output = helper.make_tensor_value_info("features", TensorProto.FLOAT, ["n", dim])
+    return _graph(nodes, inputs, output, constants)
+
+
+def _delta_nodes(before: str, after: str, slot: str) -> list[onnx.NodeProto]:
+    return [
+        helper.make_node("MatMul", [before, f"{slot}.a"], [f"{slot}.down"]),
+        helper.make_node("MatMul", [f"{slot}.down", f"{slot}.b"], [f"{slot}.up"]),
+        helper.make_node("Add", [before, f"{slot}.up"], [after]),
+    ]
+
+
 def image_trunk_graph(side: int) -> bytes:
     """`pixels` [n, 3, side, side] to the mean of each channel, `features` [n, 3]."""
     node = helper.make_node("ReduceMean", ["pixels"], ["features"], axes=[2, 3], keepdims=0)
@@ -100,18 +143,18 @@ def npz(**arrays: np.ndarray) -> bytes:
     return buffer.getvalue()
 
 
-def add_text_trunk(registry: Registry, seed: int = 0) -> TrunkManifest:
+def add_text_trunk(registry: Registry, seed: int = 0, *, adaptable: bool = False) -> TrunkManifest:
     table = embedding(seed)
     ids, mask = np.array([[2, 4, 6], [3, 5, 0]]), np.array([[1, 1, 1], [1, 1, 0]])
     expected = np.stack([text_features(table, [2, 4, 6]), text_features(table, [3, 5])])
     config = TextPreprocess(max_tokens=MAX_TOKENS, pad_id=0, inputs=("input_ids", "attention_mask"))
     files = {
-        "trunk.onnx": text_trunk_graph(table),
+        "trunk.onnx": adaptable_text_graph(table) if adaptable else text_trunk_graph(table),
         "tokenizer.json": tokenizer_json(),
         "preprocess.json": config.model_dump_json().encode(),
         "golden.npz": npz(input_ids=ids, attention_mask=mask, features=expected),
     }
-    return _add_trunk(registry, files, Modality.TEXT, DIM)
+    return _add_trunk(registry, files, Modality.TEXT, DIM, SLOTS if adaptable else ())
 
 
 def add_image_trunk(registry: Registry, side: int = 8) -> TrunkManifest:
@@ -150,11 +193,14 @@ def draft(
     )
 
 
-def head_files(dim: int, classes: int = 2, seed: int = 0) -> dict[str, bytes]:
+def head_files(
+    dim: int, classes: int = 2, seed: int = 0, features: FloatArray | None = None
+) -> dict[str, bytes]:
     random = np.random.default_rng(seed)
     weights = random.normal(size=(dim, classes)).astype(np.float32)
     bias = random.normal(size=classes).astype(np.float32)
-    features = random.normal(size=(3, dim)).astype(np.float32)
+    if features is None:
+        features = random.normal(size=(3, dim)).astype(np.float32)
     return {
         "head.onnx": head_graph(weights, bias),
         "golden.npz": npz(features=features, probabilities=softmax(features @ weights + bias)),
@@ -182,6 +228,44 @@ def publish(
     return manifest
 
 
+def random_adapter(seed: int, ranks: Sequence[int] = (2, 2)) -> Adapter:
+    """An adapter for the adaptable trunk, with a delta of each slot's rank; 0 is none."""
+    random = np.random.default_rng(seed)
+    return Adapter(
+        {
+            slot.name: Delta(
+                random.normal(size=(DIM, rank)).astype(np.float32),
+                random.normal(size=(rank, DIM)).astype(np.float32),
+            )
+            for slot, rank in zip(SLOTS, ranks, strict=True)
+            if rank
+        }
+    )
+
+
+def publish_low_rank(
+    registry: Registry, trunk: TrunkManifest, name: str = "pets", *, seed: int = 0,
+    release: bool = True,
+) -> ModelManifest:  # fmt: skip
+    """Store a version with an adapter on the adaptable trunk; its head is that of `seed`."""
+    manifest = registry.publish(*low_rank(registry, trunk, name, seed=seed))
+    if release:
+        promote(registry, manifest)
+    return manifest
+
+
+def low_rank(
+    registry: Registry, trunk: TrunkManifest, name: str = "pets", *, seed: int = 0
+) -> tuple[ModelManifest, dict[str, bytes]]:
+    """The draft and the files of a version with an adapter."""
+    loaded = Trunk.load(registry, trunk.digest, threads=1, max_pixels=1)
+    adapter = random_adapter(seed)
+    features = loaded.encode(loaded.golden_rows, feed(adapter, SLOTS))
+    files = head_files(DIM, seed=seed, features=features) | write_adapter(adapter, SLOTS, "minilm")
+    kind = {"kind": "low_rank", "rank": adapter.rank, "blocks": len(SLOTS)}
+    return draft(trunk, name, job=f"ftjob-{time.monotonic_ns()}").model_copy(update=kind), files
+
+
 def promote(registry: Registry, manifest: ModelManifest, alias: str = PRODUCTION) -> Release:
     return registry.releases.alias(
         TENANT, manifest.name, {alias: manifest.version}, created_by="test", reason="test"
@@ -198,8 +282,9 @@ def encoded_image(
 
 
 def _add_trunk(
-    registry: Registry, files: dict[str, bytes], modality: Modality, dim: int
-) -> TrunkManifest:
+    registry: Registry, files: dict[str, bytes], modality: Modality, dim: int,
+    slots: tuple[Slot, ...] = (),
+) -> TrunkManifest:  # fmt: skip
     hashes = {name: sha256(data) for name, data in files.items()}
     digest = sha256(repr(sorted(hashes.items())).encode())
     manifest = TrunkManifest(
@@ -210,6 +295,8 @@ def _add_trunk(
         dim=dim,
         precision="fp32",
         files=hashes,
+        slots=slots,
+        blocks=len(slots),
         max_difference=0.0,
         created_at=0.0,
     )

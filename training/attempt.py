@@ -20,7 +20,8 @@ A worker that cannot reach Redis for a whole lease must assume that the lease is
 Before the child is told to publish, the job is marked as publishing. From then on no request counts
 and no attempt settles anything but success: a job that was interrupted there comes back, and its
 next attempt looks into the registry before all else. If the job has published, that attempt goes
-on to success; if not, it takes back the mark, and what was put off counts.
+on to success; if not, it withdraws the leave of those before it in the store, where one that was
+frozen will find that, then takes back the mark, and what was put off counts.
 
 Not here: what each end tells Redis (training.settlement).
 """
@@ -62,7 +63,7 @@ TERM_SECONDS = 0.5
 PUBLISH_SECONDS = 60.0
 """How much longer than its time a job that publishes may take."""
 
-HasPublished = Callable[[Job], Awaitable[bool]]
+Withdraw = Callable[[Job], Awaitable[bool]]
 
 
 class Attempt:
@@ -78,12 +79,13 @@ class Attempt:
         max_seconds: float,
         stop_seconds: float,
         stopping: asyncio.Event,
-        has_published: HasPublished,
+        withdraw: Withdraw,
         presence: Presence,
     ) -> None:
         """`stop_seconds` is what a child may take to save its state; `stopping` is the worker's.
 
-        `has_published` looks into the registry; it may raise `Unavailable`.
+        `withdraw` keeps earlier attempts from publishing, and is False if one of them has; it may
+        raise `Unavailable`.
         """
         self._queue = queue
         self._claim = claim
@@ -93,7 +95,7 @@ class Attempt:
         self._max_seconds = max_seconds
         self._stop_seconds = stop_seconds
         self._stopping = stopping
-        self._has_published = has_published
+        self._withdraw = withdraw
         self._settlement = Settlement(queue, claim, presence)
         self._renewed = time.monotonic()
         self._progress: Progress | None = None
@@ -147,11 +149,11 @@ class Attempt:
         return None
 
     async def _may_go_on(self) -> bool:
-        """Find out whether the job has published; if not, take back the mark.
+        """Find out whether the job has published; if not, see that it cannot; take back the mark.
 
         False when what was put off meanwhile has ended the job.
         """
-        if await self._insist(lambda: self._has_published(self._claim.job)):
+        if not await self._insist(lambda: self._withdraw(self._claim.job)):
             return True
         job = await self._insist(lambda: self._queue.clear_publishing(self._claim))
         self._publishing = False

@@ -7,14 +7,12 @@ Not here: what the stages of a job are (training.pipeline, training.ingest).
 
 from __future__ import annotations
 
-import ctypes
 import os
 import resource
-import signal
 import sys
 import threading
 from pathlib import Path
-from typing import BinaryIO
+from typing import TYPE_CHECKING, BinaryIO
 
 from pydantic import BaseModel
 
@@ -42,10 +40,12 @@ from training.process import (
     RetryMessage,
     StoppedMessage,
     SucceededMessage,
+    end_with_supervisor,
 )
 from training.stopping import Stopped
 
-_PR_SET_PDEATHSIG = 1
+if TYPE_CHECKING:  # a child that parses files is better off without ONNX Runtime
+    from core.trunk import Trunk
 
 
 class Reporter:
@@ -113,16 +113,9 @@ def limit_memory(extra_bytes: int) -> None:
     resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
 
 
-def end_with_supervisor() -> None:
-    """Have Linux kill this process when its supervisor is gone.
-
-    `Reporter` sees that too, but not while a library holds the interpreter's lock.
-    """
-    if sys.platform == "linux":
-        ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
-
-
-def run(job: Job, settings: Settings, reporter: Reporter) -> SucceededMessage:
+def run(
+    job: Job, settings: Settings, reporter: Reporter, trunk: Trunk | None = None
+) -> SucceededMessage:
     """Run one job; what it raises is translated by `main`."""
     store = ArtifactStore(settings.store_url)
     if job.kind is JobKind.INGEST:
@@ -137,7 +130,7 @@ def run(job: Job, settings: Settings, reporter: Reporter) -> SucceededMessage:
 
     from training.pipeline import fine_tune
 
-    manifest = fine_tune(job, store, settings, reporter)
+    manifest = fine_tune(job, store, settings, reporter, trunk)
     return SucceededMessage(
         result={"fine_tuned_model": manifest.reference, "metrics": dict(manifest.metrics)},
         model=manifest.name,
@@ -169,7 +162,7 @@ def _failure(error: GraftError) -> Failure:
 
 
 def main() -> None:
-    """Run one job of the kind given as the first argument."""
+    """Run one job of the kind given as the first argument, perhaps on the model that comes next."""
     end_with_supervisor()
     kind = JobKind(sys.argv[1])
     messages = os.fdopen(os.dup(1), "wb")
@@ -183,6 +176,11 @@ def main() -> None:
     settings = Settings()
     messages.write(READY)
     messages.flush()
+    trunk = None
+    if kind is JobKind.FINE_TUNE:
+        from training.warm_up import warm_up
+
+        trunk = warm_up(settings, sys.argv[2] if len(sys.argv) > 2 else None)
     answers = sys.stdin.buffer
     line = answers.readline()
     if not line:
@@ -190,7 +188,7 @@ def main() -> None:
     job = Job.model_validate_json(line)
     reporter = Reporter(messages, answers)
     try:
-        reporter.send(run(job, settings, reporter))
+        reporter.send(run(job, settings, reporter, trunk))
     except BaseException as error:
         outcome = outcome_of(error)
         if isinstance(outcome, RetryMessage):

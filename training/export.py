@@ -14,7 +14,7 @@ import numpy as np
 import onnx
 from onnx import TensorProto, helper, numpy_helper
 
-from core.adapters import Adapter, stack, write_adapter
+from core.adapters import Adapter, feed, write_adapter
 from core.errors import ExportMismatch
 from core.preprocessing import FloatArray
 from core.trunk import TOLERANCE, Trunk, agree, create_session
@@ -81,7 +81,7 @@ def export_adapted(
     slots = trunk.manifest.slots
     rows = trunk.golden_rows
     expected = parity.adapted_features(backbone, slots, adapter, rows)
-    actual = trunk.encode(rows, stack([adapter] * len(rows), slots))
+    actual = trunk.encode(rows, feed(adapter, slots))
     if not agree(actual, expected, trunk.manifest.precision):
         difference = float(np.abs(actual - expected).max())
         raise ExportMismatch(f"the trunk with the adapter differs from torch by {difference:.1e}")

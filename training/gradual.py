@@ -174,8 +174,11 @@ class Watcher(Protocol):
     def save(self, step: int, state: bytes) -> None:
         """Keep a state to resume from; `step` counts training steps."""
 
-    def on_epoch(self, blocks: int, number: int, epoch: Epoch) -> None:
-        """Hear of an epoch."""
+    def on_epoch(self, blocks: int, number: int, epoch: Epoch, step: int) -> None:
+        """Hear of an epoch, after which the state of `step` was saved."""
+
+    def on_stop(self, step: int) -> None:
+        """Hear that training stops, and that the state of `step` was saved."""
 
     def on_step(
         self, step: Step, trained_steps: int, model: Callable[[], tuple[Adapter, Head]]
@@ -300,14 +303,15 @@ class Gradual:
             self._watcher.save(self._at.saved_at, self._state(trainer))
 
         def on_epoch(epoch: Epoch) -> bool:
-            self._watcher.on_epoch(abs(blocks), len(trainer.history), epoch)
             save_state()
+            self._watcher.on_epoch(abs(blocks), len(trainer.history), epoch, self._at.saved_at)
             return time.monotonic() < self._deadline
 
         try:
             trainer.run(check=self._watcher.check, on_epoch=on_epoch)
         except Stopped:
             save_state()
+            self._watcher.on_stop(self._at.saved_at)
             raise
         self._at.training = None
 

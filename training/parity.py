@@ -18,7 +18,8 @@ import numpy as np
 import torch
 from tokenizers import Tokenizer
 
-from core.adapters import Adapter, Delta, stack
+from core.adapter_bank import BankedAdapter
+from core.adapters import Adapter, Delta
 from core.errors import ExportMismatch
 from core.manifests import Slot, TrunkManifest
 from core.preprocessing import (
@@ -75,20 +76,21 @@ def _adapted_difference(
 
     The deltas are random and far larger than any that are trained, so that they show.
     """
-    slots = trunk.manifest.slots
+    slots, bank = trunk.manifest.slots, trunk.bank
     adapters = [random_adapter(slots, rank, seed=rank) for rank in (4, 16)]
+    banked = [bank.add(adapter) for adapter in adapters]
     modules = [_with_adapter(backbone, slots, adapter) for adapter in adapters]
     largest = 0.0
     for batch in (batches[0], batches[-1]):
         plain = _torch_features(backbone, batch)
         adapted = [_torch_features(module, batch) for module in modules]
-        cases: list[tuple[list[Adapter | None], FloatArray]] = [
-            ([adapters[0]] * len(batch), adapted[0])
+        cases: list[tuple[list[BankedAdapter | None], FloatArray]] = [
+            ([banked[0]] * len(batch), adapted[0])
         ]
-        mixed = [[None, *adapters][row % 3] for row in range(len(batch))]
+        mixed = [[None, *banked][row % 3] for row in range(len(batch))]
         cases.append((mixed, np.stack([[plain, *adapted][r % 3][r] for r in range(len(batch))])))
         for chosen, expected in cases:
-            actual = trunk.encode(batch, stack(chosen, slots))
+            actual = trunk.encode(batch, bank.gather(chosen))
             difference = float(np.abs(actual - expected).max())
             if not agree(actual, expected, trunk.manifest.precision):
                 raise ExportMismatch(f"the adapted graph differs from torch by {difference:.1e}")

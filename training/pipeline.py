@@ -20,7 +20,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from core.adapters import Adapter, stack
+from core.adapters import Adapter
 from core.backbones import AUTO, candidates, is_allowed
 from core.checkpoints import Checkpoints
 from core.errors import DataError, QualityGateFailed
@@ -100,8 +100,9 @@ class FineTune:
     """One attempt at one job; `run` is its table of contents."""
 
     def __init__(
-        self, job: Job, store: ArtifactStore, settings: Settings, reporter: Reporter
-    ) -> None:
+        self, job: Job, store: ArtifactStore, settings: Settings, reporter: Reporter,
+        trunk: Trunk | None = None,
+    ) -> None:  # fmt: skip
         self._job = job
         self._request = FineTuneRequest.model_validate(job.spec)
         self._store = store
@@ -109,6 +110,7 @@ class FineTune:
         self._files = FileStore(store, job.tenant)
         self._settings = settings
         self._reporter = reporter
+        self._loaded_trunk = trunk
         self._checkpoints = Checkpoints(store, job.tenant, job.id)
         self._began = time.monotonic()
         self._threads = torch.get_num_threads()
@@ -260,6 +262,7 @@ class FineTune:
             hf_models=self._settings.hf_models,
             threads=1,  # `extract` runs one batch per thread
             max_pixels=self._settings.max_pixels,
+            loaded=self._loaded_trunk,
             on_export=lambda: self._reporter.event(
                 "stage",
                 f"First use of {model} in {precision} here: exporting its trunk.",
@@ -382,7 +385,7 @@ class FineTune:
                 judged.data.items,
                 threads=self._threads,
                 on_progress=lambda *_: self._reporter.check(),
-                deltas=stack([head.adapter], its_trunk.manifest.slots),
+                deltas=its_trunk.bank.gather([head.adapter]),
             )
             return head, features
 
@@ -512,10 +515,11 @@ class FineTune:
 
 
 def fine_tune(
-    job: Job, store: ArtifactStore, settings: Settings, reporter: Reporter
-) -> ModelManifest:
-    """Run a `fine_tune` job; return what it published."""
-    return FineTune(job, store, settings, reporter).run()
+    job: Job, store: ArtifactStore, settings: Settings, reporter: Reporter,
+    trunk: Trunk | None = None,
+) -> ModelManifest:  # fmt: skip
+    """Run a `fine_tune` job; return what it published. `trunk` has been loaded, if it helps."""
+    return FineTune(job, store, settings, reporter, trunk).run()
 
 
 def model_name(job: Job, request: FineTuneRequest) -> str:

@@ -14,6 +14,7 @@ its supervisor and ends itself.
 from __future__ import annotations
 
 import asyncio
+import ctypes
 import os
 import signal
 import sys
@@ -114,6 +115,23 @@ READY = b'{"type":"ready"}\n'
 """A child's first line: its imports are done, and a job may be claimed for it."""
 
 
+_PR_SET_PDEATHSIG = 1
+
+
+def child_environment() -> dict[str, str]:
+    """Return this process's environment without what a child must not know."""
+    return {name: value for name, value in os.environ.items() if name not in _SECRETS}
+
+
+def end_with_supervisor() -> None:
+    """Have Linux kill this process when its supervisor is gone.
+
+    A child's `Reporter` sees that too, but not while a library holds the interpreter's lock.
+    """
+    if sys.platform == "linux":
+        ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+
+
 class ChildProcess:
     """A running child, seen from the supervisor."""
 
@@ -125,15 +143,14 @@ class ChildProcess:
         self._stdout = process.stdout
 
     @classmethod
-    async def start(cls, kind: JobKind) -> ChildProcess:
-        """Start a child that gets ready for a job of `kind`."""
-        environment = {name: v for name, v in os.environ.items() if name not in _SECRETS}
+    async def start(cls, kind: JobKind, model: str | None = None) -> ChildProcess:
+        """Start a child that gets ready for a job of `kind`, most likely on `model`."""
         return cls(
             await asyncio.create_subprocess_exec(
-                sys.executable, "-m", "training.child", kind.value,
+                sys.executable, "-m", "training.child", kind.value, *([model] if model else []),
                 stdin=asyncio.subprocess.PIPE,
                 stdout=asyncio.subprocess.PIPE,
-                env=environment,
+                env=child_environment(),
                 limit=MESSAGE_BYTES,
                 # Signals for the supervisor's group, such as Ctrl-C, are not for its children.
                 start_new_session=True,

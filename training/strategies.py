@@ -12,14 +12,14 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 from safetensors import SafetensorError
 
-from core.adapters import Adapter, Deltas, stack
+from core.adapters import Adapter, Deltas, feed
 from core.checkpoints import Checkpoints
 from core.jobs import FineTuneRequest
 from core.manifests import ModelManifest
@@ -64,7 +64,7 @@ class Tuned:
 
     def deltas(self, trunk: Trunk) -> Deltas:
         """Return what the trunk is fed for every row of this model."""
-        return stack([self.adapter], trunk.manifest.slots)
+        return feed(self.adapter, trunk.manifest.slots)
 
 
 @dataclass(frozen=True)
@@ -116,7 +116,7 @@ def unfreeze(
         data.items,
         threads=setting.threads,
         on_progress=lambda *_: reporter.check(),
-        deltas=stack([outcome.adapter], trunk.manifest.slots),
+        deltas=feed(outcome.adapter, trunk.manifest.slots),
     )
     reporter.event(
         "deltas_kept",
@@ -222,7 +222,6 @@ class _Watcher:
     setting: Setting
     trunk: Trunk
     backbone: TorchBackbone
-    _saved: list[int] = field(default_factory=list)
 
     def check(self) -> None:
         self.setting.reporter.check()
@@ -230,7 +229,10 @@ class _Watcher:
     def save(self, step: int, state: bytes) -> None:
         self.setting.checkpoints.save_state(self.setting.attempt, step, state)
 
-    def on_epoch(self, blocks: int, number: int, epoch: Epoch) -> None:
+    def on_stop(self, step: int) -> None:
+        self.setting.reporter.event("state_saved", f"Training stops at step {step}.", step=step)
+
+    def on_epoch(self, blocks: int, number: int, epoch: Epoch, step: int) -> None:
         self.setting.reporter.event(
             "epoch_ended",
             f"{blocks} blocks, epoch {number}: loss {epoch.loss:.3f}"
@@ -239,6 +241,7 @@ class _Watcher:
             ),
             blocks=blocks,
             epoch=number,
+            step=step,
             **epoch.model_dump(mode="json"),
         )
 
@@ -259,8 +262,9 @@ class _Watcher:
         manifest = self.setting.checkpoints.save(
             self.setting.draft(step, adapter), trained_steps, files
         )
-        self._saved = [*self._saved, trained_steps][-KEPT_CHECKPOINTS:]
-        self.setting.checkpoints.drop(keep=self._saved)
+        # An earlier attempt's are among them.
+        saved = [each.step for each in self.setting.checkpoints.list() if each.step is not None]
+        self.setting.checkpoints.drop(keep=saved[-KEPT_CHECKPOINTS:])
         self.setting.reporter.event(
             "checkpoint",
             f"Checkpoint {manifest.reference}.",

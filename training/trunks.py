@@ -47,9 +47,11 @@ def ensure_trunk(
     threads: int,
     max_pixels: int,
     on_export: Callable[[], None],
+    loaded: Trunk | None = None,
 ) -> Trunk:
     """Return the trunk of a backbone, exporting it if this store has none; `on_export` is told.
 
+    `loaded` is returned if it is the same, with the same `threads` and `max_pixels`.
     Raises `DataError` (`param="model"`) for a backbone that cannot be used, or not at this
     precision (`param="precision"`), `ExportMismatch` if the graph disagrees with torch, and
     `Conflict` if a stored trunk is damaged.
@@ -60,6 +62,24 @@ def ensure_trunk(
         on_export()
         backbone = backbones.load(model, hf_models)
         manifest = registry.add_trunk(key, *export(backbone, precision))
+    if loaded is not None and loaded.manifest.digest == manifest.digest:
+        return loaded
+    return Trunk.load(registry, manifest.digest, threads=threads, max_pixels=max_pixels)
+
+
+def load_known(
+    registry: Registry,
+    model: str,
+    *,
+    hf_models: tuple[str, ...],
+    threads: int,
+    max_pixels: int,
+    max_bytes: int,
+) -> Trunk | None:
+    """Return a backbone's fp32 trunk if this store has one of at most `max_bytes`."""
+    manifest = registry.find_trunk(_key(backbones.digest(model, hf_models), "fp32"))
+    if manifest is None or registry.trunk_bytes(manifest) > max_bytes:
+        return None
     return Trunk.load(registry, manifest.digest, threads=threads, max_pixels=max_pixels)
 
 

@@ -2,9 +2,11 @@
 
 It never imports torch: it holds leases, beats, watches for cancels, and starts and ends children.
 There is one *lane* per kind of job, so that parsing an upload never waits behind a long training.
-Each lane keeps a warm spare child that has done its imports. Beside the lanes, finished jobs are
-archived (training.archive), and what crashes left is removed (training.collection). Not here: one
-attempt's life (training.attempt), what a job does (training.pipeline, training.ingest).
+Each lane keeps a warm spare child that has done its imports and loads what the last job used; it is
+started when that job has ended, for while it starts it takes the processors that a small job needs.
+Beside the lanes, finished jobs are archived (training.archive), what crashes left is removed
+(training.collection), and what the first jobs will need is exported (training.first_trunks). Not
+here: one attempt's life (training.attempt), what a job does (training.pipeline, training.ingest).
 """
 
 from __future__ import annotations
@@ -16,7 +18,7 @@ import signal
 from contextlib import suppress
 
 from core.bootstrap import open_queue
-from core.errors import Unavailable
+from core.errors import NoSpace, Unavailable
 from core.jobs import Job, JobKind
 from core.presence import Presence, Role, keep_presence, process_name
 from core.queue import Claim, JobQueue
@@ -27,6 +29,7 @@ from core.store import ArtifactStore
 from training.archive import keep_archive
 from training.attempt import Attempt
 from training.collection import keep_collected
+from training.first_trunks import export_when_idle
 from training.process import ChildProcess
 
 logger = logging.getLogger("graft.worker")
@@ -55,7 +58,10 @@ class Lane:
         self._settings = settings
         self._stopping = stopping
         self._worker = process_name()
+        self.is_idle = True
+        """Whether it has no job."""
         self._spare: ChildProcess | None = None
+        self._last_model: str | None = None
         self._spare_pause_seconds = SPARE_PAUSE_SECONDS
 
     async def run(self) -> None:
@@ -66,7 +72,9 @@ class Lane:
                 claim = await self._next_claim() if self._spare and self._spare.is_alive else None
                 if claim is not None and self._spare is not None:
                     child, self._spare = self._spare, None
+                    self.is_idle = False
                     await self._attempt(claim, child)
+                    self.is_idle = True
                     self._spare_pause_seconds = SPARE_PAUSE_SECONDS
         finally:
             if self._spare is not None:
@@ -81,7 +89,7 @@ class Lane:
             await self._pause(self._spare_pause_seconds)
             self._spare_pause_seconds = min(60, 2 * self._spare_pause_seconds)
         if self._spare is None and not self._stopping.is_set():
-            self._spare = await ChildProcess.start(self._kind)
+            self._spare = await ChildProcess.start(self._kind, self._last_model)
             if not await self._gets_ready(self._spare):
                 await self._spare.stop(grace_seconds=1)
 
@@ -116,6 +124,8 @@ class Lane:
 
     async def _attempt(self, claim: Claim, child: ChildProcess) -> None:
         job = claim.job
+        model = job.spec.get("model")
+        self._last_model = model if isinstance(model, str) else None
         logger.info("%s: attempt %d in process %d", job.id, claim.attempt, child.pid)
         await Attempt(
             self._queue,
@@ -126,14 +136,19 @@ class Lane:
             # The parsing of a file has no state to save.
             stop_seconds=self._settings.stop_seconds if self._kind is JobKind.FINE_TUNE else 0,
             stopping=self._stopping,
-            has_published=self._has_published,
+            withdraw=self._withdraw,
             presence=self._presence,
         ).run()
         logger.info("%s: attempt %d ended", job.id, claim.attempt)
 
-    async def _has_published(self, job: Job) -> bool:
-        found = await asyncio.to_thread(self._registry.publication, job.tenant, job.id)
-        return found is not None
+    async def _withdraw(self, job: Job) -> bool:
+        try:
+            withdraw = self._registry.withdraw
+            found = await asyncio.to_thread(withdraw, job.tenant, job.id, job.attempt)
+        except NoSpace:
+            # Nor was there room to publish. Waiting for some would keep the job from ending.
+            found = await asyncio.to_thread(self._registry.publication, job.tenant, job.id)
+        return found is None
 
     def _max_seconds(self, claim: Claim) -> float:
         if self._kind is JobKind.INGEST:
@@ -154,9 +169,18 @@ async def work(settings: Settings) -> None:
     logger.info("worker %d is ready", os.getpid())
     try:
         async with asyncio.TaskGroup() as lanes:
-            for kind in JobKind:
-                lane = Lane(kind, queue, presence, Registry(store), settings, stopping)
+            registry = Registry(store)
+            started = [
+                Lane(kind, queue, presence, registry, settings, stopping) for kind in JobKind
+            ]
+            for lane in started:
                 lanes.create_task(lane.run())
+            if settings.export_when_idle:
+
+                def is_idle() -> bool:
+                    return all(lane.is_idle for lane in started)
+
+                lanes.create_task(export_when_idle(registry, is_idle, stopping))
             lanes.create_task(keep_archive(queue, RunStore(store), stopping))
             lanes.create_task(keep_collected(queue, store, stopping, settings.leftover_seconds))
     finally:

@@ -33,6 +33,8 @@ ENDINGS = {
     JobStatus.CANCELLED: "The job was cancelled.",
 }
 PUBLISHING_LOSSES = 20
+STATES = frozenset({"checkpoint", "epoch_ended", "state_saved"})
+"""Events that tell of a state to go on from."""
 PACE_WEIGHT = 0.5
 
 

@@ -24,7 +24,7 @@ from core.jobs import (
     StopReason,
 )
 from core.queue.entries import Entry, wanted
-from core.queue.ledger import CANCELLED_FILE, Ledger
+from core.queue.ledger import CANCELLED_FILE, STATES, Ledger
 from core.queue.memory_views import MemoryJobViews
 from core.queue.protocol import Claim, JobQueue
 from core.queue.records import ending, job_forgotten, key_reused, refused
@@ -176,7 +176,7 @@ class MemoryJobQueue(MemoryJobViews, JobQueue):
         """Append to the job's history."""
         entry = self._held(claim)
         event = self._ledger.add_event(entry, type, message, level, data)
-        if type == "checkpoint" and isinstance(step := event.data.get("step"), int):
+        if type in STATES and isinstance(step := event.data.get("step"), int):
             entry.step = step
         self._ring()
         return event

@@ -17,6 +17,7 @@ from pydantic import BaseModel, ConfigDict, Field, StringConstraints
 from starlette.requests import Request
 from starlette.responses import Response
 
+from core.adapter_bank import BankedAdapter
 from core.backbones import allowed
 from core.errors import GraftError, InvalidRequest, PayloadTooLarge
 from core.identifiers import ModelReference
@@ -84,14 +85,14 @@ async def embed(
     """Return the answer's JSON; shared with the BentoML method."""
     began = time.monotonic()
     inputs = [parse_input(index, item) for index, item in enumerate(_listed(run, asked.input))]
-    name, trunk = await _find(run, owner, asked.model, timeout)
+    name, trunk, adapter = await _find(run, owner, asked.model, timeout)
     if asked.dimensions not in (None, trunk.trunk.dim):
         raise InvalidRequest(
             f"features of {name} have {trunk.trunk.dim} dimensions and lose their meaning when cut",
             param="dimensions",
         )
     left = timeout - (time.monotonic() - began)
-    found = await run.predictor.embed(name, trunk, inputs, timeout_seconds=left)
+    found = await run.predictor.embed(name, trunk, inputs, adapter=adapter, timeout_seconds=left)
     for index, row in enumerate(found.rows):
         if isinstance(row, GraftError):
             raise InvalidRequest(
@@ -136,13 +137,15 @@ def _listed(run: Runtime, given: str | list[Any]) -> list[Any]:
     return listed
 
 
-async def _find(run: Runtime, owner: str, model: str, timeout: float) -> tuple[str, LiveTrunk]:
-    """Return the full name of a backbone or a fine-tuned model, and its trunk."""
+async def _find(
+    run: Runtime, owner: str, model: str, timeout: float
+) -> tuple[str, LiveTrunk, BankedAdapter | None]:
+    """Return the full name of a backbone or a fine-tuned model, its trunk, and its adapter."""
     if model not in allowed(run.settings.hf_models):
         reference = ModelReference.parse(model)
         found = await run.predictor.resolve(owner, reference, timeout_seconds=timeout)
-        return found.manifest.reference, found.trunk
-    return model, await run.backbones.get(model)
+        return found.manifest.reference, found.trunk, found.head.adapter
+    return model, await run.backbones.get(model), None
 
 
 def _as_numbers(features: FloatArray) -> list[float]:

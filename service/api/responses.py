@@ -9,13 +9,15 @@ from typing import Any, TypeVar
 
 import orjson
 from pydantic import BaseModel, ValidationError
-from starlette.datastructures import Headers
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 
 from core.errors import InvalidRequest, UnsupportedMedia
 
 Body = TypeVar("Body", bound=BaseModel)
+
+UNWATCHED_SECONDS = 0.02
+"""How long a caller may be gone before it is noticed."""
 
 
 def json_response(
@@ -25,12 +27,12 @@ def json_response(
     return Response(orjson.dumps(content), status, headers, media_type="application/json")
 
 
-def media_type(headers: Headers) -> str:
+def media_type(headers: Mapping[str, str]) -> str:
     """Return the content type without its parameters, in lower case."""
     return headers.get("content-type", "").split(";")[0].strip().lower()
 
 
-def require_json(headers: Headers) -> None:
+def require_json(headers: Mapping[str, str]) -> None:
     """Raise `UnsupportedMedia` for a body that is said to be anything but JSON."""
     content_type = media_type(headers)
     if content_type not in ("", "application/json"):
@@ -108,7 +110,14 @@ async def while_connected(request: Request) -> AsyncIterator[None]:
         has_gone = True
         task.cancel()
 
-    watcher = asyncio.create_task(watch())
+    watcher: asyncio.Task[None] | None = None
+
+    def begin() -> None:
+        nonlocal watcher
+        watcher = asyncio.create_task(watch())
+
+    # Most answers are there before; a task for each would cost more than it saves.
+    timer = asyncio.get_running_loop().call_later(UNWATCHED_SECONDS, begin)
     try:
         yield
     except asyncio.CancelledError:
@@ -116,4 +125,6 @@ async def while_connected(request: Request) -> AsyncIterator[None]:
             raise ClientDisconnect from None
         raise
     finally:
-        watcher.cancel()
+        timer.cancel()
+        if watcher is not None:
+            watcher.cancel()

@@ -101,7 +101,8 @@ def _describe(operation: Operation, path: str) -> dict[str, Any]:
         "responses": {
             "200": {
                 "description": operation.summary,
-                "content": {operation.media: _answer_schema(operation)},
+                "content": {operation.media: _answer_schema(operation)}
+                | {media: {} for media in operation.other_media},
             },
             "4XX": failure,
             "5XX": failure,

@@ -9,6 +9,7 @@ from pydantic import BaseModel
 from core.jobs import FineTuneRequest
 from service.api.embeddings import EmbeddingsRequest, EmbeddingsResponse
 from service.api.inference import messages
+from service.api.job_control import CancelRequest
 from service.api.releases import ReleaseRequest
 from service.openapi import schemas
 
@@ -21,14 +22,15 @@ BINARY = "application/octet-stream"
 class Operation:
     """A summary, the body and the answer; `media` is the answer's type where it is not JSON.
 
-    `query` names parameters of the query string with what each means. `also` are further types of
-    the request's body.
+    `other_media` are types that the answer may have besides. `query` names parameters of the query
+    string with what each means. `also` are further types of the request's body.
     """
 
     summary: str
     answer: type[BaseModel] | list[type[BaseModel]] | None = None
     body: type[BaseModel] | None = None
     media: str = JSON
+    other_media: tuple[str, ...] = ()
     query: dict[str, str] = field(default_factory=dict)
     also: tuple[str, ...] = ()
     is_open: bool = False
@@ -70,7 +72,9 @@ OPERATIONS: dict[tuple[str, str], Operation] = {
     ),
     ("GET", "/v1/files/{file_id}"): Operation("A file", schemas.File),
     ("DELETE", "/v1/files/{file_id}"): Operation("Delete a file", schemas.Deleted),
-    ("GET", "/v1/files/{file_id}/content"): Operation("A file's bytes", media=BINARY),
+    ("GET", "/v1/files/{file_id}/content"): Operation(
+        "A file's bytes", media=BINARY, other_media=("text/html",)
+    ),
     ("POST", "/v1/fine_tuning/jobs"): Operation(
         "Create a job",
         schemas.FineTuningJob,
@@ -81,7 +85,7 @@ OPERATIONS: dict[tuple[str, str], Operation] = {
         "Jobs, newest first", schemas.FineTuningJobList, query=PAGE
     ),
     ("GET", _JOB): Operation("A job", schemas.FineTuningJob),
-    ("POST", _JOB + "/cancel"): Operation("Cancel a job", schemas.FineTuningJob),
+    ("POST", _JOB + "/cancel"): Operation("Cancel a job", schemas.FineTuningJob, CancelRequest),
     ("POST", _JOB + "/pause"): Operation("Pause a job", schemas.FineTuningJob),
     ("POST", _JOB + "/resume"): Operation("Resume a paused job", schemas.FineTuningJob),
     ("GET", _JOB + "/checkpoints"): Operation(
@@ -91,6 +95,7 @@ OPERATIONS: dict[tuple[str, str], Operation] = {
         "A job's events, newest first",
         schemas.JobEventList,
         query=PAGE | {"stream": "true: server-sent events, oldest first"},
+        other_media=("text/event-stream",),
     ),
     ("GET", "/v1/models"): Operation(
         "Backbones and fine-tuned models", schemas.ModelList, query=PAGE

@@ -176,6 +176,7 @@ class FineTuningJob(BaseModel):
     queue_position: int | None
     metrics: dict[str, Any] | None
     report: str | None
+    report_html: str | None
 
 
 class FineTuningJobList(BaseModel):

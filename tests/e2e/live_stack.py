@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import csv
+import io
 import os
 import signal
 import subprocess
@@ -101,6 +103,16 @@ class LiveStack:
         return events[::-1]
 
 
+def unique_rows(data: bytes, copies: int) -> bytes:
+    """A CSV's rows so many times, each a text of its own: what is equal is computed only once."""
+    rows = list(csv.DictReader(io.StringIO(data.decode())))
+    text = io.StringIO()
+    writer = csv.writer(text)
+    writer.writerow(("text", "label"))
+    writer.writerows((f"{n} {row['text']}", row["label"]) for n in range(copies) for row in rows)
+    return text.getvalue().encode()
+
+
 def start_stack(folder: Path, **settings: str) -> LiveStack:
     """Start `graft up` on a free port and wait until it is ready."""
     # Under nohup, which some runners use, a stack would rightly ignore the end of its terminal.
@@ -120,7 +132,7 @@ def start_stack(folder: Path, **settings: str) -> LiveStack:
                 "--data",
                 str(folder / "d"),
             ],
-            env=environment | settings,
+            env=environment | {"GRAFT_EXPORT_WHEN_IDLE": "false"} | settings,
             stdout=output,
             stderr=subprocess.STDOUT,
         )

@@ -12,7 +12,7 @@ from collections.abc import Iterator
 import pytest
 from PIL import Image
 
-from tests.e2e.live_stack import LiveStack, start_stack, stop_stack
+from tests.e2e.live_stack import LiveStack, start_stack, stop_stack, unique_rows
 from tests.waiting import eventually
 
 
@@ -32,8 +32,7 @@ def fragile(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LiveStack]:
 @pytest.fixture
 def many(intents: bytes) -> bytes:
     """Enough rows that a job is still running when something is killed."""
-    header, _, rows = intents.partition(b"\n")
-    return header + b"\n" + rows * 8
+    return unique_rows(intents, 8)
 
 
 def one_version(stack: LiveStack, name: str) -> None:

@@ -13,7 +13,7 @@ from pathlib import Path
 import httpx
 from PIL import Image, ImageDraw
 
-from tests.e2e.live_stack import LiveStack
+from tests.e2e.live_stack import LiveStack, unique_rows
 
 
 def shapes(per_class: int, seed: int) -> dict[str, bytes]:
@@ -199,9 +199,7 @@ def test_validation_file_is_what_the_metrics_are_of(stack: LiveStack, intents: b
 
 
 def test_cancel_a_running_job(stack: LiveStack, intents: bytes) -> None:
-    header, _, rows = intents.partition(b"\n")
-    many = header + b"\n" + rows * 8
-    file = stack.upload("many.csv", many)
+    file = stack.upload("many.csv", unique_rows(intents, 8))
     job = stack.train(file.id, "cancelled")
     stack.running(job.id)
     answer = stack.openai.fine_tuning.jobs.cancel(job.id)

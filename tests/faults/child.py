@@ -21,12 +21,20 @@ from core.errors import Unavailable
 from core.files import sha256
 from core.jobs import Job, JobKind
 from core.manifests import ModelManifest
+from core.novelty import QUANTILES, Novelty
+from core.publications import Publications
 from core.registry import Registry
 from core.store import ArtifactStore
 from tests.faults.faults import around, shift_clock, strike, without
 
 SUPERVISOR = os.getppid()
 DIM = 4
+HEAVY = (
+    "torch", "training.assessment", "training.data_report", "training.export",
+    "training.features", "training.fit", "training.gate", "training.gradual",
+    "training.investigation", "training.novelty", "training.precision", "training.reporting",
+    "training.strategies", "training.trunks", "training.warm_up",
+)  # fmt: skip
 
 
 def install() -> None:
@@ -47,7 +55,7 @@ def install() -> None:
                 reach("manifest")
             case [_, "models", _, "releases", _]:
                 reach("release")
-            case [_, "runs", _, "publication.json"]:
+            case [_, "runs", _, name] if name.startswith("publication-"):
                 reach("publication")
 
     def storing(_: object, key: str, *__: object) -> None:
@@ -69,6 +77,10 @@ def install() -> None:
             (pipeline, "export_head", "export"),
         ):  # fmt: skip
             around(module, name, before=lambda *_, step=step, **__: reach(step))
+        if not os.environ.get("FAULTS_LIGHT"):
+            from training.strategies import _Watcher
+
+            around(_Watcher, "on_epoch", before=lambda *_: reach("epoch"))
         around(training.child.Reporter, "authorise", before=lambda _: reach("ask"))
 
 
@@ -83,10 +95,8 @@ def remove_guards() -> None:
         reporter.authorise = lambda self: None
     if without("publication"):
         unique = f"{os.getpid()}-{time.time_ns()}"
-        registry: Any = Registry
-        registry._publication_key = staticmethod(
-            lambda tenant, job: f"{tenant}/runs/{job}/publication-{unique}.json"
-        )
+        publications: Any = Publications
+        publications._key = lambda self, number: f"{self._root}/publication-{unique}-{number}.json"
     if without("room"):
         vars(core.store)["NoSpace"] = Unavailable
     if without("order"):
@@ -107,34 +117,53 @@ def list_first(registry: Registry, draft: ModelManifest, files: dict[str, bytes]
     registry._put_same(manifest.folder, {"manifest.json": manifest.model_dump_json().encode()})
 
 
+class Stub(ModuleType):
+    """A module that has whatever is imported from it, unless it is told to have something else."""
+
+    def __getattr__(self, name: str) -> Any:
+        if name.startswith("__"):
+            raise AttributeError(name)
+        return nothing
+
+
+def nothing(*_: object, **__: object) -> None:
+    """Stand in for what no fault is about."""
+
+
 def lighten() -> None:
-    """Stand in for the stages that need torch."""
+    """Stand in for the stages that need torch, or take their time."""
     from tests.builders import head_files
 
-    def stub(name: str, **members: Any) -> None:
-        sys.modules[name] = module = ModuleType(name)
-        vars(module).update(members)
-
+    for name in HEAVY:
+        sys.modules[name] = Stub(name)
     trunk = SimpleNamespace(
         manifest=SimpleNamespace(digest="0" * 64), modality=Modality.TEXT, dim=DIM
     )
-    stub("torch", get_num_threads=lambda: 1, __version__="none")
-    stub("training.trunks", ensure_trunk=lambda *_, **__: trunk)
-    stub(
-        "training.precision",
-        Candidates=SimpleNamespace,
-        Choice=object,
-        choose=lambda *_: (trunk, None),
-    )
-    stub("training.features", extract=lambda _, items, **__: np.zeros((len(items), DIM), "f4"))
-    stub("training.fit", Fit=object, fit=light_fit)
-    stub("training.export", export_head=lambda *_: head_files(DIM, seed=os.getpid()))
+    for name, members in {
+        "torch": {"get_num_threads": lambda: 1},
+        "training.trunks": {"ensure_trunk": lambda *_, **__: trunk},
+        "training.precision": {
+            "Candidates": lambda open_trunk, *_: open_trunk,
+            "choose": lambda _, open_trunk: (open_trunk("fp32"), None),
+        },
+        "training.features": {"extract": lambda _, rows, **__: np.zeros((len(rows), DIM), "f4")},
+        "training.fit": {"fit": lambda *_, **__: SimpleNamespace(strength=1.0, remedy="none")},
+        "training.export": {"export_head": lambda *_: head_files(DIM, seed=os.getpid())},
+        "training.novelty": {"estimate_novelty": light_novelty},
+        "training.reporting": {"write_report": lambda *_: {"report.json": b"{}"}},
+    }.items():
+        vars(sys.modules[name]).update(members)
+    from training.pipeline import FineTune
+
+    light: Any = FineTune
+    light._evaluate = lambda *_: SimpleNamespace(head=None, summary=lambda: {"accuracy": 0.5})
+    light._inspect = light._investigate = nothing
 
 
-def light_fit(features: Any, targets: Any, classes: int, *, seed: int) -> SimpleNamespace:
-    """Return a fit that knows nothing."""
-    uniform = np.full((len(features), classes), 1 / classes, np.float32)
-    return SimpleNamespace(head=None, out_of_fold=uniform, strength=1.0, candidates=[])
+def light_novelty(features: Any, targets: Any, classes: int, *, seed: int) -> Novelty:
+    """Return statistics to which everything is ordinary."""
+    means = np.zeros((classes, DIM), np.float16)
+    return Novelty(means, np.zeros(DIM, np.float32), np.zeros(QUANTILES, np.float32))
 
 
 if __name__ == "__main__":

@@ -149,6 +149,7 @@ class Rig:
             "GRAFT_REDIS_URL": url or self.url,
             "GRAFT_REDIS_PREFIX": self.prefix,
             "GRAFT_STORE_URL": self._store_url,
+            "GRAFT_EXPORT_WHEN_IDLE": "false",
             "GRAFT_HF_MODELS": json.dumps([self.model.removeprefix("hf:")]),
             "GRAFT_LEASE_SECONDS": str(lease),
             "GRAFT_MAX_ATTEMPTS": str(self.max_attempts),

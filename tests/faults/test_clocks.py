@@ -43,7 +43,7 @@ def test_a_worker_whose_clock_is_ahead_does_not_undo_a_rollback(rig: Rig) -> Non
     rig.enqueue("model")
     rig.finish(20)
     (rig.faults / "clock").write_text(str(HOUR))
-    job_id = rig.enqueue("model", "stop@settle")
+    job_id = rig.enqueue("model", "stop@announce")
     rig.struck(job_id)
     rig.registry.releases.alias(
         "default", "model", {PRODUCTION: 1}, created_by="me", reason="worse"

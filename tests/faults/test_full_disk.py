@@ -14,7 +14,7 @@ from tests.integration.service_process import ServiceProcess
 from tests.waiting import eventually
 
 WRITES = (
-    "put-owner.json", "put-head.onnx", "put-golden.npz", "put-publication.json",
+    "put-owner.json", "put-head.onnx", "put-golden.npz", "put-publication-1.json",
     "put-manifest.json", "put-release",
 )  # fmt: skip
 UPLOAD = b"text,label\n" + b"where is my card,card\nit failed,money\n" * 60_000

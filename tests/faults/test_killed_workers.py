@@ -41,6 +41,19 @@ def test_a_worker_killed_at_each_step(rig: Rig, steps: tuple[str, ...], light: b
     rig.check()
 
 
+def test_a_worker_killed_at_an_epoch(rig: Rig) -> None:
+    """The next attempt goes on from the last epoch; tests/e2e shows that it ends the same."""
+    rig.keep_up(1, light=False)
+    few = {"n_epochs": 3}
+    job_id = rig.enqueue("epoch", "kill@epoch", strategy="gradual", hyperparameters=few)
+    rig.finish(90, workers=1, light=False)
+    job, events = rig.job(job_id), rig.events(job_id)
+    assert (job.status, job.attempt) == ("succeeded", 2), job.error
+    (restored,) = (event for event in events if event.type == "state_restored")
+    assert restored.data["from_step"] == 1
+    rig.check()
+
+
 def test_a_host_that_loses_power_between_two_files(rig: Rig) -> None:
     rig.keep_up(2)
     for step in ("write", "publication", "manifest", "release"):
@@ -65,7 +78,7 @@ def test_a_child_ends_with_its_supervisor(rig: Rig, without: tuple[str, ...]) ->
 
 
 def test_without_its_job_s_publication_a_version_is_listed_twice(rig: Rig) -> None:
-    """The guard against a second version is `publication.json`, and nothing else."""
+    """The guard against a second version is the job's publication, and nothing else."""
     rig.start(without=("publication",))
     rig.enqueue("twice", "kill@announce")
     rig.finish(20, workers=1, without=("publication",))

@@ -114,6 +114,31 @@ def test_a_second_attempt_does_not_move_production_back(rig: Rig) -> None:
     rig.check()
 
 
+@pytest.mark.parametrize("without", [(), ("withdrawal",)], ids=["guarded", "unguarded"])
+@pytest.mark.parametrize("end", ["cancelled", "failed"])
+def test_a_zombie_with_leave_does_not_publish_a_job_that_ended_meanwhile(
+    rig: Rig, end: str, without: tuple[str, ...]
+) -> None:
+    """It had leave, and its version's files were there; it slept before the decision was."""
+    rig.max_attempts = 1 if end == "failed" else rig.max_attempts
+    rig.start()
+    job_id = rig.enqueue("ended", "stop@put-publication-1.json")
+    zombie = rig.struck(job_id)
+    if end == "cancelled":
+        rig.run(rig.queue.cancel("default", job_id))
+    rig.start(without=without)
+    assert rig.ended(job_id).status == end
+    resume(zombie.child)  # it goes on to its end before its supervisor can stop it
+    eventually(lambda: not is_running(zombie.child), 5, "the zombie's child ends")
+    resume(zombie.supervisor)
+    if without:
+        with pytest.raises(InvariantBroken, match=f"is {end} and has"):
+            rig.check()
+    else:
+        assert rig.registry.catalogue("default") == {}
+        rig.check()
+
+
 def test_without_both_fences_a_zombie_publishes_a_second_version(rig: Rig) -> None:
     job_id = outlive(rig, "twice", "ask", without=("ask", "publication"))
     zombie = rig.struck(job_id)

@@ -18,6 +18,7 @@ import training.process
 import training.settlement
 from core.queue import Claim
 from core.queue.redis import RedisJobQueue
+from core.registry import Registry
 from tests.faults.faults import around, shift_clock, strike, without
 from training.worker import Lane, main
 
@@ -67,6 +68,9 @@ def install() -> None:
         around(RedisJobQueue, "__init__", after=remove_lease)
     if without("fence"):
         around(RedisJobQueue, "__init__", after=remove_fence)
+    if without("withdrawal"):
+        registry: Any = Registry
+        registry.withdraw = lambda self, tenant, job, _: self.publication(tenant, job)
     if without("decision"):
         around(RedisJobQueue, "__init__", after=remove_decision)
 

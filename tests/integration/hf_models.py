@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import random
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -84,6 +85,28 @@ def save_text_model(kind: str, folder: Path) -> Path:
         json.dumps({"tokenizer_class": "PreTrainedTokenizerFast", "model_max_length": 1000})
     )
     return folder
+
+
+def save_wide_model(folder: Path) -> Path:
+    """Save a BERT whose blocks pass something on: those of a fresh model hardly do."""
+    save_text_model("bert", folder)
+    wide = transformers.BertConfig(**SIZES, max_position_embeddings=40, initializer_range=0.3)
+    torch.manual_seed(0)
+    transformers.BertModel(wide, add_pooling_layer=False).save_pretrained(folder)
+    return folder
+
+
+def exclusive_or(rows: int) -> bytes:
+    """Texts whose label says whether one of two words is there, but not both."""
+    numbers = random.Random(0)
+    others = [word for word in WORDS if word not in ("card", "money")]
+    lines = ["text,label"]
+    for row in range(rows):
+        first, second = row % 2, row // 2 % 2
+        words = numbers.sample(others, 2) + ["card"] * first + ["money"] * second
+        numbers.shuffle(words)
+        lines.append(f"{' '.join(words)},{'one' if first != second else 'other'}")
+    return "\n".join(lines).encode()
 
 
 def as_sentence_transformer(folder: Path, *modules: str, **pooling: Any) -> None:

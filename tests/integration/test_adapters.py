@@ -12,7 +12,7 @@ import peft
 import pytest
 import torch
 
-from core.adapters import CONFIG_FILE, WEIGHTS_FILE, Adapter, read_adapter, stack, write_adapter
+from core.adapters import CONFIG_FILE, WEIGHTS_FILE, Adapter, feed, read_adapter, write_adapter
 from core.errors import DataError
 from core.preprocessing import Prepared
 from core.registry import Registry
@@ -67,7 +67,7 @@ def test_peft_loads_our_adapter_and_computes_the_same(
     expected = with_peft(backbone, write_adapter(adapter, slots, model), tmp_path / "adapter")
     rows = batch_of(backbone)
     plain = trunk.encode(rows)
-    adapted = trunk.encode(rows, stack([adapter] * len(rows), slots))
+    adapted = trunk.encode(rows, feed(adapter, slots))
     assert np.abs(adapted - expected).max() <= tolerance(expected)
     assert np.abs(adapted - plain).max() > 100 * tolerance(expected)
 
@@ -86,8 +86,9 @@ def test_rows_of_several_models_and_of_none_share_a_batch(
         None,
     ]
     row = batch_of(backbone)[0]
-    together = trunk.encode([row] * 4, stack(adapters, slots))
-    alone = [trunk.encode([row], stack([adapter], slots))[0] for adapter in adapters]
+    banked = [adapter and trunk.bank.add(adapter) for adapter in adapters]
+    together = trunk.encode([row] * 4, trunk.bank.gather(banked))
+    alone = [trunk.encode([row], feed(adapter, slots))[0] for adapter in adapters]
     assert np.abs(together - np.stack(alone)).max() <= tolerance(together)
     assert np.array_equal(alone[0], trunk.encode([row], {})[0])
     differences = [np.abs(alone[i] - alone[0]).max() for i in (1, 2)]
@@ -116,7 +117,7 @@ def test_an_adapter_made_by_peft_is_read(
     adapter = read_adapter(config_json, weights, trunk.manifest.slots)
     assert {delta.rank for delta in adapter.deltas.values()} == {2, 4}
     rows = batch_of(backbone)
-    features = trunk.encode(rows, stack([adapter] * len(rows), trunk.manifest.slots))
+    features = trunk.encode(rows, feed(adapter, trunk.manifest.slots))
     assert np.abs(features - expected).max() <= tolerance(expected)
 
 

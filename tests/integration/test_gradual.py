@@ -7,7 +7,6 @@ over tokens can tell, and a block with deltas can.
 from __future__ import annotations
 
 import asyncio
-import random
 import time
 from collections import Counter
 from pathlib import Path
@@ -16,7 +15,6 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-import transformers
 from transformers.models.bert.modeling_bert import BertLayer
 
 from core.checkpoints import Checkpoints
@@ -33,11 +31,11 @@ from core.trunk import Trunk
 from service.batcher import Batcher
 from tests.integration.hf_models import (
     IMAGE_MODELS,
-    SIZES,
     TEXT_MODELS,
-    WORDS,
+    exclusive_or,
     save_image_model,
     save_text_model,
+    save_wide_model,
 )
 from training import backbones, parity
 from training.activations import Batch, Upper, capture
@@ -75,27 +73,11 @@ class Listener:
         self.check()
 
 
-def exclusive_or(rows: int) -> bytes:
-    numbers = random.Random(0)
-    others = [word for word in WORDS if word not in ("card", "money")]
-    lines = ["text,label"]
-    for row in range(rows):
-        first, second = row % 2, row // 2 % 2
-        words = numbers.sample(others, 2) + ["card"] * first + ["money"] * second
-        numbers.shuffle(words)
-        lines.append(f"{' '.join(words)},{'one' if first != second else 'other'}")
-    return "\n".join(lines).encode()
-
-
 class Stand:
     """A store with a data set and an encoder, to run jobs on."""
 
     def __init__(self, folder: Path) -> None:
-        self.model = str(save_text_model("bert", folder / "model"))
-        # Weights as small as those of a fresh model pass next to nothing from block to block.
-        wide = transformers.BertConfig(**SIZES, max_position_embeddings=40, initializer_range=0.3)
-        torch.manual_seed(0)
-        transformers.BertModel(wide, add_pooling_layer=False).save_pretrained(self.model)
+        self.model = str(save_wide_model(folder / "model"))
         self.store = ArtifactStore(str(folder / "store"))
         self.settings = Settings(hf_models=(self.model,))
         files = FileStore(self.store, "default")
@@ -167,7 +149,7 @@ def test_the_served_model_tells_what_the_frozen_one_cannot(
     rows = [trunk.preprocessor.prepare(text) for text, _ in data]  # type: ignore[arg-type]
 
     async def encode_all() -> list[list[Any]]:
-        batcher = Batcher(trunk, "t", 1000, trunk.manifest.slots)
+        batcher = Batcher(trunk, "t", 1000, trunk.bank)
         deadline = time.monotonic() + 60
         try:
             return await asyncio.gather(

@@ -278,9 +278,10 @@ class TestOutlook:
 class TestCheckpoints:
     async def test_restart_says_which_step_it_goes_on_from(self, queue: JobQueue) -> None:
         claim = await running(queue)
-        for step in (10, 20):
-            await queue.append_event(claim, "checkpoint", "saved", data={"step": step})
+        for step, type in enumerate(("checkpoint", "epoch_ended", "state_saved"), start=1):
+            await queue.append_event(claim, type, "saved", data={"step": step * 10})
+        await queue.append_event(claim, "metrics", "measured", data={"step": 99})
         await queue.release(claim)
         event = (await queue.events("acme", "j"))[-1]
         assert event.type == "job_restarted"
-        assert event.data == {"attempt": 1, "from_step": 20, "reason": "worker_stopped"}
+        assert event.data == {"attempt": 1, "from_step": 30, "reason": "worker_stopped"}

@@ -147,16 +147,16 @@ def attempt(
         max_seconds=max_seconds,
         stop_seconds=STOP_SECONDS,
         stopping=stopping or asyncio.Event(),
-        has_published=_answer(has_published),
+        withdraw=_answer(not has_published),
         presence=presence or FakePresence(),
     )
 
 
-def _answer(has_published: bool) -> Callable[[Job], Awaitable[bool]]:
-    async def look(_: Job) -> bool:
-        return has_published
+def _answer(withdraws: bool) -> Callable[[Job], Awaitable[bool]]:
+    async def withdraw(_: Job) -> bool:
+        return withdraws
 
-    return look
+    return withdraw
 
 
 async def state(queue: MemoryJobQueue) -> Job:

@@ -16,7 +16,15 @@ from core.head import Head
 from core.identifiers import ModelReference
 from service import live_models
 from service.serving_set import IndexEntry
-from tests.builders import TENANT, add_text_trunk, draft, head_files, promote, publish
+from tests.builders import (
+    TENANT,
+    add_text_trunk,
+    draft,
+    head_files,
+    promote,
+    publish,
+    publish_low_rank,
+)
 from tests.loading import Loading, loading
 from tests.waiting import until
 
@@ -69,6 +77,29 @@ async def test_those_used_longest_ago_go_first_and_pinned_ones_stay(tmp_path: Pa
         assert states(it) == {"a@1": "READY", "b@1": "READY", "c@1": "UNLOADED", "d@1": "READY"}
         await it.live("c")
         assert states(it) == {"a@1": "READY", "b@1": "UNLOADED", "c@1": "READY", "d@1": "READY"}
+
+
+async def test_adapters_count_and_leave_the_bank_with_their_heads(tmp_path: Path):
+    async with loading(tmp_path, start=False) as it:
+        trunk = add_text_trunk(it.registry, adaptable=True)
+        plain = publish(it.registry, trunk, "plain")
+        for seed, name in enumerate("abcdefghijkl"):
+            publish_low_rank(it.registry, trunk, name, seed=seed)
+        await it.loader.reconcile()
+        heads = {name: (await it.live(name)).head for name in (plain.name, "a")}
+        size = heads["a"].bytes
+        adapter = heads["a"].adapter
+        assert adapter is not None
+        assert size - heads["plain"].bytes == adapter.bytes == 2 * 2 * (4 * 2) * 4
+    async with loading(tmp_path, start=False, memory_bytes=2 * size) as it:
+        answers = {}
+        for name in "abcdefghijkl" * 2:
+            answer = (await it.predict(name)).rows[0]
+            assert answers.setdefault(name, answer) == answer
+            assert it.loader.live.bytes <= 2 * size
+        bank = (await it.live("a")).trunk.trunk.bank
+        # Four arrays with room for 8 at most: two, one that loads, and those on their way out.
+        assert bank.bytes <= 4 * (4 * 2) * 4 * 8
 
 
 async def test_a_budget_below_one_head_still_serves(tmp_path: Path):

@@ -37,6 +37,21 @@ def test_every_route_is_described_in_full(document: dict[str, Any]):
     assert described == routes
 
 
+def test_bodies_that_may_be_left_out_and_answers_of_two_types_are_described(
+    document: dict[str, Any],
+):
+    job = "/v1/fine_tuning/jobs/{job_id}"
+    body = document["paths"][job + "/cancel"]["post"]["requestBody"]
+    assert body == {
+        "content": {"application/json": {"schema": {"$ref": "#/components/schemas/CancelRequest"}}}
+    }
+    for path, media in (
+        (job + "/events", {"application/json", "text/event-stream"}),
+        ("/v1/files/{file_id}/content", {"application/octet-stream", "text/html"}),
+    ):
+        assert document["paths"][path]["get"]["responses"]["200"]["content"].keys() == media
+
+
 def test_operations_have_names_of_their_own(document: dict[str, Any]):
     names = [
         operation["operationId"]

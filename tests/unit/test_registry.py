@@ -101,7 +101,7 @@ def test_jobs_that_publish_one_name_at_once_get_a_version_each(
     assert found == numbers(registry) == list(range(1, 17))
 
 
-@pytest.mark.parametrize("before", ["golden.npz", "publication.json"])
+@pytest.mark.parametrize("before", ["golden.npz", "publication-1.json"])
 def test_a_crash_before_the_decision_lists_nothing(
     registry: Registry, store: CrashingStore, trunk: TrunkManifest, before: str
 ):

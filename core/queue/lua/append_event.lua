@@ -14,7 +14,9 @@
 
 if not holds(ARGV[1], ARGV[2], ARGV[3], ARGV[4]) then return {'lost'} end
 
-if ARGV[5] == 'checkpoint' then
+-- Events that tell of a state to go on from.
+local STATES = {checkpoint = true, epoch_ended = true, state_saved = true}
+if STATES[ARGV[5]] then
   local step = cjson.decode(ARGV[8] ~= '' and ARGV[8] or '{}').step
   if type(step) == 'number' then
     redis.call('HSET', job_key(ARGV[1], ARGV[2]), 'step', string.format('%d', step))

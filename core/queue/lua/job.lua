@@ -231,7 +231,7 @@ local function comes_back(tenant, id, failure, max_attempts, retention)
   return false
 end
 
--- The step that the next attempt goes on from: that of the newest checkpoint, or 0.
+-- The step that the next attempt goes on from: that of the newest state saved, or 0.
 local function from_step(tenant, id)
   return tonumber(redis.call('HGET', job_key(tenant, id), 'step') or 0)
 end
