@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import sys
 import time
+from dataclasses import dataclass
 from types import ModuleType, SimpleNamespace
 from typing import Any
 
@@ -126,6 +127,15 @@ class Stub(ModuleType):
         return nothing
 
 
+@dataclass(frozen=True)
+class LightChoices:
+    """In place of what a job decided by itself."""
+
+    backbone: None = None
+    precision: None = None
+    strategy: None = None
+
+
 def nothing(*_: object, **__: object) -> None:
     """Stand in for what no fault is about."""
 
@@ -150,7 +160,10 @@ def lighten() -> None:
         "training.fit": {"fit": lambda *_, **__: SimpleNamespace(strength=1.0, remedy="none")},
         "training.export": {"export_head": lambda *_: head_files(DIM, seed=os.getpid())},
         "training.novelty": {"estimate_novelty": light_novelty},
-        "training.reporting": {"write_report": lambda *_: {"report.json": b"{}"}},
+        "training.reporting": {
+            "Choices": LightChoices,
+            "write_report": lambda *_: {"report.json": b"{}"},
+        },
     }.items():
         vars(sys.modules[name]).update(members)
     from training.pipeline import FineTune
