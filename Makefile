@@ -19,8 +19,8 @@ VENV = .venv
 BIN = $(VENV)/bin
 PIP_INSTALL = $(BIN)/python -m pip install --disable-pip-version-check $(PIP_FLAGS)
 
-# Many tests wait for leases and processes; two at a time use two cores.
-TEST_PROCESSES ?= 2
+# Many tests wait for leases and processes; three at a time keep two cores busy.
+TEST_PROCESSES ?= 3
 
 # Debian's: `apt install redis-server`. It must have TLS.
 REDIS_SERVER ?= /usr/bin/redis-server
