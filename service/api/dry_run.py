@@ -31,6 +31,7 @@ from service.api.job_creation import (
     check_model,
     check_precision,
     check_suffix,
+    continuing,
     find_parent,
     no_file,
 )
@@ -207,8 +208,7 @@ def _answer(
     train, held_out = (sources.get(param) for param in FILE_PARAMS)
     assert train is not None
     if parent is not None:
-        continues = {"model": parent.reference, "suffix": wanted.suffix or parent.name}
-        wanted = wanted.model_copy(update=continues)
+        wanted = continuing(wanted, parent)
     return {
         "object": "fine_tuning.job.dry_run",
         "continues": {"model": parent.reference, "rows": parent.dataset.rows} if parent else None,

@@ -45,9 +45,7 @@ async def create(request: Request) -> tuple[Job, bool]:
     check_precision(backbone, wanted.precision)
     check_suffix(wanted.suffix)
     if parent is not None:
-        # Pinned now: a later release must not change what a waiting job continues.
-        continues = {"model": parent.reference, "suffix": wanted.suffix or parent.name}
-        wanted = wanted.model_copy(update=continues)
+        wanted = continuing(wanted, parent)
     waits_for = []
     for param in FILE_PARAMS:
         file_id = getattr(wanted, param)
@@ -86,6 +84,15 @@ def find_parent(run: Runtime, owner: str, model: str) -> ModelManifest | None:
             "a job continues a version, such as 'name@3', not a checkpoint", param="model"
         )
     return parent
+
+
+def continuing(wanted: FineTuneRequest, parent: ModelManifest) -> FineTuneRequest:
+    """Return the request with the version that it continues, and that one's name unless given.
+
+    Pinned now: a later release must not change what a waiting job continues.
+    """
+    suffix = wanted.suffix or parent.name
+    return wanted.model_copy(update={"model": parent.reference, "suffix": suffix})
 
 
 def check_model(model: str, settings: Settings) -> None:
