@@ -26,9 +26,5 @@ class Stopped(Exception):
 class Stoppable(Protocol):
     """What a job looks at between steps; `training.child.Reporter` is the real one."""
 
-    @property
-    def stop_reason(self) -> StopReason | None:
-        """Why the job is to stop; None until it was asked to."""
-
     def check(self) -> None:
         """Raise `Stopped` if the job was asked to stop."""

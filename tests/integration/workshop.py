@@ -30,10 +30,6 @@ class Recorder:
     def event(self, type: str, message: str, *, level: EventLevel = "info", **data: object) -> None:
         self.events.append((type, level, data))
 
-    @property
-    def stop_reason(self) -> None:
-        return None
-
     def check(self) -> None:
         pass
 
