@@ -184,6 +184,12 @@ class Rig:
         self.acknowledged.append(job_id)
         return job_id
 
+    def aliases(self, model: str) -> dict[str, int]:
+        """What the aliases of a released model name."""
+        release = self.registry.releases.current(TENANT, model)
+        assert release is not None
+        return dict(release.aliases)
+
     def job(self, job_id: str) -> Job:
         """Return a job as it is now."""
         job = self.run(self.queue.get(TENANT, job_id))

@@ -71,9 +71,7 @@ def test_a_zombie_does_not_move_production_back(rig: Rig, step: str) -> None:
     resume(zombie.child)  # it goes on to its end before its supervisor can stop it
     eventually(lambda: not is_running(zombie.child), 5, "the zombie's child ends")
     resume(zombie.supervisor)
-    release = rig.registry.releases.current("default", "model")
-    assert release is not None
-    assert release.aliases == {PRODUCTION: 2}
+    assert rig.aliases("model") == {PRODUCTION: 2}
     rig.check()
 
 
@@ -91,9 +89,7 @@ def test_a_second_attempt_does_not_undo_a_rollback(rig: Rig) -> None:
     rig.start()
     rig.finish(10)
     assert rig.job(job_id).attempt >= 2
-    release = rig.registry.releases.current("default", "model")
-    assert release is not None
-    assert release.aliases == {PRODUCTION: 1}
+    assert rig.aliases("model") == {PRODUCTION: 1}
     rig.check()
 
 
@@ -108,9 +104,7 @@ def test_a_second_attempt_does_not_move_production_back(rig: Rig) -> None:
     first.kill()
     rig.finish(10)
     assert rig.job(job_id).attempt >= 2
-    release = rig.registry.releases.current("default", "model")
-    assert release is not None
-    assert release.aliases == {PRODUCTION: 2}
+    assert rig.aliases("model") == {PRODUCTION: 2}
     rig.check()
 
 
