@@ -115,8 +115,9 @@ def unique_rows(data: bytes, copies: int) -> bytes:
 
 def start_stack(folder: Path, **settings: str) -> LiveStack:
     """Start `graft up` on a free port and wait until it is ready."""
-    # Under nohup, which some runners use, a stack would rightly ignore the end of its terminal.
+    # Under nohup, or behind a shell's `&`, a stack would rightly ignore what is ignored here.
     signal.signal(signal.SIGHUP, signal.SIG_DFL)
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     port = free_port()
     environment = {k: v for k, v in os.environ.items() if not k.startswith("GRAFT_")}
     log = folder / "up.log"
