@@ -1,8 +1,9 @@
 """Data sets as both processes see them: the uploaded file, its normal form, and its errors.
 
 The normal form is Parquet with two columns: `text` (string) or `image` (the Hugging Face image
-struct `{bytes, path}`), and `label` (string). Not here: where they are kept (core.files), how an
-upload is parsed (training.ingest).
+struct `{bytes, path}`), and the column of the task: `label` (string), `labels` (list of strings) or
+`value` (double). Not here: where they are kept (core.files), how an upload is parsed
+(training.ingest).
 """
 
 from __future__ import annotations
@@ -18,6 +19,25 @@ class Modality(StrEnum):
 
     TEXT = "text"
     IMAGE = "image"
+
+
+class Task(StrEnum):
+    """What is to be said of a row; `TARGET_COLUMNS` has the column that decides.
+
+    Ordinal data is single-label data until a job gives its classes an order.
+    """
+
+    SINGLE_LABEL = "single_label"
+    MULTI_LABEL = "multi_label"
+    ORDINAL = "ordinal"
+    REGRESSION = "regression"
+
+
+TARGET_COLUMNS = {
+    Task.SINGLE_LABEL: "label",
+    Task.MULTI_LABEL: "labels",
+    Task.REGRESSION: "value",
+}
 
 
 class FileStatus(StrEnum):
@@ -76,13 +96,28 @@ class FileErrors(BaseModel, frozen=True):
         return f"{shown}; and {more} more" if more > 0 else shown
 
 
+class ValueRange(BaseModel, frozen=True):
+    """The values of a regression's rows; `deviation` is their standard deviation."""
+
+    low: float
+    high: float
+    mean: float
+    deviation: float
+
+
 class DatasetManifest(BaseModel, frozen=True):
-    """A processed data set. `counts` is by label; `sha256` is of the Parquet normal form."""
+    """A processed data set; `sha256` is of the Parquet normal form.
+
+    `counts` is how many rows have each label, of which a row has several in multi-label data; data
+    of a regression has no labels, and `values` instead.
+    """
 
     format: Literal["graft-dataset-1"] = "graft-dataset-1"
     modality: Modality
+    task: Task = Task.SINGLE_LABEL
     rows: int = Field(ge=1)
     counts: dict[str, int]
+    values: ValueRange | None = None
     sha256: str
 
     @property

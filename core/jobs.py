@@ -17,7 +17,14 @@ from __future__ import annotations
 from enum import StrEnum
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, JsonValue, StringConstraints
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    Field,
+    JsonValue,
+    StringConstraints,
+)
 
 from core.identifiers import Identifier
 
@@ -217,6 +224,8 @@ class Method(BaseModel):
 class QualityGate(BaseModel):
     """What a new version must reach to be promoted, in accuracy on held-out rows.
 
+    A row of several labels is answered rightly if all of them are; values have no accuracy.
+
     `min_improvement_over_current` is a difference; -0.01 allows one point less than the version in
     production. A model's first version has nothing to improve on.
     """
@@ -227,6 +236,13 @@ class QualityGate(BaseModel):
     min_improvement_over_current: Annotated[float, Field(ge=-1, le=1)] | None = None
 
 
+def _all_different(labels: tuple[str, ...] | None) -> tuple[str, ...] | None:
+    if labels is not None and len(set(labels)) < len(labels):
+        raise ValueError("every class is to be named once")
+    return labels
+
+
+ClassName = Annotated[str, StringConstraints(strip_whitespace=True, min_length=1, max_length=200)]
 MetadataValue = Annotated[str, StringConstraints(max_length=512)]
 MetadataKey = Annotated[str, StringConstraints(min_length=1, max_length=64)]
 
@@ -236,7 +252,8 @@ class FineTuneRequest(BaseModel):
 
     `model` is a backbone id (`minilm`, `efficientnet-lite0`, `hf:<allowed entry>`), a version to
     continue, such as `support-intents@3`, or `auto`: the job compares the backbones that read its
-    data. With `strategy` `auto`, it decides whether tuning the backbone can pay.
+    data. With `strategy` `auto`, it decides whether tuning the backbone can pay. `order` names all
+    classes from the lowest to the highest, and makes the task ordinal.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -247,6 +264,11 @@ class FineTuneRequest(BaseModel):
     suffix: Identifier | None = None
     seed: int = Field(default=0, ge=0, le=2**31 - 1)
     metadata: dict[MetadataKey, MetadataValue] = Field(default_factory=dict, max_length=16)
+    order: Annotated[
+        tuple[ClassName, ...] | None,
+        Field(min_length=3, max_length=1000),
+        AfterValidator(_all_different),
+    ] = None
     method: Method = Method()
     strategy: Literal["auto", "feature_extraction", "gradual"] = "feature_extraction"
     early_stopping: EarlyStopping = EarlyStopping()

@@ -9,7 +9,7 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from core.datasets import Modality
+from core.datasets import Modality, Task
 from core.jobs import Json
 
 JOB_PREFIX = "ftjob-"
@@ -91,11 +91,25 @@ class GateOutcome(BaseModel, frozen=True):
     rows: int
 
 
+class ValueScale(BaseModel, frozen=True):
+    """How a regression's answers are to be read.
+
+    Values are of about `deviation`; `coverage` of new rows' values are within `half_width` of the
+    answer, as far as they are like the rows held out.
+    """
+
+    deviation: float
+    half_width: float
+    coverage: float
+
+
 class ModelManifest(BaseModel, frozen=True):
-    """One version of a fine-tuned model.
+    """One version of a fine-tuned model; `task` says what its head gives (core.tasks).
 
     `head.onnx`: `features` [n, dim] float32 to `probabilities` [n, classes] float32, in the order
-    of `labels`. `golden.npz` holds features and the probabilities that torch gave for them.
+    of `labels`, or to `value` [n, 1] where there are no labels, with a `scale`. `golden.npz` holds
+    features and what torch gave for them. Labels whose probability reaches `threshold` are a
+    multi-label model's answer.
 
     A `low_rank` head has an adapter besides (core.adapters) of rank `rank` on the top `blocks`
     blocks; its golden features are those of the trunk's golden rows, with the adapter.
@@ -116,8 +130,11 @@ class ModelManifest(BaseModel, frozen=True):
     backbone: str
     trunk: str
     modality: Modality
+    task: Task = Task.SINGLE_LABEL
     dim: int
     labels: list[str]
+    threshold: float | None = None
+    scale: ValueScale | None = None
     files: dict[str, str]
     dataset: DatasetReference
     training: Json
@@ -132,6 +149,11 @@ class ModelManifest(BaseModel, frozen=True):
         if self.step is None:
             return f"{self.name}@{self.version}"
         return f"{self.name}:ckpt-{self.job.removeprefix(JOB_PREFIX)}-{self.step}"
+
+    @property
+    def width(self) -> int:
+        """How many numbers the head gives for a row."""
+        return len(self.labels) or 1
 
     @property
     def folder(self) -> str:

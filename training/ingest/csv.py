@@ -1,27 +1,33 @@
-"""CSV uploads: a header with `text` and `label`, then one row per record (RFC 4180).
+"""CSV uploads: a header with `text` and a target, then one row per record (RFC 4180).
 
-Fields are separated by `,`, `;` or tabs, whichever makes a header with both columns: spreadsheets
-write any of the three, and the header leaves no doubt. Quotes are read strictly, since a lenient
-reader changes texts silently. Other columns and blank lines are ignored. An error's line is the
-physical line on which its row begins. Labels are always strings here, `1` too.
+The target is `label`, or `labels` with `|` between them, or `value`. Fields are separated by `,`,
+`;` or tabs, whichever makes a header with both columns: spreadsheets write any of the three, and
+the header leaves no doubt. Quotes are read strictly, since a lenient reader changes texts silently.
+Other columns and blank lines are ignored. An error's line is the physical line on which its row
+begins. Labels are always strings here, `1` too.
 """
 
 from __future__ import annotations
 
 import csv
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, BinaryIO
 
-from core.datasets import Modality, RowError
+from core.datasets import TARGET_COLUMNS, Modality, RowError, Task
 from training.ingest.findings import missing_column
 from training.ingest.limits import Limits
 from training.ingest.lines import BadLineError, Lines
-from training.ingest.rows import Row
+from training.ingest.rows import Row, Unusable
+from training.ingest.targets import find_task, read_number, split_labels
 
 _DELIMITERS = (",", ";", "\t")
-_COLUMNS = ("text", "label")
+_READ: dict[Task, Callable[[str], object]] = {
+    Task.SINGLE_LABEL: str,
+    Task.MULTI_LABEL: split_labels,
+    Task.REGRESSION: read_number,
+}
 # The csv module tells its errors apart by their text only.
 _QUOTE_REASONS = {
     "unexpected end of data": "a double quote that opens in this row is never closed; close it",
@@ -49,11 +55,15 @@ def parse(source: BinaryIO, limits: Limits) -> Iterator[Row | RowError]:
         if isinstance(table, RowError):
             yield table
             return
-        problems = _header_problems(table)
+        task = find_task(table.columns)
+        if isinstance(task, Unusable):
+            yield RowError(line=table.line, column="value", reason=task.reason)
+            return
+        problems = _header_problems(table, task)
         if problems:
             yield from problems
             return
-        yield from _rows(table)
+        yield from _rows(table, task)
 
 
 @contextmanager
@@ -87,15 +97,15 @@ def _open_table(source: BinaryIO, limits: Limits) -> _Table | RowError:
             problem = RowError(line=line, reason=_quote_reason(error))
             continue
         tables.append(_Table(lines, reader, line, columns, delimiter))
-        if all(name in columns for name in _COLUMNS):
+        if "text" in columns and not set(columns).isdisjoint(TARGET_COLUMNS.values()):
             return tables[-1]
     # None fits: the one with the most columns is most likely meant, and is only reported on.
     return max(tables, key=lambda table: len(table.columns)) if tables else problem
 
 
-def _header_problems(table: _Table) -> list[RowError]:
+def _header_problems(table: _Table, task: Task) -> list[RowError]:
     problems = []
-    for name in _COLUMNS:
+    for name in ("text", TARGET_COLUMNS[task]):
         times = table.columns.count(name)
         if times == 0:
             reason = missing_column(name, table.columns)
@@ -107,8 +117,9 @@ def _header_problems(table: _Table) -> list[RowError]:
     return problems
 
 
-def _rows(table: _Table) -> Iterator[Row | RowError]:
-    text_at, label_at = (table.columns.index(name) for name in _COLUMNS)
+def _rows(table: _Table, task: Task) -> Iterator[Row | RowError]:
+    text_at, target_at = map(table.columns.index, ("text", TARGET_COLUMNS[task]))
+    read = _READ[task]
     while True:
         line = table.lines.begin_row()
         try:
@@ -122,7 +133,7 @@ def _rows(table: _Table) -> Iterator[Row | RowError]:
             yield RowError(line=line, reason=_quote_reason(error))
         else:
             if len(fields) == len(table.columns):
-                yield Row(Modality.TEXT, fields[text_at], fields[label_at], line=line)
+                yield Row(Modality.TEXT, fields[text_at], read(fields[target_at]), task, line)
             elif fields:
                 yield RowError(line=line, reason=_ragged(table, len(fields)))
 

@@ -21,6 +21,8 @@ _ALIASES = {
              "input", "question", "query", "prompt", "comment", "document", "tweet"},
     "label": {"label", "labels", "category", "class", "intent", "target", "sentiment", "tag",
               "topic", "output", "answer", "completion", "y"},
+    "labels": {"labels"},
+    "value": {"value"},
     "image": {"image", "images", "img", "picture", "photo"},
 }  # fmt: skip
 

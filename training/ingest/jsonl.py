@@ -1,4 +1,4 @@
-"""JSONL uploads: one JSON object with "text" and "label" on each line.
+"""JSONL uploads: one JSON object with "text" and "label", "labels" or "value" on each line.
 
 Other keys and blank lines are ignored. Stricter than `json.loads` where it guesses: duplicate keys,
 NaN and Infinity are errors.
@@ -10,11 +10,12 @@ import json
 from collections.abc import Iterator
 from typing import BinaryIO, NoReturn
 
-from core.datasets import Modality, RowError
+from core.datasets import TARGET_COLUMNS, Modality, RowError, Task
 from training.ingest.findings import missing_column, shown
 from training.ingest.limits import Limits
 from training.ingest.lines import BadLineError, Lines
 from training.ingest.rows import Row, Unusable, kind
+from training.ingest.targets import find_task
 
 
 class _PlainJsonError(ValueError):
@@ -40,9 +41,13 @@ _DECODER = json.JSONDecoder(object_pairs_hook=_unique, parse_constant=_refuse_co
 
 
 def parse(source: BinaryIO, limits: Limits) -> Iterator[Row | RowError]:
-    """Yield the rows of a JSONL file, and an error for each line that is not one."""
+    """Yield the rows of a JSONL file, and an error for each line that is not one.
+
+    The first object's keys say which task all of them are of.
+    """
     lines = Lines(source, limits.max_row_bytes)
     first = True
+    task: Task | None = None
     while True:
         number = lines.begin_row()
         try:
@@ -64,10 +69,21 @@ def parse(source: BinaryIO, limits: Limits) -> Iterator[Row | RowError]:
             )
             return
         first = False
-        yield _row(number, line)
+        fields = _fields(number, line)
+        if isinstance(fields, RowError):
+            yield fields
+            continue
+        if task is None:
+            found = find_task(list(fields))
+            if isinstance(found, Unusable):
+                yield RowError(line=number, column="value", reason=found.reason)
+                return
+            task = found
+        target = _field(fields, TARGET_COLUMNS[task])
+        yield Row(Modality.TEXT, _text(fields), target, task, line=number)
 
 
-def _row(number: int, line: str) -> Row | RowError:
+def _fields(number: int, line: str) -> dict[str, object] | RowError:
     try:
         value: object = _DECODER.decode(line)
     except json.JSONDecodeError as error:
@@ -80,12 +96,12 @@ def _row(number: int, line: str) -> Row | RowError:
     except ValueError:
         # Python refuses to read integers of thousands of digits.
         return RowError(line=number, reason="a number has too many digits; shorten it")
-    if not isinstance(value, dict):
-        return RowError(
-            line=number,
-            reason=f'the line must be an object like {{"text": …, "label": …}}, not {kind(value)}',
-        )
-    return Row(Modality.TEXT, _text(value), _field(value, "label"), line=number)
+    if isinstance(value, dict):
+        return value
+    return RowError(
+        line=number,
+        reason=f'the line must be an object like {{"text": …, "label": …}}, not {kind(value)}',
+    )
 
 
 def _text(fields: dict[str, object]) -> object:

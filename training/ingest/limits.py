@@ -13,6 +13,10 @@ from core.settings import Settings
 MIB = 1 << 20
 MAX_ERRORS_KEPT = 100
 MAX_LABEL_CHARS = 200
+MAX_LABELS_OF_ROW = 1000
+MAX_VALUE = 1e30
+"""Answers are float32, whose largest number is 3.4e38."""
+
 MAX_IMAGE_BYTES = 64 * MIB
 MAX_PATH_CHARS = 1024
 

@@ -1,7 +1,8 @@
-"""Parquet uploads: `text` (string) or `image` (Hugging Face image struct), and `label`.
+"""Parquet uploads: `text` (string) or `image` (Hugging Face image struct), and a target.
 
-A label may be a string, an integer, or the index of a Hugging Face ClassLabel, whose names are in
-the schema's `huggingface` metadata. Other columns are not read. An error's line is the row, from 1.
+The target is `label`, `labels` (a list) or `value` (a number). A label may be a string, an integer,
+or the index of a Hugging Face ClassLabel, whose names are in the schema's `huggingface` metadata.
+Other columns are not read. An error's line is the row, from 1.
 
 A few bytes of Parquet can stand for terabytes: one long value, referred to a million times. So
 what the footer says of rows and bytes is checked first, and then rows are read one at a time and
@@ -12,15 +13,22 @@ for each batch, at five times its size, so they are read in large batches from s
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from io import SEEK_END
 from typing import Any, BinaryIO
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from core.datasets import Modality, RowError
-from training.ingest.limits import MAX_IMAGE_BYTES, MAX_LABEL_CHARS, MAX_PATH_CHARS, MIB, Limits
+from core.datasets import TARGET_COLUMNS, Modality, RowError, Task
+from training.ingest.limits import (
+    MAX_IMAGE_BYTES,
+    MAX_LABEL_CHARS,
+    MAX_LABELS_OF_ROW,
+    MAX_PATH_CHARS,
+    MIB,
+    Limits,
+)
 from training.ingest.parquet_schema import class_names, inspect_schema
 from training.ingest.rows import EncodedImage, Row, Unusable, too_many_image_bytes
 
@@ -50,13 +58,13 @@ def parse(source: BinaryIO, limits: Limits) -> Iterator[Row | RowError]:
         yield opened
         return
     schema = opened.schema_arrow
-    modality, problems = inspect_schema(schema)
+    modality, task, problems = inspect_schema(schema)
     # What cannot be read is not measured.
     problems = problems or _size_problems(opened.metadata, schema, limits)
     if problems:
         yield from problems
         return
-    yield from _rows(source, schema, modality, limits)
+    yield from _rows(source, schema, modality, task, limits)
 
 
 def _open_file(source: BinaryIO) -> Any:
@@ -104,7 +112,7 @@ def _size_problems(metadata: Any, schema: Any, limits: Limits) -> list[RowError]
         problems += [
             RowError(column=name, reason=reason)
             for name in schema.names
-            if name in ("text", "label") and pa.types.is_dictionary(schema.field(name).type)
+            if name in ("text", "label", "labels") and pa.types.is_dictionary(schema.field(name).type)
         ]
     return problems
 
@@ -117,22 +125,23 @@ def _unpacks_to_more(limits: Limits) -> str:
 
 
 def _rows(
-    source: BinaryIO, schema: Any, modality: Modality, limits: Limits
+    source: BinaryIO, schema: Any, modality: Modality, task: Task, limits: Limits
 ) -> Iterator[Row | RowError]:
     leaves = ["text"] if modality is Modality.TEXT else _IMAGE_LEAVES
     read_item = _text if modality is Modality.TEXT else _image
-    names = class_names(schema)
+    column, read_target = TARGET_COLUMNS[task], _READ[task]
+    names = None if task is Task.REGRESSION else class_names(schema, task)
     row, unpacked = 0, 0
     try:
         items = _scalars(source, schema.field(modality.value), leaves)
-        labels = _scalars(source, schema.field("label"), ["label"])
-        for item, label in zip(items, labels, strict=True):
+        targets = _scalars(source, schema.field(column), [column])
+        for item, target in zip(items, targets, strict=True):
             row += 1
-            unpacked += _size(item) + _size(label)
+            unpacked += _size(item) + _size(target)
             if unpacked > limits.max_unpacked_bytes:
                 yield RowError(line=row, reason=_unpacks_to_more(limits))
                 return
-            yield Row(modality, read_item(item, limits), _label(label, names), line=row)
+            yield Row(modality, read_item(item, limits), read_target(target, names), task, row)
     except MemoryError:
         raise
     except _UNREADABLE as error:
@@ -182,6 +191,25 @@ def _label(scalar: Any, names: list[str] | None) -> object:
     return names[number]
 
 
+def _labels(scalar: Any, names: list[str] | None) -> object:
+    if not scalar.is_valid:
+        return None
+    if len(scalar) > MAX_LABELS_OF_ROW:
+        return Unusable(f"there are {len(scalar)} labels; at most {MAX_LABELS_OF_ROW} are allowed")
+    return [_label(each, names) for each in scalar]
+
+
+def _number(scalar: Any, _: list[str] | None) -> object:
+    return float(scalar.as_py()) if scalar.is_valid else None
+
+
+_READ: dict[Task, Callable[[Any, list[str] | None], object]] = {
+    Task.SINGLE_LABEL: _label,
+    Task.MULTI_LABEL: _labels,
+    Task.REGRESSION: _number,
+}
+
+
 def _value(scalar: Any) -> Any:
     """Return the scalar itself, out of its dictionary, or None for a null."""
     value = scalar.value if isinstance(scalar, pa.DictionaryScalar) else scalar
@@ -193,6 +221,8 @@ def _size(scalar: Any) -> int:
     value = _value(scalar)
     if isinstance(value, pa.StructScalar):
         value = _value(value["bytes"])
+    if isinstance(value, pa.ListScalar | pa.LargeListScalar | pa.FixedSizeListScalar):
+        return value.values.nbytes
     return value.as_buffer().size if isinstance(value, pa.BinaryScalar) else 0
 
 

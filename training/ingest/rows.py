@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import BinaryIO
 
-from core.datasets import Modality, RowError
+from core.datasets import TARGET_COLUMNS, Modality, RowError, Task
 from core.errors import InvalidRequest, PayloadTooLarge
 from core.preprocessing import decode_image
 from training.ingest.findings import shown
@@ -39,11 +39,15 @@ class EncodedImage:
 
 @dataclass(frozen=True)
 class Row:
-    """A row as a parser found it, at a `line` (or Parquet row) or in a zip's `entry`."""
+    """A row as a parser found it, at a `line` (or Parquet row) or in a zip's `entry`.
+
+    `target` is what stands in the task's column.
+    """
 
     modality: Modality
     item: object
-    label: object
+    target: object
+    task: Task = Task.SINGLE_LABEL
     line: int | None = None
     entry: str | None = None
 
@@ -51,6 +55,11 @@ class Row:
     def place(self) -> str:
         """Where the row is, in words."""
         return f"line {self.line}" if self.entry is None else f"entry {shown(self.entry)}"
+
+    @property
+    def target_column(self) -> str:
+        """The column that the target is from."""
+        return TARGET_COLUMNS[self.task]
 
     def error(self, column: str, reason: str) -> RowError:
         """Return an error at this row; a zip's entry has no columns."""
