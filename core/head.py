@@ -1,4 +1,4 @@
-"""A head: one fine-tuned model's own part, from a trunk's features to class probabilities.
+"""A head: one fine-tuned model's own part, from a trunk's features to probabilities or a value.
 
 It is held as two arrays, so that a thousand of them cost what their numbers cost, and it is safe to
 call from several threads. Not here: the features (core.trunk), the fit (training.fit).
@@ -12,12 +12,14 @@ import numpy as np
 
 from core.adapter_bank import BankedAdapter
 from core.adapters import CONFIG_FILE, WEIGHTS_FILE, read_adapter
+from core.datasets import Task
 from core.errors import Conflict, DataError
 from core.linear_graph import read_linear_graph
 from core.manifests import ModelManifest
 from core.novelty import NOVELTY_FILE, Novelty
 from core.preprocessing import FloatArray
 from core.registry import Registry
+from core.tasks import OUTPUT_NAMES, OUTPUTS, activate, golden_unit, group_count
 from core.trunk import Trunk, require_equal
 
 FIXED_BYTES = 8_192
@@ -26,7 +28,7 @@ BYTES_PER_LABEL = 64
 
 
 class Head:
-    """Probabilities of a version's classes, in the order of its manifest's labels.
+    """Probabilities of a version's classes, in the order of its manifest's labels, or its value.
 
     `adapter` is its place in its trunk's bank; None for a model whose rows are plain.
     """
@@ -42,6 +44,7 @@ class Head:
         self.manifest = manifest
         self.adapter = adapter
         self.novelty = novelty
+        self._output = OUTPUTS[manifest.task]
         self._weight = weight
         self._bias = bias
 
@@ -54,19 +57,21 @@ class Head:
         Raises `NotFound`, or `Conflict` when a file, the signature or an output is not what was
         published.
         """
-        weight, bias = read_linear_graph(registry.file(manifest, "head.onnx"))
+        graph = registry.file(manifest, "head.onnx")
+        weight, bias = read_linear_graph(graph, OUTPUTS[manifest.task])
         golden = io.BytesIO(registry.file(manifest, "golden.npz"))
         with np.load(golden, allow_pickle=False) as arrays:
-            features, expected = arrays["features"], arrays["probabilities"]
-        classes = len(manifest.labels)
+            features, expected = arrays["features"], arrays[OUTPUT_NAMES[OUTPUTS[manifest.task]]]
+        width = manifest.width
         shapes = weight.shape, features.shape, expected.shape
         rows = len(features) if features.ndim else 0
-        if rows == 0 or shapes != ((manifest.dim, classes), (rows, manifest.dim), (rows, classes)):
+        if rows == 0 or shapes != ((manifest.dim, width), (rows, manifest.dim), (rows, width)):
             raise Conflict(f"{manifest.reference} does not have the signature of its manifest")
         novelty = None
         if NOVELTY_FILE in manifest.files:
             data = registry.file(manifest, NOVELTY_FILE)
-            novelty = Novelty.read(data, classes, manifest.dim)
+            groups = group_count(manifest.task, len(manifest.labels))
+            novelty = Novelty.read(data, groups, manifest.dim)
         adapter = None
         if manifest.kind == "low_rank":
             if trunk is None or trunk.manifest.digest != manifest.trunk:
@@ -74,7 +79,8 @@ class Head:
             adapter = _bank_adapter(registry, manifest, trunk)
             _replay(manifest, trunk, adapter, features)
         head = cls(manifest, weight, bias, novelty, adapter)
-        require_equal(head.predict(features), expected, manifest.reference)
+        unit = golden_unit(expected, bias) if manifest.task is Task.REGRESSION else 1.0
+        require_equal(head.predict(features) / unit, expected / unit, manifest.reference)
         return head
 
     @property
@@ -86,14 +92,10 @@ class Head:
         return arrays + FIXED_BYTES + BYTES_PER_LABEL * len(self.manifest.labels)
 
     def predict(self, features: FloatArray) -> FloatArray:
-        """Return probabilities, float32 [n, classes], of features, float32 [n, dim]."""
+        """Return probabilities [n, classes] or values [n, 1] of features [n, dim], all float32."""
         logits = features @ self._weight
         logits += self._bias
-        logits -= logits.max(axis=1, keepdims=True)
-        np.exp(logits, out=logits)
-        logits /= logits.sum(axis=1, keepdims=True)
-        probabilities: FloatArray = logits
-        return probabilities
+        return activate(self._output, logits)
 
 
 def _replay(

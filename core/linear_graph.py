@@ -1,8 +1,9 @@
 """Reading a linear head's weights out of its ONNX file, without a session and without `onnx`.
 
 A session for each of a thousand heads costs twice the memory and four times the load time of their
-arrays (docs/decisions/0017-heads-as-arrays.md). A head's graph is one `Gemm` and one `Softmax`, so
-all there is to read are two tensors. What is not exactly that graph is refused, never guessed at.
+arrays (docs/decisions/0017-heads-as-arrays.md). A head's graph is one `Gemm` and the `Softmax` or
+`Sigmoid` of its task, so all there is to read are two tensors. What is not exactly that graph is
+refused, never guessed at.
 
 The format is protobuf (https://protobuf.dev/programming-guides/encoding); field numbers are those
 of `onnx.proto` (https://github.com/onnx/onnx/blob/main/onnx/onnx.proto). Not here: checking that
@@ -18,6 +19,7 @@ import numpy as np
 
 from core.errors import Conflict
 from core.preprocessing import FloatArray
+from core.tasks import OUTPUT_NAMES, Output
 
 _VARINT, _FIXED64, _BYTES, _FIXED32 = 0, 1, 2, 5
 _MODEL_GRAPH = 7
@@ -26,6 +28,11 @@ _NODE_INPUT, _NODE_OUTPUT, _NODE_OP_TYPE, _NODE_ATTRIBUTE = 1, 2, 4, 5
 _ATTRIBUTE_NAME, _ATTRIBUTE_INT = 1, 3
 _TENSOR_DIMS, _TENSOR_TYPE, _TENSOR_NAME, _TENSOR_RAW = 1, 2, 8, 9
 _FLOAT32 = 1
+_OP_TYPES: dict[Output, list[str]] = {
+    "softmax": ["Softmax"],
+    "sigmoid": ["Sigmoid"],
+    "identity": [],
+}
 
 Fields = Mapping[int, list[int | memoryview]]
 
@@ -34,29 +41,32 @@ class _NotLinear(Exception):
     pass
 
 
-def read_linear_graph(graph: bytes) -> tuple[FloatArray, FloatArray]:
-    """Return (weight [dim, classes], bias [classes]) of softmax(features @ weight + bias).
+def read_linear_graph(graph: bytes, output: Output = "softmax") -> tuple[FloatArray, FloatArray]:
+    """Return (weight [dim, width], bias [width]) of output(features @ weight + bias).
 
     Raises `Conflict` for every other graph and for bytes that are none.
     """
     try:
-        return _read(_fields(memoryview(graph)))
+        return _read(_fields(memoryview(graph)), output)
     except (_NotLinear, ValueError, IndexError, KeyError, TypeError, UnicodeDecodeError):
         raise Conflict("head.onnx is not a linear head") from None
 
 
-def _read(model: Fields) -> tuple[FloatArray, FloatArray]:
+def _read(model: Fields, output: Output) -> tuple[FloatArray, FloatArray]:
     graph = _fields(_bytes(model[_MODEL_GRAPH][-1]))
-    gemm, softmax = (_fields(_bytes(node)) for node in graph[_GRAPH_NODE])
+    gemm, *others = (_fields(_bytes(node)) for node in graph[_GRAPH_NODE])
     _require(_texts(gemm, _NODE_OP_TYPE) == ["Gemm"] and not gemm.get(_NODE_ATTRIBUTE))
-    _require(_texts(softmax, _NODE_OP_TYPE) == ["Softmax"])
-    for attribute in softmax.get(_NODE_ATTRIBUTE, []):
-        fields = _fields(_bytes(attribute))
-        _require(_texts(fields, _ATTRIBUTE_NAME) == ["axis"] and fields[_ATTRIBUTE_INT] == [1])
+    _require([_texts(node, _NODE_OP_TYPE)[0] for node in others] == _OP_TYPES[output])
+    last = gemm
+    for node in others:
+        for attribute in node.get(_NODE_ATTRIBUTE, []):
+            fields = _fields(_bytes(attribute))
+            _require(_texts(fields, _ATTRIBUTE_NAME) == ["axis"] and fields[_ATTRIBUTE_INT] == [1])
+        _require(_texts(node, _NODE_INPUT) == _texts(gemm, _NODE_OUTPUT))
+        last = node
     features, weight_name, bias_name = _texts(gemm, _NODE_INPUT)
     _require(features == "features")
-    _require(_texts(softmax, _NODE_INPUT) == _texts(gemm, _NODE_OUTPUT))
-    _require(_texts(softmax, _NODE_OUTPUT) == ["probabilities"])
+    _require(_texts(last, _NODE_OUTPUT) == [OUTPUT_NAMES[output]])
     tensors = dict(_tensor(_fields(_bytes(each))) for each in graph[_GRAPH_INITIALIZER])
     weight, bias = tensors.pop(weight_name), tensors.pop(bias_name)
     _require(not tensors and weight.ndim == 2 and bias.shape == weight.shape[1:])

@@ -91,14 +91,13 @@ class GateOutcome(BaseModel, frozen=True):
     rows: int
 
 
-class ValueScale(BaseModel, frozen=True):
-    """How a regression's answers are to be read.
+class Interval(BaseModel, frozen=True):
+    """How far from a regression's answers values are.
 
-    Values are of about `deviation`; `coverage` of new rows' values are within `half_width` of the
-    answer, as far as they are like the rows held out.
+    A share `coverage` of new rows' values is within `half_width` of the answer, as far as they are
+    like the rows held out.
     """
 
-    deviation: float
     half_width: float
     coverage: float
 
@@ -107,9 +106,9 @@ class ModelManifest(BaseModel, frozen=True):
     """One version of a fine-tuned model; `task` says what its head gives (core.tasks).
 
     `head.onnx`: `features` [n, dim] float32 to `probabilities` [n, classes] float32, in the order
-    of `labels`, or to `value` [n, 1] where there are no labels, with a `scale`. `golden.npz` holds
-    features and what torch gave for them. Labels whose probability reaches `threshold` are a
-    multi-label model's answer.
+    of `labels`, or to `value` [n, 1] of a regression, which has an `interval` and no labels.
+    `golden.npz` holds features and what torch gave for them. Labels whose probability reaches
+    `threshold` are a multi-label model's answer.
 
     A `low_rank` head has an adapter besides (core.adapters) of rank `rank` on the top `blocks`
     blocks; its golden features are those of the trunk's golden rows, with the adapter.
@@ -134,7 +133,7 @@ class ModelManifest(BaseModel, frozen=True):
     dim: int
     labels: list[str]
     threshold: float | None = None
-    scale: ValueScale | None = None
+    interval: Interval | None = None
     files: dict[str, str]
     dataset: DatasetReference
     training: Json

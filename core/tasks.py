@@ -29,6 +29,15 @@ OUTPUTS: dict[Task, Output] = {
     Task.REGRESSION: "identity",
 }
 
+OUTPUT_NAMES: dict[Output, str] = {
+    "softmax": "probabilities",
+    "sigmoid": "probabilities",
+    "identity": "value",
+}
+
+VALUE_GROUPS = 5
+"""Into as many groups of about as many rows the values of a regression are sorted."""
+
 THRESHOLD = 0.5
 """Of calibrated probabilities: a label is given where it is likelier than not."""
 
@@ -54,6 +63,23 @@ def activate(output: Output, logits: FloatArray) -> FloatArray:
         logits += 1
         logits *= 0.5
     return logits
+
+
+def group_count(task: Task, labels: int) -> int:
+    """Return into how many groups of alike rows the data of a task falls (training.data)."""
+    if task is Task.REGRESSION:
+        return VALUE_GROUPS
+    return labels + 1 if task is Task.MULTI_LABEL else labels
+
+
+def golden_unit(expected: FloatArray, bias: FloatArray) -> float:
+    """Return in what unit values are compared with recorded ones, since they may be of any size.
+
+    It is how far the values are from the bias, or where they hardly are, a hundredth of the bias,
+    of which float32 keeps seven digits.
+    """
+    size = np.abs(expected - bias).max(initial=0.0) + 0.01 * np.abs(bias).max(initial=0.0)
+    return float(size) or 1.0
 
 
 def decide(task: Task, outputs: FloatArray, labels: Sequence[str]) -> list[Answer]:

@@ -23,9 +23,15 @@ from training.calibration import (
 )
 from training.evaluation import Metrics, evaluate
 from training.fit import Fit, Head, IntArray, deal, fold_count
+from training.ordinal import OrdinalMetrics, evaluate_order
 
 MIN_CALIBRATION_ROWS = 100
 Source = Literal["cross_validation", "held_out_rows", "validation_file"]
+SOURCES: dict[Source, str] = {
+    "cross_validation": "cross-validated",
+    "held_out_rows": "on held-out rows",
+    "validation_file": "on the validation file",
+}
 
 
 @dataclass(frozen=True)
@@ -46,7 +52,8 @@ class Assessment:
 
     `out_of_fold` are the training rows' calibrated probabilities; without a validation file they
     are the `probabilities`, unless only the training rows numbered `rows` were held out.
-    `cross_validated_accuracy` is of the training rows, by heads on frozen features.
+    `cross_validated_accuracy` is of the training rows, by heads on frozen features; `ordinal` is of
+    classes in order.
     """
 
     head: Head
@@ -58,16 +65,32 @@ class Assessment:
     targets: IntArray
     out_of_fold: FloatArray
     rows: IntArray | None
+    ordinal: OrdinalMetrics | None = None
 
     def summary(self) -> dict[str, float]:
         """Return the figures of a manifest and of the `metrics` event."""
-        calibrated = self.calibration
-        return self.metrics.summary() | {
-            "ece": calibrated.after.ece,
-            "ece_before": calibrated.before.ece,
-            "nll_before": calibrated.before.nll,
-            "temperature": calibrated.temperature,
-        }
+        ordinal = {} if self.ordinal is None else self.ordinal.summary()
+        return self.metrics.summary() | self.calibration.summary() | ordinal
+
+    def sentence(self) -> str:
+        """Return one sentence for the job's history."""
+        found = self.metrics
+        ordinal = f"{self.ordinal.sentence()} " if self.ordinal else ""
+        return (
+            f"{ordinal}Accuracy {found.accuracy:.3f} ± {found.accuracy_error:.3f} "
+            f"{SOURCES[self.source]}; the most frequent class alone gives "
+            f"{found.majority_accuracy:.3f}."
+        )
+
+    @property
+    def outputs(self) -> FloatArray:
+        """What the head gave for the judged rows, as of every task."""
+        return self.probabilities
+
+    @property
+    def accuracy(self) -> float:
+        """What a quality gate judges."""
+        return self.metrics.accuracy
 
 
 def assess(
@@ -106,6 +129,7 @@ def assess(
         targets=truth,
         out_of_fold=out_of_fold,
         rows=rows,
+        ordinal=evaluate_order(after, truth) if fitted.is_ordered else None,
     )
 
 

@@ -2,8 +2,8 @@
 
     each allowed backbone of the modality ─▶ features of a sample ─▶ head ─▶ out-of-fold likelihood
 
-The candidates are cross-validated with the head and the folds that the job itself would use, on at
-most `SAMPLE_ROWS` rows. The quickest of those within one standard error of the best is taken: which
+The candidates are cross-validated with the head and the folds that the job itself would use
+(classes in order as if they had none), on at most `SAMPLE_ROWS` rows. The quickest of those within one standard error of the best is taken: which
 is quicker is known from the table of backbones and the size of the features, not from a clock, so
 that a job that is run again decides the same. What is computed here the feature cache keeps.
 
@@ -22,9 +22,9 @@ from pydantic import BaseModel
 from core.errors import DataError
 from core.preprocessing import FloatArray
 from training.data import Dataset
-from training.fit import fit
-from training.judgement import compare, likelihoods
+from training.judgement import compare
 from training.precision import sampled
+from training.tasks import TASKS
 
 SAMPLE_ROWS = 1000
 
@@ -57,7 +57,7 @@ class BackboneChoice(BaseModel, frozen=True):
 class _Tried:
     model: str
     dim: int
-    accuracy: float
+    accuracy: float | None
     likelihoods: npt.NDArray[np.float64]
 
 
@@ -72,7 +72,7 @@ def choose_backbone(
     Raises `DataError` if there is no backbone for the data.
     """
     sample = sampled(data, seed, most=SAMPLE_ROWS)
-    labels = data.manifest.classes
+    task, labels = TASKS[data.manifest.task], data.manifest.classes
     targets = sample.targets(labels, param="training_file")
     tried: list[_Tried] = []
     failed: list[BackboneCandidate] = []
@@ -81,13 +81,13 @@ def choose_backbone(
             found = features(model, sample)
             if found is None:
                 continue
-            fitted = fit(found, targets, len(labels), seed=seed)
+            fitted = task.fit(found, targets, len(labels), seed)
         except DataError as error:
             failed.append(BackboneCandidate(model=model, problem=error.message))
             continue
-        accuracy = float((fitted.out_of_fold.argmax(axis=1) == targets).mean())
-        rows = likelihoods(fitted.out_of_fold, targets)
-        tried.append(_Tried(model, found.shape[1], accuracy, rows))
+        chosen = next(each for each in fitted.candidates if each.strength == fitted.strength)
+        rows = task.likelihoods(fitted.out_of_fold, targets)
+        tried.append(_Tried(model, found.shape[1], chosen.accuracy, rows))
     if not tried:
         why = "; ".join(f"{each.model}: {each.problem}" for each in failed)
         raise DataError(

@@ -56,6 +56,15 @@ class Calibration(BaseModel, frozen=True):
     after: Quality
     bins: tuple[Bin, ...]
 
+    def summary(self) -> dict[str, float]:
+        """Return the figures of a manifest."""
+        return {
+            "ece": self.after.ece,
+            "ece_before": self.before.ece,
+            "nll_before": self.before.nll,
+            "temperature": self.temperature,
+        }
+
 
 def fit_temperature(probabilities: FloatArray, targets: IntArray) -> float:
     """Return the temperature under which held-out `probabilities` [n, classes] fit best.

@@ -9,10 +9,11 @@ the file and names them. Not here: likely label errors, which need the fit (trai
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
+import numpy.typing as npt
 from pydantic import BaseModel
 
 from core.jobs import Json
@@ -82,13 +83,14 @@ class Truncation(BaseModel, frozen=True):
 class DataReport(BaseModel, frozen=True):
     """What was found in the training file, and between it and the validation file.
 
-    `leaks` is None without a validation file, `truncated` for images. `compared_rows` says how many
-    rows the search for near duplicates looked at.
+    `leaks` is None without a validation file, `truncated` for images, `imbalance` for values, which
+    have no `counts` either. `compared_rows` says how many rows the search for near duplicates
+    looked at.
     """
 
     rows: int
     counts: dict[str, int]
-    imbalance: float
+    imbalance: float | None
     classes_with_few_rows: tuple[str, ...]
     duplicates: Pairs
     near_duplicates: Pairs
@@ -103,7 +105,7 @@ class DataReport(BaseModel, frozen=True):
         return {
             "rows": self.rows,
             "classes": len(self.counts),
-            "imbalance": round(self.imbalance, 2),
+            "imbalance": None if self.imbalance is None else round(self.imbalance, 2),
             "classes_with_few_rows": len(self.classes_with_few_rows),
             "duplicates": self.duplicates.rows,
             "near_duplicates": self.near_duplicates.rows,
@@ -116,17 +118,28 @@ class DataReport(BaseModel, frozen=True):
 
 @dataclass(frozen=True)
 class RowSet:
-    """One file's rows as the report sees them: items, their features [n, dim], and their labels."""
+    """One file's rows as the report sees them: items, their features [n, dim], and their labels.
+
+    A label is what was said of the row, in words. Of `values` [n] only those contradict each other
+    that differ by more than `deviation`.
+    """
 
     items: Sequence[str] | Sequence[bytes]
     features: FloatArray
     labels: Sequence[str]
+    values: npt.NDArray[np.float64] | None = None
+    deviation: float = 0.0
 
 
 def inspect_data(
-    train: RowSet, targets: IntArray, held_out: RowSet | None, trunk: Trunk
-) -> DataReport:
-    """Look at the training rows, and at the validation file's against them."""
+    train: RowSet, groups: IntArray, held_out: RowSet | None, trunk: Trunk,
+    counts: Mapping[str, int] | None = None,
+) -> DataReport:  # fmt: skip
+    """Look at the training rows, and at the validation file's against them.
+
+    `groups` [n] are of rows that are alike. `counts` is by label, where a row may have several or
+    none; without it every row has one.
+    """
     centre = train.features.mean(axis=0, dtype=np.float64).astype(np.float32)
     units = duplicates.unit_rows(train.features, centre)
     keys = [duplicates.content_key(item) for item in train.items]
@@ -153,19 +166,20 @@ def inspect_data(
             for match in duplicates.near_matches(others[asked], units[compared], threshold)
         ]
         leaks = _pairs(leaked, held_out, train)
-    counts = dict(zip(*np.unique(train.labels, return_counts=True), strict=True))
+    if counts is None:
+        counts = dict(zip(*np.unique(train.labels, return_counts=True), strict=True))
     sizes = list(counts.values())
     return DataReport(
         rows=len(keys),
         counts={str(label): int(rows) for label, rows in counts.items()},
-        imbalance=float(max(sizes) / min(sizes)),
+        imbalance=float(max(sizes) / min(sizes)) if sizes else None,
         classes_with_few_rows=tuple(str(c) for c, rows in counts.items() if rows < FEW_ROWS),
         duplicates=_pairs(same, train, train),
         near_duplicates=_pairs(near, train, train),
         near_threshold=threshold,
         compared_rows=len(compared),
         leaks=leaks,
-        outliers=_outliers(units, targets, train),
+        outliers=_outliers(units, groups, train),
         truncated=_truncated(train.items, trunk),
     )
 
@@ -190,7 +204,8 @@ def describe(report: DataReport) -> str:
         if count
     ]
     rest = ", ".join(found) or "nothing that stands out"
-    return f"{report.rows} rows of {len(report.counts)} classes: {rest}."
+    classes = f" of {len(report.counts)} classes" if report.counts else ""
+    return f"{report.rows} rows{classes}: {rest}."
 
 
 def shown(item: str | bytes) -> str | None:
@@ -202,8 +217,14 @@ def shown(item: str | bytes) -> str | None:
 
 
 def _pairs(matches: Sequence[Match], rows: RowSet, others: RowSet) -> Pairs:
-    conflicting = [m for m in matches if rows.labels[m.row] != others.labels[m.other]]
-    agreeing = [m for m in matches if rows.labels[m.row] == others.labels[m.other]]
+    def contradict(match: Match) -> bool:
+        if rows.values is not None and others.values is not None:
+            difference = rows.values[match.row] - others.values[match.other]
+            return bool(abs(difference) > rows.deviation)
+        return rows.labels[match.row] != others.labels[match.other]
+
+    conflicting = [match for match in matches if contradict(match)]
+    agreeing = [match for match in matches if not contradict(match)]
     return Pairs(
         rows=len(matches),
         exact=sum(m.is_exact for m in matches),

@@ -1,6 +1,6 @@
 """Head to ONNX: a head as the files of a model version.
 
-The graph is one `Gemm` and one `Softmax`, written node by node, so the same head gives the same
+The graph is one `Gemm` and what its task ends in (core.tasks), written node by node, so the same head gives the same
 bytes. It is checked against torch before anything is stored, and the rows it was checked on go with
 it: every process that loads the head replays them. Not here: publishing (core.registry).
 """
@@ -17,6 +17,7 @@ from onnx import TensorProto, helper, numpy_helper
 from core.adapters import Adapter, feed, write_adapter
 from core.errors import ExportMismatch
 from core.preprocessing import FloatArray
+from core.tasks import OUTPUT_NAMES, golden_unit
 from core.trunk import TOLERANCE, Trunk, agree, create_session
 from training import parity
 from training.backbones import TorchBackbone
@@ -29,16 +30,20 @@ _IR_VERSION = 8
 
 
 def head_to_onnx(head: Head) -> bytes:
-    """Return `features` [n, dim] to `probabilities` [n, classes], both float32, as a graph."""
-    dim, classes = head.weight.shape
+    """Return `features` [n, dim] to `probabilities` or `value` [n, width], float32, as a graph."""
+    dim, width = head.weight.shape
+    name = OUTPUT_NAMES[head.output]
+    given = name if head.output == "identity" else "logits"
+    nodes = [helper.make_node("Gemm", ["features", "weight", "bias"], [given], name="classify")]
+    if head.output == "softmax":
+        nodes.append(helper.make_node("Softmax", [given], [name], name="normalise", axis=1))
+    elif head.output == "sigmoid":
+        nodes.append(helper.make_node("Sigmoid", [given], [name], name="normalise"))
     graph = helper.make_graph(
-        [
-            helper.make_node("Gemm", ["features", "weight", "bias"], ["logits"], name="classify"),
-            helper.make_node("Softmax", ["logits"], ["probabilities"], name="normalise", axis=1),
-        ],
+        nodes,
         "head",
         [helper.make_tensor_value_info("features", TensorProto.FLOAT, ["n", dim])],
-        [helper.make_tensor_value_info("probabilities", TensorProto.FLOAT, ["n", classes])],
+        [helper.make_tensor_value_info(name, TensorProto.FLOAT, ["n", width])],
         [
             numpy_helper.from_array(np.ascontiguousarray(head.weight), "weight"),
             numpy_helper.from_array(np.ascontiguousarray(head.bias), "bias"),
@@ -67,7 +72,7 @@ def export_head(head: Head, features_sample: FloatArray) -> dict[str, bytes]:
     golden = sample[:GOLDEN_ROWS]
     save: Any = np.savez  # its annotations take the arrays' names for its own options
     buffer = io.BytesIO()
-    save(buffer, features=golden, probabilities=head.predict(golden))
+    save(buffer, **{"features": golden, OUTPUT_NAMES[head.output]: head.predict(golden)})
     return {"head.onnx": graph, "golden.npz": buffer.getvalue()}
 
 
@@ -90,16 +95,18 @@ def export_adapted(
 
 
 def require_parity(head: Head, graph: bytes, features: FloatArray) -> None:
-    """Raise `ExportMismatch` unless ONNX Runtime computes torch's probabilities."""
+    """Raise `ExportMismatch` unless ONNX Runtime computes torch's probabilities, or values."""
+    name = OUTPUT_NAMES[head.output]
     try:
         session = create_session(graph, threads=1)
-        actual = np.asarray(session.run(["probabilities"], {"features": features})[0])
+        actual = np.asarray(session.run([name], {"features": features})[0])
     except Exception as error:
         # ONNX Runtime's errors share no public base class.
         raise ExportMismatch("ONNX Runtime cannot run the exported head") from error
     expected = head.predict(features)
     if actual.shape != expected.shape:
         raise ExportMismatch("the exported head returns another shape than torch")
-    difference = float(np.abs(actual - expected).max())
+    unit = golden_unit(expected, head.bias) if head.output == "identity" else 1.0
+    difference = float(np.abs(actual - expected).max()) / unit
     if not difference < TOLERANCE:
         raise ExportMismatch(f"the exported head differs from torch by {difference:.1e}")

@@ -10,15 +10,26 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 
 import numpy as np
+import numpy.typing as npt
 
 from core.manifests import GateOutcome
+from core.tasks import Answer
 from training.assessment import Assessment
 from training.baselines import Transfer
+from training.data import show
 from training.data_report import FEW_ROWS, DataReport, RowSet, shown
 from training.fit import IntArray
 from training.label_errors import find_label_errors
 from training.learning_curve import LearningCurve
-from training.report import Confusion, LabelError, LabelErrors, Verdict, WorstError
+from training.report import (
+    Confusion,
+    LabelError,
+    LabelErrors,
+    Verdict,
+    WorstAnswer,
+    WorstError,
+)
+from training.yardsticks import Standing
 
 LISTED = 50
 MAX_CONFUSIONS = 400
@@ -108,6 +119,47 @@ def verdicts(
     )
 
 
+def other_verdicts(
+    standing: Standing, data: DataReport, gate: GateOutcome | None, warnings: Sequence[str]
+) -> tuple[Verdict, ...]:
+    """Return the same of several labels or values; `warnings` are what the task adds."""
+    return (
+        *_on_the_gate(gate),
+        *_on_the_standing(standing),
+        *(_warn(warning) for warning in warnings),
+        *_on_the_data(data, None),
+    )
+
+
+def worst_answers(
+    losses: npt.NDArray[np.float64], truth: Sequence[Answer], answers: Sequence[Answer],
+    rows: RowSet,
+) -> tuple[WorstAnswer, ...]:  # fmt: skip
+    """Return the rows of the largest losses [n], of those that were not answered rightly."""
+    order = np.argsort(-losses, kind="stable")
+    wrong = [int(row) for row in order if truth[row] != answers[row]][:LISTED]
+    return tuple(
+        WorstAnswer(
+            row=row + 1,
+            truth=show(truth[row]),
+            answer=show(answers[row]),
+            loss=float(losses[row]),
+            text=shown(rows.items[row]),
+        )
+        for row in wrong
+    )
+
+
+def _on_the_standing(standing: Standing) -> Iterator[Verdict]:
+    if standing.advice is not None:
+        yield _warn(standing.advice)
+    elif standing.scratch_score is not None:
+        yield _good(
+            f"The mean {standing.measure} is {standing.model:.4g}, against "
+            f"{standing.scratch_score:.4g} of {standing.scratch} on the same rows."
+        )
+
+
 def _on_the_gate(gate: GateOutcome | None) -> Iterator[Verdict]:
     if gate is not None and gate.passed:
         yield _good("The quality gate was passed.")
@@ -137,13 +189,13 @@ def _on_the_model(assessment: Assessment, transfer: Transfer) -> Iterator[Verdic
         yield _warn(f"Probabilities are off by {100 * error:.0f} points on average.")
 
 
-def _on_the_data(data: DataReport, doubts: LabelErrors) -> Iterator[Verdict]:
+def _on_the_data(data: DataReport, doubts: LabelErrors | None) -> Iterator[Verdict]:
     if data.leaks is not None and data.leaks.rows:
         yield _warn(
             f"{data.leaks.rows} rows of the validation file are in the training file too, "
             f"{data.leaks.exact} exactly and the others nearly: the metrics flatter the model."
         )
-    if doubts.rows:
+    if doubts is not None and doubts.rows:
         share = doubts.rows / data.rows
         yield Verdict(
             level="warn" if share > MANY_LABEL_ERRORS else "note",
@@ -152,7 +204,7 @@ def _on_the_data(data: DataReport, doubts: LabelErrors) -> Iterator[Verdict]:
         )
     conflicts = data.duplicates.conflicting + data.near_duplicates.conflicting
     if conflicts:
-        yield _note(f"{conflicts} rows repeat another row under a different label.")
+        yield _note(f"{conflicts} rows repeat another row under a different label or value.")
     if data.classes_with_few_rows:
         named = ", ".join(data.classes_with_few_rows[:5])
         yield _warn(

@@ -1,4 +1,4 @@
-"""Features to head: multinomial logistic regression, its one hyper-parameter found by itself.
+"""Features to head: logistic regression, its one hyper-parameter found by itself.
 
 Frozen features and a linear classifier are the standard way to judge an encoder (Kornblith et al.
 2019, arXiv 1805.08974) and hard to beat with few rows. The fit is convex: one optimum, no learning
@@ -19,16 +19,14 @@ held-out rows decides, not their accuracy, which is too coarse on a few rows: ch
 to two points. Of strengths that are within one standard error of the best, the strongest is taken
 (Breiman et al. 1984), the error being that of the row by row difference.
 
-Not here: features (training.features), what the numbers say (training.evaluation).
+Not here: features (training.features), one step of a path (training.convex), values
+(training.ridge), what the numbers say (training.evaluation).
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -38,7 +36,9 @@ from torch import Tensor
 
 from core.errors import DataError
 from core.preprocessing import FloatArray
+from core.tasks import Output
 from training import imbalance
+from training.convex import Loss, Ordered, Path, Scaling, Sigmoid, Softmax, single_threaded
 from training.imbalance import Remedy, RemedyCandidate, Trial
 
 STRENGTHS = tuple(float(10.0**exponent) for exponent in np.arange(0, -6.1, -0.5))
@@ -47,15 +47,12 @@ STRENGTHS = tuple(float(10.0**exponent) for exponent in np.arange(0, -6.1, -0.5)
 FOLDS = 5
 FOLDS_OF_MANY_ROWS = 3
 MANY_ROWS = 2000
-_PATIENCE = 2
+PATIENCE = 2
 """The path ends when as many weaker strengths have not been better than the one to be chosen."""
 
 _NEGLIGIBLE = 0.01
 """Nats per row that are not worth a weaker penalty: on separable classes it never stops helping."""
 
-_MAX_ITERATIONS = 200
-_GRADIENT_TOLERANCE = 3e-5
-_HISTORY = 10
 _SMALLEST = 1e-7
 
 IntArray = npt.NDArray[np.int64]
@@ -63,36 +60,47 @@ IntArray = npt.NDArray[np.int64]
 
 @dataclass(frozen=True)
 class Head:
-    """A linear classifier: `softmax(features @ weight + bias)`.
+    """A linear model: `output(features @ weight + bias)`.
 
-    `weight` is float32 [dim, classes], `bias` float32 [classes].
+    `weight` is float32 [dim, width], `bias` float32 [width].
     """
 
     weight: FloatArray
     bias: FloatArray
+    output: Output = "softmax"
 
     def predict(self, features: FloatArray) -> FloatArray:
-        """Return probabilities, float32 [n, classes], of features, float32 [n, dim]."""
+        """Return probabilities or values, float32 [n, width], of features, float32 [n, dim]."""
         weight, bias, rows = map(torch.from_numpy, (self.weight, self.bias, features))
-        probabilities: FloatArray = torch.softmax(rows @ weight + bias, dim=1).numpy()
-        return probabilities
+        logits = rows @ weight + bias
+        if self.output == "softmax":
+            logits = torch.softmax(logits, dim=1)
+        elif self.output == "sigmoid":
+            logits = torch.sigmoid(logits)
+        outputs: FloatArray = logits.numpy()
+        return outputs
 
 
 class Candidate(BaseModel, frozen=True):
-    """One strength that was tried, and how the rows held out fared: a line of the report."""
+    """One strength that was tried, and how the rows held out fared: a line of the report.
+
+    Values have no `accuracy` but a root mean squared error.
+    """
 
     strength: float
-    accuracy: float
+    accuracy: float | None = None
     nll: float
+    rmse: float | None = None
 
 
 @dataclass(frozen=True)
 class Fit:
     """A head fitted on all rows with `strength`.
 
-    `out_of_fold` [n, classes] has for each row the probabilities of a head of the same strength
-    that was fitted without it: what to judge the fit by when there are no other rows; `fold_of` [n]
-    says which. `remedy` is against imbalance, `remedies` are those that were tried, if any.
+    `out_of_fold` [n, width] has for each row what a head of the same strength gives that was fitted
+    without it: what to judge the fit by when there are no other rows; `fold_of` [n] says which.
+    `remedy` is against imbalance, `remedies` are those that were tried, if any. The classes of an
+    `is_ordered` fit are in order.
     """
 
     head: Head
@@ -103,6 +111,24 @@ class Fit:
     fold_of: IntArray
     remedy: Remedy = "none"
     remedies: tuple[RemedyCandidate, ...] = ()
+    is_ordered: bool = False
+
+
+@dataclass(frozen=True)
+class _Search:
+    """A path of fits on all folds, and what was chosen of it."""
+
+    rows: Tensor
+    scaling: Scaling
+    loss: Loss
+    fold_of: IntArray
+    paths: list[Path]
+    solutions: list[Tensor]
+    chosen: Fit
+
+    def held_out(self, solutions: list[Tensor]) -> FloatArray:
+        """Return what the heads give for the rows that they were fitted without."""
+        return _held_out(self.rows, self.fold_of, solutions, self.loss)
 
 
 def fit(features: FloatArray, targets: IntArray, classes: int, *, seed: int) -> Fit:
@@ -111,58 +137,26 @@ def fit(features: FloatArray, targets: IntArray, classes: int, *, seed: int) -> 
     A class with one row is held out like any other, and then no head can know it: it counts as an
     error, of about the same size at every strength. Raises `DataError` if a feature is not finite.
     """
-    if not np.isfinite(features).all():
-        raise DataError("the backbone gives numbers that are not finite for these rows")
-    scaling = _Scaling.of(features)
-    rows, truth = scaling.apply(features), torch.from_numpy(targets)
-    folds = fold_count(len(targets))
-    fold_of = torch.from_numpy(deal(targets, folds, seed))
-    kept = [fold_of != fold for fold in range(folds)]
-    paths = [_Path(rows[mask], truth[mask], classes) for mask in kept]
-    # The fit on all rows goes along: what is chosen in the end has then been fitted already.
-    paths.append(_Path(rows, truth, classes))
-
-    candidates: list[Candidate] = []
-    solutions: list[list[Tensor]] = []
-    losses = np.empty((0, len(targets)))
-    index = 0
+    fold_of = deal(targets, fold_count(len(targets)), seed)
+    search = _search(features, _one_hot(targets, classes), fold_of, Softmax(classes))
+    plain = search.chosen
+    if not imbalance.is_imbalanced(targets):
+        return plain
+    weights = imbalance.row_weights(targets, classes)
+    masks = [fold_of != fold for fold in range(plain.folds)]
     with single_threaded() as pool:
-        for strength in STRENGTHS:
-            solutions.append(list(pool.map(_Path.step, paths, [strength] * len(paths))))
-            held_out = _held_out(rows, fold_of, solutions[-1])
-            chosen = held_out[np.arange(len(targets)), targets].astype(np.float64)
-            loss = -np.log(np.maximum(chosen, _SMALLEST))
-            correct = held_out.argmax(axis=1) == targets
-            candidates.append(
-                Candidate(strength=strength, accuracy=float(correct.mean()), nll=float(loss.mean()))
-            )
-            losses = np.vstack([losses, loss])
-            index = choose(losses)
-            if len(losses) - 1 - index >= _PATIENCE:
-                break
-        plain = Fit(
-            head=scaling.head(solutions[index][-1]),
-            strength=STRENGTHS[index],
-            folds=folds,
-            candidates=tuple(candidates),
-            out_of_fold=_held_out(rows, fold_of, solutions[index]),
-            fold_of=fold_of.numpy(),
-        )
-        if not imbalance.is_imbalanced(targets):
-            return plain
-        weights = imbalance.row_weights(targets, classes)
-        for path, mask in zip(paths, [*kept, fold_of >= 0], strict=True):
-            path.weigh(torch.from_numpy(weights)[mask])
-        weighted = list(pool.map(_Path.step, paths, [plain.strength] * len(paths)))
+        for path, mask in zip(search.paths, [*masks, fold_of >= 0], strict=True):
+            path.weigh(torch.from_numpy(weights[mask]))
+        weighted = list(pool.map(Path.step, search.paths, [plain.strength] * len(search.paths)))
     shares = imbalance.log_shares(targets, classes)
     trials = [
         Trial("none", plain.out_of_fold),
-        Trial("balanced_weights", _held_out(rows, fold_of, weighted)),
+        Trial("balanced_weights", search.held_out(weighted)),
         Trial("logit_adjustment", imbalance.adjust(plain.out_of_fold, shares)),
     ]
     heads = [
         plain.head,
-        scaling.head(weighted[-1]),
+        Head(*search.scaling.unscaled(weighted[-1])),
         replace(plain.head, bias=plain.head.bias - shares),
     ]
     taken, tried = imbalance.choose_remedy(trials, targets, seed)
@@ -175,15 +169,91 @@ def fit(features: FloatArray, targets: IntArray, classes: int, *, seed: int) -> 
     )
 
 
+def fit_ordered(features: FloatArray, targets: IntArray, classes: int, *, seed: int) -> Fit:
+    """Fit a head as `fit` does, for classes whose indices are their order (training.convex)."""
+    fold_of = deal(targets, fold_count(len(targets)), seed)
+    search = _search(features, _one_hot(targets, classes), fold_of, Ordered(classes))
+    return replace(search.chosen, is_ordered=True)
+
+
+def fit_labels(
+    features: FloatArray, targets: FloatArray, groups: IntArray, *, seed: int
+) -> Fit:
+    """Fit a logistic regression for each label, of one strength, on targets 0 or 1 [n, labels].
+
+    Rows of the same of `groups` [n] are dealt to the folds in turn. Raises `DataError` as `fit`.
+    """
+    fold_of = deal(groups, fold_count(len(groups)), seed)
+    return _search(features, torch.from_numpy(targets), fold_of, Sigmoid(targets.shape[1])).chosen
+
+
+def _search(features: FloatArray, truth: Tensor, fold_of: IntArray, loss: Loss) -> _Search:
+    if not np.isfinite(features).all():
+        raise DataError("the backbone gives numbers that are not finite for these rows")
+    scaling = Scaling.of(features)
+    rows = scaling.apply(features)
+    folds = int(fold_of.max()) + 1
+    kept = [torch.from_numpy(fold_of != fold) for fold in range(folds)]
+    paths = [Path(rows[mask], truth[mask], loss) for mask in kept]
+    # The fit on all rows goes along: what is chosen in the end has then been fitted already.
+    paths.append(Path(rows, truth, loss))
+    candidates: list[Candidate] = []
+    solutions: list[list[Tensor]] = []
+    losses = np.empty((0, len(rows)))
+    index = 0
+    with single_threaded() as pool:
+        for strength in STRENGTHS:
+            solutions.append(list(pool.map(Path.step, paths, [strength] * len(paths))))
+            held_out = _held_out(rows, fold_of, solutions[-1], loss)
+            lost, correct = _judge(held_out, truth.numpy(), loss)
+            candidates.append(
+                Candidate(strength=strength, accuracy=float(correct.mean()), nll=float(lost.mean()))
+            )
+            losses = np.vstack([losses, lost])
+            index = choose(losses)
+            if len(losses) - 1 - index >= PATIENCE:
+                break
+    output: Output = "sigmoid" if isinstance(loss, Sigmoid) else "softmax"
+    fitted = Fit(
+        head=Head(*scaling.unscaled(solutions[index][-1]), output),
+        strength=STRENGTHS[index],
+        folds=folds,
+        candidates=tuple(candidates),
+        out_of_fold=_held_out(rows, fold_of, solutions[index], loss),
+        fold_of=fold_of,
+    )
+    return _Search(rows, scaling, loss, fold_of, paths, solutions[index], fitted)
+
+
+def _judge(
+    outputs: FloatArray, truth: FloatArray, loss: Loss
+) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.bool_]]:
+    """Return each row's negative log-likelihood, and whether its answer is right in every label."""
+    if isinstance(loss, Sigmoid):
+        return label_losses(outputs, truth), ((outputs >= 0.5) == (truth >= 0.5)).all(axis=1)
+    targets = truth.argmax(axis=1)
+    chosen = outputs[np.arange(len(targets)), targets].astype(np.float64)
+    return -np.log(np.maximum(chosen, _SMALLEST)), outputs.argmax(axis=1) == targets
+
+
+def label_losses(probabilities: FloatArray, targets: FloatArray) -> npt.NDArray[np.float64]:
+    """Return each row's negative log-likelihood [n], the sum over its labels, in nats."""
+    chosen = np.where(targets >= 0.5, probabilities, 1 - probabilities).astype(np.float64)
+    losses: npt.NDArray[np.float64] = -np.log(np.maximum(chosen, _SMALLEST)).sum(axis=1)
+    return losses
+
+
 def fit_once(
-    features: FloatArray, targets: IntArray, classes: int, strength: float, remedy: Remedy
-) -> Head:
+    features: FloatArray, targets: IntArray, classes: int, strength: float, remedy: Remedy,
+    *, is_ordered: bool = False,
+) -> Head:  # fmt: skip
     """Fit a head at a given strength and remedy, without cross-validation, on this thread."""
-    scaling = _Scaling.of(features)
-    path = _Path(scaling.apply(features), torch.from_numpy(targets), classes)
+    scaling = Scaling.of(features)
+    loss = Ordered(classes) if is_ordered else Softmax(classes)
+    path = Path(scaling.apply(features), _one_hot(targets, classes), loss)
     if remedy == "balanced_weights":
         path.weigh(torch.from_numpy(imbalance.row_weights(targets, classes)))
-    head = scaling.head(path.step(strength))
+    head = Head(*scaling.unscaled(path.step(strength)))
     if remedy == "logit_adjustment":
         return replace(head, bias=head.bias - imbalance.log_shares(targets, classes))
     return head
@@ -191,11 +261,11 @@ def fit_once(
 
 def path(features: FloatArray, targets: IntArray, classes: int) -> Iterator[tuple[float, Head]]:
     """Yield a head for each of `STRENGTHS`, strong to weak, each fit starting from the last."""
-    scaling = _Scaling.of(features)
-    steps = _Path(scaling.apply(features), torch.from_numpy(targets), classes)
+    scaling = Scaling.of(features)
+    steps = Path(scaling.apply(features), _one_hot(targets, classes), Softmax(classes))
     for strength in STRENGTHS:
         with single_threaded():
-            head = scaling.head(steps.step(strength))
+            head = Head(*scaling.unscaled(steps.step(strength)))
         yield strength, head
 
 
@@ -229,97 +299,17 @@ def deal(targets: IntArray, folds: int, seed: int) -> IntArray:
     return fold_of
 
 
-@dataclass(frozen=True)
-class _Scaling:
-    """Centre, and one divisor for all features."""
-
-    mean: npt.NDArray[np.float64]
-    divisor: float
-
-    @classmethod
-    def of(cls, features: FloatArray) -> _Scaling:
-        mean = features.mean(axis=0, dtype=np.float64)
-        length = float(np.sqrt(np.square(features - mean).sum(axis=1).mean()))
-        return cls(mean, length or 1.0)
-
-    def apply(self, features: FloatArray) -> Tensor:
-        return torch.from_numpy(((features - self.mean) / self.divisor).astype(np.float32))
-
-    def head(self, solution: Tensor) -> Head:
-        """Return a head on unscaled features that is the same as `solution` on scaled ones."""
-        values = solution.double().numpy()
-        weight = values[:-1] / self.divisor
-        bias = values[-1] - self.mean @ weight
-        return Head(weight.astype(np.float32), bias.astype(np.float32))
+def _one_hot(targets: IntArray, classes: int) -> Tensor:
+    return torch.nn.functional.one_hot(torch.from_numpy(targets), classes).float()
 
 
-@contextmanager
-def single_threaded() -> Iterator[ThreadPoolExecutor]:
-    """Give as many workers as torch has threads, each of which computes on one thread.
-
-    The products here are small: split between threads that wait for each other, they take ten times
-    as long on a busy machine, and the sums come out in another order for another number of threads.
-    """
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        with ThreadPoolExecutor(
-            threads, "fit", initializer=torch.set_num_threads, initargs=(1,)
-        ) as pool:
-            yield pool
-    finally:
-        torch.set_num_threads(threads)
-
-
-class _Path:
-    """The optimum on one set of rows as the strength falls; each step starts from the last."""
-
-    def __init__(self, rows: Tensor, truth: Tensor, classes: int) -> None:
-        self._rows = torch.cat([rows, torch.ones(len(rows), 1)], dim=1)
-        self._truth = torch.nn.functional.one_hot(truth, classes).to(rows.dtype)
-        self._weights = torch.full((len(rows), 1), 1 / len(rows))
-        self._solution = torch.zeros(self._rows.shape[1], classes)
-
-    def weigh(self, weights: Tensor) -> None:
-        """Let rows count as `weights` [n] say, from the next step on."""
-        self._weights = (weights / weights.sum()).unsqueeze(1)
-
-    def step(self, strength: float) -> Tensor:
-        """Return weight and, as the last row, bias [dim + 1, classes] for this strength.
-
-        L-BFGS (Liu & Nocedal 1989) with a strong Wolfe search. The gradient is written out: it is
-        two matrix products, and automatic differentiation takes twice as long on small ones.
-        """
-        solution = self._solution.clone().requires_grad_(True)
-        penalty = torch.full((self._rows.shape[1], 1), strength)
-        penalty[-1] = 0.0
-
-        def closure() -> Tensor:
-            with torch.no_grad():
-                logarithms = torch.log_softmax(self._rows @ solution, dim=1)
-                likelihood = (logarithms * self._truth * self._weights).sum()
-                residual = logarithms.exp_().sub_(self._truth).mul_(self._weights)
-                solution.grad = self._rows.T @ residual + penalty * solution
-                return 0.5 * (penalty * solution.square()).sum() - likelihood
-
-        optimiser: Any = torch.optim.LBFGS(
-            [solution],
-            max_iter=_MAX_ITERATIONS,
-            history_size=_HISTORY,
-            tolerance_grad=_GRADIENT_TOLERANCE,
-            tolerance_change=0.0,
-            line_search_fn="strong_wolfe",
-        )
-        optimiser.step(closure)
-        self._solution = solution.detach()
-        return self._solution
-
-
-def _held_out(rows: Tensor, fold_of: Tensor, solutions: list[Tensor]) -> FloatArray:
+def _held_out(
+    rows: Tensor, fold_of: IntArray, solutions: list[Tensor], loss: Loss
+) -> FloatArray:
     """Return each row's probabilities by the fold that left it out; the last one left none."""
     probabilities = torch.empty(len(rows), solutions[0].shape[1])
     for fold, solution in enumerate(solutions[:-1]):
-        mine = fold_of == fold
-        probabilities[mine] = torch.softmax(rows[mine] @ solution[:-1] + solution[-1], dim=1)
+        mine = torch.from_numpy(fold_of == fold)
+        probabilities[mine] = loss.outputs(rows[mine] @ solution[:-1] + solution[-1])
     array: FloatArray = probabilities.numpy()
     return array

@@ -19,6 +19,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from core.datasets import Task
 from core.errors import DataError, NotFound
 from core.files import FileStore
 from core.head import Head
@@ -27,6 +28,7 @@ from core.jobs import QualityGate
 from core.manifests import GateBasis, GateOutcome, ModelManifest
 from core.preprocessing import FloatArray
 from core.registry import Registry
+from core.tasks import Answer, decide
 from training.data import read_dataset
 from training.duplicates import content_key
 from training.lineage import files_of
@@ -47,8 +49,8 @@ class HeldOut:
     items: Items
     features: FloatArray
     trunk: str
-    labels: Sequence[str]
-    answers: Sequence[str]
+    labels: Sequence[Answer]
+    answers: Sequence[Answer]
     dataset: str | None
 
 
@@ -112,12 +114,19 @@ def compare_with_current(
     """Judge the version that production names on the same rows; None if it names none.
 
     `load` gives another version's head, and the held-out items' features as that version sees them:
-    on another trunk, or with deltas.
+    on another trunk, or with deltas. Raises `DataError` if the two answer in different ways.
     """
     try:
         current = registry.resolve(tenant, ModelReference(name))
     except NotFound:
         return None
+    in_sets = isinstance(held_out.answers[0], frozenset)
+    if current.task is Task.REGRESSION or in_sets is not (current.task is Task.MULTI_LABEL):
+        raise DataError(
+            f"{current.reference} is of the task {current.task}, and cannot be compared with this "
+            "job's model; give it another suffix, or leave out min_improvement_over_current",
+            param="quality_gate",
+        )
     right = np.array(
         [said == label for said, label in zip(held_out.answers, held_out.labels, strict=True)]
     )
@@ -140,9 +149,9 @@ def compare_with_current(
         head, features = Head.load(registry, current), held_out.features
     else:
         head, features = load(current)
-    answers = head.predict(features[fresh]).argmax(axis=1)
-    truth = np.asarray(held_out.labels, object)[fresh]
-    old_right = np.asarray(current.labels, object)[answers] == truth
+    answers = decide(current.task, head.predict(features[fresh]), current.labels)
+    truth = [held_out.labels[row] for row in np.flatnonzero(fresh)]
+    old_right = np.array([said == label for said, label in zip(answers, truth, strict=True)])
     return Comparison(
         current=current.reference,
         current_accuracy=float(old_right.mean()),

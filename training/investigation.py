@@ -11,27 +11,81 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 
 from core.datasets import Modality
+from core.preprocessing import FloatArray
+from core.tasks import THRESHOLD
 from training.assessment import Assessment
-from training.baselines import Transfer, compare
+from training.baselines import Items, Transfer, compare
+from training.convex import single_threaded
+from training.data import Targets
 from training.data_report import RowSet
-from training.fit import Fit, IntArray, single_threaded
+from training.fit import Fit, IntArray
 from training.learning_curve import LearningCurve, learning_curve
+from training.multi_label import LabelAssessment
+from training.regression import ValueAssessment
+from training.yardsticks import Standing, compare_labels, compare_values
 
 T = TypeVar("T")
 
 
 @dataclass(frozen=True)
 class Investigation:
-    """The findings, and the seconds of each."""
+    """The findings of classes, and the seconds of each."""
 
     transfer: Transfer
     curve: LearningCurve
     seconds: dict[str, float]
+
+    @property
+    def yardstick(self) -> Transfer | Standing:
+        """The comparison with models that know nothing, as of every task."""
+        return self.transfer
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """The finding of several labels, or of values, and its seconds."""
+
+    standing: Standing
+    seconds: dict[str, float]
+
+    @property
+    def yardstick(self) -> Transfer | Standing:
+        """The comparison with models that know nothing, as of every task."""
+        return self.standing
+
+
+@dataclass(frozen=True)
+class _Judged:
+    """All rows, held-out ones behind those to learn from; `answers` are to be read where judged."""
+
+    items: Items
+    targets: Targets
+    answers: Targets
+    learned: IntArray | None
+
+    @classmethod
+    def of(
+        cls, train: RowSet, targets: Targets, validation: RowSet | None, truth: Targets,
+        answers: Targets, rows: IntArray | None,
+    ) -> _Judged:  # fmt: skip
+        if validation is not None:
+            # Those to learn from come first, whose own answers nobody asks for.
+            items: list[Any] = [*train.items, *validation.items]
+            unasked = np.zeros((len(targets), *answers.shape[1:]), answers.dtype)
+            return cls(
+                items, np.concatenate([targets, truth]), np.concatenate([unasked, answers]),
+                np.arange(len(targets)),
+            )  # fmt: skip
+        if rows is None:
+            return cls(train.items, targets, answers, None)
+        everywhere = np.zeros((len(targets), *answers.shape[1:]), answers.dtype)
+        everywhere[rows] = answers
+        return cls(train.items, targets, everywhere, np.setdiff1d(np.arange(len(targets)), rows))
 
 
 def investigate(
@@ -47,38 +101,64 @@ def investigate(
 ) -> Investigation:
     """Compare with baselines and draw the learning curve."""
     seconds: dict[str, float] = {}
-
-    def timed(name: str, part: Callable[[], T]) -> T:
-        begun = time.perf_counter()
-        result = part()
-        seconds[name] = round(time.perf_counter() - begun, 3)
-        return result
-
     correct = assessment.probabilities.argmax(axis=1) == assessment.targets
-    items, truth, learned = [*train.items], targets, None
-    if validation is not None:
-        # Held-out rows stand behind those to learn from, whose own answers nobody asks for.
-        items = [*items, *validation.items]
-        truth = np.concatenate([targets, assessment.targets])
-        learned = np.arange(len(targets))
-        correct = np.concatenate([np.zeros(len(targets), np.bool_), correct])
-
-    elif assessment.rows is not None:
-        learned = np.setdiff1d(np.arange(len(targets)), assessment.rows)
-        everywhere = np.zeros(len(targets), np.bool_)
-        everywhere[assessment.rows] = correct
-        correct = everywhere
+    judged = _Judged.of(
+        train, targets, validation, assessment.targets, correct, assessment.rows
+    )
 
     def baseline() -> Transfer:
         return compare(
-            modality, items, truth, classes, correct,
-            train=learned, fold_of=fitted.fold_of, seed=seed,
+            modality, judged.items, judged.targets, classes, judged.answers,
+            train=judged.learned, fold_of=fitted.fold_of, seed=seed,
         )  # fmt: skip
 
     def curve() -> LearningCurve:
         return learning_curve(train.features, targets, classes, fitted, seed=seed)
 
     with single_threaded() as pool:
-        transfer = pool.submit(timed, "baselines", baseline)
-        points = pool.submit(timed, "learning_curve", curve)
+        transfer = pool.submit(_timed, seconds, "baselines", baseline)
+        points = pool.submit(_timed, seconds, "learning_curve", curve)
         return Investigation(transfer.result(), points.result(), seconds)
+
+
+def investigate_labels(
+    modality: Modality, train: RowSet, targets: FloatArray, validation: RowSet | None,
+    fitted: Fit, assessment: LabelAssessment,
+) -> Comparison:  # fmt: skip
+    """Compare sets of labels with baselines."""
+    said = assessment.outputs >= THRESHOLD
+    judged = _Judged.of(train, targets, validation, assessment.targets, said, None)
+    seconds: dict[str, float] = {}
+    standing = _timed(
+        seconds, "baselines",
+        lambda: compare_labels(
+            modality, judged.items, judged.targets, judged.answers,
+            train=judged.learned, fold_of=fitted.fold_of,
+        ),
+    )  # fmt: skip
+    return Comparison(standing, seconds)
+
+
+def investigate_values(
+    modality: Modality, train: RowSet, targets: Targets, validation: RowSet | None,
+    fitted: Fit, assessment: ValueAssessment,
+) -> Comparison:  # fmt: skip
+    """Compare values with baselines."""
+    said = assessment.outputs[:, 0].astype(np.float64)
+    judged = _Judged.of(train, targets, validation, assessment.targets, said, None)
+    seconds: dict[str, float] = {}
+    standing = _timed(
+        seconds, "baselines",
+        lambda: compare_values(
+            modality, judged.items, judged.targets, judged.answers,
+            train=judged.learned, fold_of=fitted.fold_of,
+        ),
+    )  # fmt: skip
+    return Comparison(standing, seconds)
+
+
+def _timed(seconds: dict[str, float], name: str, part: Callable[[], T]) -> T:
+    begun = time.perf_counter()
+    result = part()
+    seconds[name] = round(time.perf_counter() - begun, 3)
+    return result

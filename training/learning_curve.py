@@ -73,7 +73,10 @@ def learning_curve(
         for place, share in enumerate(SHARES):
             part = train[: max(2, round(share * len(train)))]
             strength = fitted.strength * len(train) / len(part)
-            head = fit_once(features[part], targets[part], classes, strength, fitted.remedy)
+            head = fit_once(
+                features[part], targets[part], classes, strength, fitted.remedy,
+                is_ordered=fitted.is_ordered,
+            )  # fmt: skip
             predicted = head.predict(features[held_out]).argmax(axis=1)
             right[place].append(predicted == targets[held_out])
             sizes[place] += len(part) / folds

@@ -13,16 +13,17 @@ means (service.api.job_creation pins it when the job is made).
 
 from __future__ import annotations
 
-from collections import Counter
 from dataclasses import dataclass, replace
 from hashlib import sha256
 
+from core.datasets import TARGET_COLUMNS, Task
 from core.errors import DataError, NotFound
 from core.files import FileStore
 from core.identifiers import ModelReference
 from core.manifests import ModelManifest
 from core.registry import Registry
-from training.data import Dataset, read_dataset
+from core.tasks import Answer
+from training.data import Dataset, count_labels, read_dataset, spread
 from training.duplicates import content_key
 
 
@@ -65,24 +66,36 @@ def continue_data(files: FileStore, parent: ModelManifest, new: Dataset) -> Cont
             f"{new.manifest.modality} rows",
             param="model",
         )
+    task = Task.SINGLE_LABEL if parent.task is Task.ORDINAL else parent.task
+    if new.manifest.task is not task:
+        raise DataError(
+            f"{parent.reference} was fitted on a column {TARGET_COLUMNS[task]!r}; the training "
+            f"file has {TARGET_COLUMNS[new.manifest.task]!r}",
+            param="model",
+        )
     earlier = tuple(file for file in files_of(parent) if file != new.file)
     parts = [new, *(_read(files, file, parent) for file in earlier)]
     items: list[object] = []
-    labels: list[str] = []
+    answers: list[Answer] = []
     seen: set[bytes] = set()
     for part in parts:
         keys = [content_key(item) for item in part.items]
         # Within one file nothing is left out: that is for the data report to find.
         fresh = [row for row, key in enumerate(keys) if key not in seen]
         items += [part.items[row] for row in fresh]
-        labels += [part.labels[row] for row in fresh]
+        answers += [part.answers[row] for row in fresh]
         seen.update(keys)
     digest = sha256("\n".join(part.manifest.sha256 for part in parts).encode()).hexdigest()
     manifest = new.manifest.model_copy(
-        update={"rows": len(items), "counts": dict(Counter(labels)), "sha256": digest}
+        update={
+            "rows": len(items),
+            "counts": count_labels(answers),
+            "values": spread(answers),
+            "sha256": digest,
+        }
     )
     return Continued(
-        data=replace(new, manifest=manifest, items=items, labels=labels),  # type: ignore[arg-type]
+        data=replace(new, manifest=manifest, items=items, answers=answers),  # type: ignore[arg-type]
         earlier=earlier,
         new_rows=new.manifest.rows,
         replaced_rows=sum(part.manifest.rows for part in parts) - len(items),

@@ -3,9 +3,10 @@
     data ─▶ trunk ─▶ features ─▶ inspect ─▶ fit ─▶ (unfreeze) ─▶ evaluate ─▶ report
          ─▶ export ─▶ publish
 
-Each stage is a module of its own and is reported as an event with its seconds. The pipeline runs in
-a child process (training.child), knows nothing of Redis, and may be run again from the start by
-another attempt at any time: what it stores is content-addressed or create-exclusive.
+Each stage is a module of its own and is reported as an event with its seconds; what differs between
+tasks is a row of `training.tasks`. The pipeline runs in a child process (training.child), knows
+nothing of Redis, and may be run again from the start by another attempt at any time: what it stores
+is content-addressed or create-exclusive.
 """
 
 from __future__ import annotations
@@ -14,86 +15,68 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from typing import Protocol
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import torch
 
-from core.adapters import Adapter
-from core.backbones import AUTO, candidates, is_allowed
 from core.checkpoints import Checkpoints
-from core.errors import DataError, QualityGateFailed
+from core.datasets import Task
 from core.files import FileStore
 from core.head import Head
-from core.jobs import EventLevel, FineTuneRequest, Job
-from core.manifests import DatasetReference, GateOutcome, ModelManifest, Precision
+from core.jobs import EventLevel, Job
+from core.manifests import GateOutcome, ModelManifest
 from core.novelty import NOVELTY_FILE, Novelty
 from core.preprocessing import FloatArray
 from core.registry import Registry
 from core.settings import Settings
 from core.store import ArtifactStore
+from core.tasks import decide, group_count
 from core.trunk import Trunk
 from training import backbones
-from training.assessment import Alternative, Assessment, Source, assess
-from training.backbone_choice import choose_backbone
-from training.data import Dataset, read_dataset
+from training.assessment import Alternative
+from training.data import Dataset, Targets, group
 from training.data_report import DataReport, RowSet, describe, inspect_data
+from training.drafts import Origin, draft, release
 from training.export import export_adapted, export_head
-from training.feature_cache import FeatureCache
 from training.features import extract
-from training.fit import Fit, fit
+from training.fit import Fit
 from training.gate import Comparison, HeldOut, compare_with_current, judge
 from training.gradual import RESERVED_SHARE, Step
-from training.investigation import Investigation, investigate
-from training.lineage import continue_data, find_parent
 from training.novelty import estimate_novelty, estimate_tuned_novelty
-from training.precision import Candidates, choose
-from training.reporting import Choices, Evidence, write_report
-from training.stopping import Stoppable
-from training.strategies import Setting, Tuned, decide, unfreeze
-from training.trunks import ensure_trunk
+from training.preparation import Preparation, Reporter
+from training.prospect import stay_frozen
+from training.reporting import Evidence, common_fields, write_report
+from training.strategies import Setting, Tuned, decide as decide_strategy, unfreeze
+from training.tasks import TASKS, Judged
 
-RELEASED_BY = "fine_tune"
-SOURCES: dict[Source, str] = {
-    "cross_validation": "cross-validated",
-    "held_out_rows": "on held-out rows",
-    "validation_file": "on the validation file",
-}
-
-
-class Reporter(Stoppable, Protocol):
-    """Where a job says how it goes; `training.child.Reporter` is the real one."""
-
-    def event(self, type: str, message: str, *, level: EventLevel = "info", **data: object) -> None:
-        """Add a line to the job's history."""
-
-    def progress(self, stage: str, fraction: float) -> None:
-        """Say how far the whole job is, 0 to 1."""
-
-    def authorise(self) -> None:
-        """Return when the job may be published, or raise `Stopped`; never with a lost lease."""
+__all__ = ["FineTune", "Reporter", "fine_tune"]
 
 
 @dataclass(frozen=True)
 class Rows:
-    """Features, float32 [n, dim], and the class of each row."""
+    """Features, float32 [n, dim], and the target of each row (training.data)."""
 
     data: Dataset
     features: FloatArray
-    targets: npt.NDArray[np.int64]
+    targets: Targets
 
     def subset(self, numbers: npt.NDArray[np.int64]) -> Rows:
         """Some of the rows; the manifest stays that of the whole file."""
         items = [self.data.items[n] for n in numbers]
-        labels = [self.data.labels[n] for n in numbers]
-        data = replace(self.data, items=items, labels=labels)
+        answers = [self.data.answers[n] for n in numbers]
+        data = replace(self.data, items=items, answers=answers)  # type: ignore[arg-type]
         return Rows(data, self.features[numbers], self.targets[numbers])
 
     @property
     def row_set(self) -> RowSet:
         """The rows as reports see them."""
-        return RowSet(self.data.items, self.features, self.data.labels)
+        values, spread = None, self.data.manifest.values
+        if spread is not None:
+            values = self.targets
+        deviation = spread.deviation if spread else 0.0
+        return RowSet(self.data.items, self.features, self.data.shown, values, deviation)
 
 
 class FineTune:
@@ -104,21 +87,16 @@ class FineTune:
         trunk: Trunk | None = None,
     ) -> None:  # fmt: skip
         self._job = job
-        self._request = FineTuneRequest.model_validate(job.spec)
-        self._store = store
         self._registry = Registry(store)
         self._files = FileStore(store, job.tenant)
         self._settings = settings
         self._reporter = reporter
-        self._loaded_trunk = trunk
         self._checkpoints = Checkpoints(store, job.tenant, job.id)
         self._began = time.monotonic()
         self._threads = torch.get_num_threads()
+        self._made_of = Preparation(job, store, settings, reporter, self._threads, trunk)
         self._seconds: dict[str, float] = {}
-        self._choices = Choices()
         self._steps: tuple[Step, ...] = ()
-        self._parent: ModelManifest | None = None
-        self._earlier: tuple[str, ...] = ()
 
     def run(self) -> ModelManifest:
         """Return the published version's manifest; raises the errors of `core.errors`."""
@@ -128,175 +106,81 @@ class FineTune:
             self._reporter.authorise()
             return self._release(self._registry.roll_forward(published))
 
+        made_of = self._made_of
         with self._stage("data", 0.0):
-            train, held_out = self._read()
-            labels = train.manifest.classes
+            train, held_out = made_of.read()
+            task, labels = made_of.task(train)
         with self._stage("trunk", 0.05):
-            trunk = self._trunk(train, held_out)
+            trunk = made_of.trunk(train, held_out)
+        origin = Origin(
+            self._job, made_of.request, trunk, train, task, labels, made_of.parent, made_of.earlier
+        )
         with self._stage("features", 0.1):
             targets = train.targets(labels, param="")
-            rows = Rows(train, self._extract(trunk, train, 0.1, 0.55), targets)
-            other = None if held_out is None else self._held_out(trunk, held_out, labels)
+            rows = Rows(train, made_of.extract(trunk, train, 0.1, 0.55), targets)
+            other = None if held_out is None else self._held_out(origin, held_out)
         with self._stage("inspect", 0.6):
-            data = self._inspect(rows, other, trunk)
+            data = self._inspect(origin, rows, other)
         with self._stage("fit", 0.62):
-            fitted = fit(rows.features, rows.targets, len(labels), seed=self._request.seed)
+            fitted = self._fit(origin, rows)
         tuned, adapted = None, other
-        if self._request.strategy != "feature_extraction":
+        if origin.request.strategy != "feature_extraction":
             with self._stage("unfreeze", 0.7):
-                tuned = self._unfreeze(trunk, train, rows, fitted)
+                tuned = self._unfreeze(origin, rows, fitted)
                 if tuned is not None and held_out is not None:
-                    adapted = self._adapted(trunk, tuned, held_out, labels)
+                    adapted = self._adapted(origin, tuned, held_out)
         with self._stage("evaluate", 0.85):
-            assessment = self._evaluate(fitted, tuned, rows, adapted, labels)
-            comparison, gate = self._gate(assessment, other or rows, labels, trunk)
+            assessment = self._evaluate(origin, fitted, tuned, rows, adapted)
+            comparison, gate = self._gate(origin, assessment, other or rows)
         with self._stage("report", 0.87):
-            found = self._investigate(rows, other, fitted, assessment, trunk)
+            found = self._investigate(origin, rows, other, fitted, assessment)
             evidence = Evidence(
-                train, rows.row_set, targets, held_out, other.row_set if other else None, trunk,
-                data, fitted, self._steps, assessment, found, gate,
-                comparison.current if comparison else None, self._choices,
-                self._parent.reference if self._parent else None,
+                task, labels, train, rows.row_set, targets, held_out,
+                other.row_set if other else None, trunk, data, fitted, self._steps, assessment,
+                found, gate, comparison.current if comparison else None, made_of.choices,
+                origin.parent.reference if origin.parent else None,
             )  # fmt: skip
-            name = model_name(self._job, self._request)
-            report = write_report(self._job.id, name, self._request, evidence, self._seconds)
+            report = self._report(origin, evidence)
         with self._stage("export", 0.94):
-            files = self._export(trunk, assessment, tuned, rows) | report
-            files[NOVELTY_FILE] = self._novelty(tuned, rows, len(labels)).write()
+            files = self._export(origin, assessment, tuned, rows) | report
+            files[NOVELTY_FILE] = self._novelty(origin, tuned, rows).write()
             self._reporter.event("exported", "Head exported to ONNX and checked against torch.")
         with self._stage("publish", 0.95):
             self._reporter.authorise()
-            draft = self._draft(trunk, train, fitted, tuned, assessment, gate)
-            return self._release(self._registry.publish(draft, files))
+            manifest = self._draft(origin, fitted, tuned, assessment, gate)
+            return self._release(self._registry.publish(manifest, files))
 
     # -- stages ------------------------------------------------------------------------------
 
-    def _read(self) -> tuple[Dataset, Dataset | None]:
-        train = read_dataset(self._files, self._request.training_file, param="training_file")
-        self._parent = find_parent(self._registry, self._job.tenant, self._request.model)
-        if self._parent is not None:
-            train = self._continue(self._parent, train)
-        if self._request.validation_file is None:
-            return train, None
-        held_out = read_dataset(self._files, self._request.validation_file, param="validation_file")
-        if held_out.manifest.modality is not train.manifest.modality:
-            raise DataError(
-                f"the training file holds {train.manifest.modality} rows and the validation file "
-                f"{held_out.manifest.modality}",
-                param="validation_file",
-            )
-        return train, held_out
+    def _held_out(self, origin: Origin, data: Dataset) -> Rows:
+        targets = data.targets(origin.labels, param="validation_file")
+        return Rows(data, self._made_of.extract(origin.trunk, data, 0.55, 0.6), targets)
 
-    def _choose_backbone(self, train: Dataset) -> None:
-        """Settle which backbone `auto` is, and go on as if the request had named it."""
-        models = candidates(train.manifest.modality, self._settings.hf_models)
-
-        def features(model: str, sample: Dataset) -> FloatArray | None:
-            trunk = self._load_trunk(model, "fp32")
-            if trunk.modality is not train.manifest.modality:
-                return None
-            return self._extract(trunk, sample, 0.05, 0.1)
-
-        choice = choose_backbone(models, features, train, self._request.seed)
-        self._choices = replace(self._choices, backbone=choice)
-        self._reporter.event(
-            "backbone_chosen",
-            f"Backbone {choice.model}: {choice.reason}.",
-            **choice.model_dump(mode="json"),
-        )
-        self._request = self._request.model_copy(update={"model": choice.model})
-
-    def _continue(self, parent: ModelManifest, new: Dataset) -> Dataset:
-        """From here on this is a job on the parent's backbone and on all rows so far."""
-        self._request = self._request.model_copy(update={"model": parent.backbone})
-        continued = continue_data(self._files, parent, new)
-        self._earlier = continued.earlier
-        rows = continued.data.manifest.rows
-        self._reporter.event(
-            "continued",
-            f"Continues {parent.reference}: {continued.new_rows} new rows, {rows} in all.",
-            parent=parent.reference,
-            new_rows=continued.new_rows,
-            rows=rows,
-            replaced_rows=continued.replaced_rows,
-            new_classes=sorted(set(continued.data.manifest.classes) - set(parent.labels)),
-        )
-        return continued.data
-
-    def _trunk(self, train: Dataset, held_out: Dataset | None) -> Trunk:
-        if self._request.model == AUTO:
-            self._choose_backbone(train)
-        if not is_allowed(self._request.model, self._settings.hf_models):
-            raise DataError("this worker is not set up for the backbone", param="model")
-        trunks = Candidates(
-            lambda precision: self._open_trunk(precision, train),
-            lambda trunk, data: self._extract(trunk, data, 0.05, 0.1),
-            train,
-            held_out,
-        )
-        trunk, choice = choose(self._request, trunks)
-        self._choices = replace(self._choices, precision=choice)
-        if choice is not None:
-            self._reporter.event(
-                "precision_chosen",
-                f"Precision {choice.precision}: {choice.reason}.",
-                **choice.model_dump(mode="json"),
-            )
-        return trunk
-
-    def _open_trunk(self, precision: Precision, train: Dataset) -> Trunk:
-        trunk = self._load_trunk(self._request.model, precision)
-        if trunk.modality is not train.manifest.modality:
-            raise DataError(
-                f"{self._request.model} reads {trunk.modality}; the training file holds "
-                f"{train.manifest.modality} rows",
-                param="model",
-            )
-        return trunk
-
-    def _load_trunk(self, model: str, precision: Precision) -> Trunk:
-        return ensure_trunk(
-            self._registry,
-            model,
-            precision=precision,
-            hf_models=self._settings.hf_models,
-            threads=1,  # `extract` runs one batch per thread
-            max_pixels=self._settings.max_pixels,
-            loaded=self._loaded_trunk,
-            on_export=lambda: self._reporter.event(
-                "stage",
-                f"First use of {model} in {precision} here: exporting its trunk.",
-                stage="trunk",
-            ),
-        )
-
-    def _extract(self, trunk: Trunk, data: Dataset, begin: float, end: float) -> FloatArray:
-        def on_progress(done: int, total: int) -> None:
-            self._reporter.progress("features", begin + (end - begin) * done / total)
-            self._reporter.check()
-
-        cache = FeatureCache(
-            self._store,
-            self._job.tenant,
-            trunk,
-            max_bytes=self._settings.feature_cache_bytes,
-            max_days=self._settings.feature_cache_days,
-        )
-        return cache.extract(data.items, threads=self._threads, on_progress=on_progress)
-
-    def _held_out(self, trunk: Trunk, data: Dataset, labels: list[str]) -> Rows:
-        targets = data.targets(labels, param="validation_file")
-        return Rows(data, self._extract(trunk, data, 0.55, 0.6), targets)
-
-    def _inspect(self, rows: Rows, other: Rows | None, trunk: Trunk) -> DataReport:
-        found = inspect_data(rows.row_set, rows.targets, other.row_set if other else None, trunk)
+    def _inspect(self, origin: Origin, rows: Rows, other: Rows | None) -> DataReport:
+        groups, manifest = group(origin.task, rows.targets), rows.data.manifest
+        held_out = other.row_set if other else None
+        found = inspect_data(rows.row_set, groups, held_out, origin.trunk, manifest.counts)
         summary = found.summary()
         level: EventLevel = "warn" if summary["leaked_rows"] else "info"
         self._reporter.event("data_report", describe(found), level=level, **summary)
         return found
 
-    def _unfreeze(self, trunk: Trunk, train: Dataset, rows: Rows, fitted: Fit) -> Tuned | None:
-        automatic = self._request.strategy == "auto"
+    def _fit(self, origin: Origin, rows: Rows) -> Fit:
+        seed = origin.request.seed
+        return TASKS[origin.task].fit(rows.features, rows.targets, len(origin.labels), seed)
+
+    def _unfreeze(self, origin: Origin, rows: Rows, fitted: Fit) -> Tuned | None:
+        automatic = origin.request.strategy == "auto"
+        if origin.task is not Task.SINGLE_LABEL:
+            # Whoever asks for `gradual` in so many words has been refused.
+            prospect = stay_frozen(origin.task)
+            self._reporter.event(
+                "strategy_chosen", f"Strategy {prospect.strategy}: {prospect.reason}.",
+                strategy=prospect.strategy, **prospect.model_dump(mode="json"),
+            )  # fmt: skip
+            self._made_of.choices = replace(self._made_of.choices, strategy=prospect)
+            return None
+        trunk = origin.trunk
         if not automatic and not trunk.manifest.slots:
             self._reporter.event(
                 "frozen_head_kept",
@@ -304,75 +188,72 @@ class FineTune:
             )
             return None
         setting = Setting(
-            request=self._request,
+            request=origin.request,
             attempt=self._job.attempt,
             checkpoints=self._checkpoints,
             reporter=self._reporter,
             threads=self._threads,
-            deadline=self._began + (1 - RESERVED_SHARE) * self._request.max_seconds,
-            draft=lambda step, adapter: self._manifest(
-                trunk, train, step.strength, {"accuracy": step.accuracy, "nll": step.nll},
-                adapter, step.blocks,
+            deadline=self._began + (1 - RESERVED_SHARE) * origin.request.max_seconds,
+            draft=lambda step, adapter: draft(
+                origin, step.strength, {"accuracy": step.accuracy, "nll": step.nll},
+                adapter=adapter, blocks=step.blocks,
             ),
         )  # fmt: skip
-        backbone = backbones.load(self._request.model, self._settings.hf_models)
+        backbone = backbones.load(origin.request.model, self._settings.hf_models)
         if automatic:
-            prospect = decide(setting, trunk, backbone, train, fitted, rows.targets)
-            self._choices = replace(self._choices, strategy=prospect)
+            prospect = decide_strategy(setting, trunk, backbone, origin.train, fitted, rows.targets)
+            self._made_of.choices = replace(self._made_of.choices, strategy=prospect)
             if not prospect.tune:
                 return None
-        tuned, self._steps = unfreeze(setting, trunk, backbone, train, rows.targets, rows.features)
+        tuned, self._steps = unfreeze(
+            setting, trunk, backbone, origin.train, rows.targets, rows.features
+        )
         return tuned
 
-    def _adapted(self, trunk: Trunk, tuned: Tuned, data: Dataset, labels: list[str]) -> Rows:
+    def _adapted(self, origin: Origin, tuned: Tuned, data: Dataset) -> Rows:
         """The validation file's rows as the tuned model sees them."""
         features = extract(
-            trunk,
+            origin.trunk,
             data.items,
             threads=self._threads,
             on_progress=lambda *_: self._reporter.check(),
-            deltas=tuned.deltas(trunk),
+            deltas=tuned.deltas(origin.trunk),
         )
-        return Rows(data, features, data.targets(labels, param="validation_file"))
+        return Rows(data, features, data.targets(origin.labels, param="validation_file"))
 
     def _evaluate(
-        self, fitted: Fit, tuned: Tuned | None, rows: Rows, other: Rows | None, labels: list[str]
-    ) -> Assessment:
+        self, origin: Origin, fitted: Fit, tuned: Tuned | None, rows: Rows, other: Rows | None
+    ) -> Any:
         """On the validation file if there is one, or else on rows that the model has not seen."""
         held_out = None if other is None else (other.features, other.targets)
         alternative = None
         if tuned is not None:
             alternative = Alternative(tuned.head, tuned.held_out, tuned.probabilities)
-        assessment = assess(fitted, rows.targets, labels, held_out, alternative)
-        metrics = assessment.metrics
-        source = SOURCES[assessment.source]
+        assessment: Judged = TASKS[origin.task].assess(
+            fitted, rows.targets, origin.labels, held_out, alternative
+        )
         self._reporter.event(
-            "metrics",
-            f"Accuracy {metrics.accuracy:.3f} ± {metrics.accuracy_error:.3f} {source}; "
-            f"the most frequent class alone gives {metrics.majority_accuracy:.3f}.",
-            level="info",
-            **assessment.summary(),
+            "metrics", assessment.sentence(), level="info", **assessment.summary()
         )
         return assessment
 
     def _gate(
-        self, assessment: Assessment, judged: Rows, labels: list[str], trunk: Trunk
+        self, origin: Origin, assessment: Any, judged: Rows
     ) -> tuple[Comparison | None, GateOutcome | None]:
         """What the quality gate says, if the request has one."""
-        gate = self._request.quality_gate
+        gate = origin.request.quality_gate
         if gate is None:
             return None, None
-        answers = [labels[n] for n in assessment.probabilities.argmax(axis=1)]
         manifest = judged.data.manifest
         if assessment.rows is not None:
             judged = judged.subset(assessment.rows)
         held_out = HeldOut(
             items=judged.data.items,
             features=judged.features,
-            trunk=trunk.manifest.digest,
-            labels=judged.data.labels,
-            answers=answers,
-            dataset=manifest.sha256 if self._request.validation_file is None else None,
+            trunk=origin.trunk.manifest.digest,
+            labels=judged.data.answers,
+            answers=decide(origin.task, assessment.outputs, origin.labels),
+            dataset=manifest.sha256 if origin.request.validation_file is None else None,
         )
 
         def load(current: ModelManifest) -> tuple[Head, FloatArray]:
@@ -392,115 +273,64 @@ class FineTune:
         comparison = None
         if gate.min_improvement_over_current is not None:
             comparison = compare_with_current(
-                self._registry, self._files, self._job.tenant,
-                model_name(self._job, self._request), held_out, load,
-            )  # fmt: skip
-        return comparison, judge(gate, assessment.metrics.accuracy, comparison)
+                self._registry, self._files, self._job.tenant, origin.name, held_out, load
+            )
+        return comparison, judge(gate, assessment.accuracy, comparison)
 
     def _investigate(
-        self, rows: Rows, other: Rows | None, fitted: Fit, assessment: Assessment, trunk: Trunk
-    ) -> Investigation:
-        found = investigate(
-            trunk.modality, rows.row_set, rows.targets, other.row_set if other else None, fitted,
-            assessment, classes=assessment.probabilities.shape[1], seed=self._request.seed,
+        self, origin: Origin, rows: Rows, other: Rows | None, fitted: Fit, assessment: Any
+    ) -> Any:
+        found = TASKS[origin.task].investigate(
+            origin.trunk.modality, rows.row_set, rows.targets, other.row_set if other else None,
+            fitted, assessment, origin.request.seed,
         )  # fmt: skip
-        transfer = found.transfer
-        if transfer.advice is not None:
+        told = found.yardstick
+        if told.advice is not None:
             self._reporter.event(
-                "transfer", transfer.advice, level="warn", **transfer.model_dump(exclude={"advice"})
+                "transfer", told.advice, level="warn", **told.model_dump(exclude={"advice"})
             )
         return found
 
+    def _report(self, origin: Origin, evidence: Evidence) -> dict[str, bytes]:
+        common = common_fields(
+            self._job.id, origin.name, origin.request, evidence, self._seconds
+        )
+        return write_report(TASKS[origin.task].report(evidence, common), evidence)
+
     def _export(
-        self, trunk: Trunk, assessment: Assessment, tuned: Tuned | None, rows: Rows
+        self, origin: Origin, assessment: Judged, tuned: Tuned | None, rows: Rows
     ) -> dict[str, bytes]:
         if tuned is None:
             return export_head(assessment.head, rows.features)
-        backbone = backbones.load(self._request.model, self._settings.hf_models)
-        return export_adapted(assessment.head, tuned.adapter, trunk, backbone)
+        backbone = backbones.load(origin.request.model, self._settings.hf_models)
+        return export_adapted(assessment.head, tuned.adapter, origin.trunk, backbone)
 
-    def _novelty(self, tuned: Tuned | None, rows: Rows, classes: int) -> Novelty:
+    def _novelty(self, origin: Origin, tuned: Tuned | None, rows: Rows) -> Novelty:
+        groups = group(origin.task, rows.targets)
+        count = group_count(origin.task, len(origin.labels))
         if tuned is None:
-            return estimate_novelty(rows.features, rows.targets, classes, seed=self._request.seed)
-        return estimate_tuned_novelty(tuned.features, rows.targets, classes, tuned.distances)
-
-    def _release(self, manifest: ModelManifest) -> ModelManifest:
-        """Promote what was published, if it is asked for and the quality gate lets it pass.
-
-        Raises `QualityGateFailed` if it does not; the version stays.
-        """
-        self._checkpoints.drop_states()
-        self._reporter.event(
-            "published", f"Published as {manifest.reference}.", model=manifest.reference
-        )
-        gate = manifest.gate
-        if gate is not None:
-            numbers = gate.model_dump(mode="json", exclude={"passed"})
-            if gate.passed:
-                self._reporter.event("gate_passed", "The quality gate was passed.", **numbers)
-            else:
-                why = "; ".join(gate.reasons)
-                message = f"{manifest.reference} is kept but not released: {why}"
-                self._reporter.event("gate_failed", f"{message}.", level="warn", **numbers)
-                if self._request.promote:
-                    raise QualityGateFailed(message, param="quality_gate")
-        if self._request.promote:
-            self._registry.releases.promote(
-                manifest, created_by=RELEASED_BY, reason=f"job {manifest.job}"
-            )
-        return manifest
-
-    # -- what is written ---------------------------------------------------------------------
+            return estimate_novelty(rows.features, groups, count, seed=origin.request.seed)
+        return estimate_tuned_novelty(tuned.features, groups, count, tuned.distances)
 
     def _draft(
-        self,
-        trunk: Trunk,
-        train: Dataset,
-        fitted: Fit,
-        tuned: Tuned | None,
-        assessment: Assessment,
+        self, origin: Origin, fitted: Fit, tuned: Tuned | None, assessment: Any,
         gate: GateOutcome | None,
-    ) -> ModelManifest:
-        if tuned is None:
-            draft = self._manifest(trunk, train, fitted.strength, assessment.summary())
-        else:
-            draft = self._manifest(
-                trunk, train, tuned.strength, assessment.summary(), tuned.adapter, tuned.blocks
-            )
-        remedy = fitted.remedy if tuned is None else "none"
-        training = draft.training | {"imbalance_remedy": remedy}
-        return draft.model_copy(update={"gate": gate, "training": training})
-
-    def _manifest(
-        self, trunk: Trunk, train: Dataset, strength: float, metrics: dict[str, float],
-        adapter: Adapter | None = None, blocks: int = 0,
     ) -> ModelManifest:  # fmt: skip
-        return ModelManifest(
-            tenant=self._job.tenant,
-            name=model_name(self._job, self._request),
-            version=0,
-            kind="linear" if adapter is None else "low_rank",
-            rank=0 if adapter is None else adapter.rank,
-            blocks=blocks,
-            job=self._job.id,
-            attempt=self._job.attempt,
-            created_at=time.time(),
-            backbone=self._request.model,
-            trunk=trunk.manifest.digest,
-            modality=trunk.modality,
-            dim=trunk.dim,
-            labels=train.manifest.classes,
-            files={},
-            dataset=DatasetReference(
-                file=train.file,
-                sha256=train.manifest.sha256,
-                rows=train.manifest.rows,
-                earlier=self._earlier,
-            ),
-            parent=self._parent.reference if self._parent else None,
-            training=self._request.model_dump(mode="json") | {"l2_strength": strength},
-            metrics=metrics,
-        )
+        metrics = assessment.summary()
+        if tuned is None:
+            interval = assessment.interval if origin.task is Task.REGRESSION else None
+            remedy = {"imbalance_remedy": fitted.remedy}
+            made = draft(origin, fitted.strength, metrics, interval=interval, training={**remedy})
+        else:
+            made = draft(
+                origin, tuned.strength, metrics, adapter=tuned.adapter, blocks=tuned.blocks,
+                training={"imbalance_remedy": "none"},
+            )  # fmt: skip
+        return made.model_copy(update={"gate": gate})
+
+    def _release(self, manifest: ModelManifest) -> ModelManifest:
+        self._checkpoints.drop_states()
+        return release(self._registry, manifest, self._made_of.request, self._reporter)
 
     @contextmanager
     def _stage(self, name: str, fraction: float) -> Iterator[None]:
@@ -520,8 +350,3 @@ def fine_tune(
 ) -> ModelManifest:  # fmt: skip
     """Run a `fine_tune` job; return what it published. `trunk` has been loaded, if it helps."""
     return FineTune(job, store, settings, reporter, trunk).run()
-
-
-def model_name(job: Job, request: FineTuneRequest) -> str:
-    """The name under which a job publishes: its suffix, or one made of the job's id."""
-    return request.suffix or f"model-{job.id.rsplit('-', 1)[-1][:12]}"

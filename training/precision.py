@@ -19,11 +19,12 @@ from dataclasses import dataclass, replace
 import numpy as np
 from pydantic import BaseModel
 
+from core.datasets import Task
 from core.jobs import FineTuneRequest
 from core.manifests import Precision
 from core.preprocessing import FloatArray
 from core.trunk import Trunk
-from training.data import Dataset
+from training.data import Dataset, group
 from training.fit import IntArray, fit
 from training.quantization import is_quantisable
 
@@ -69,6 +70,9 @@ def choose(request: FineTuneRequest, candidates: Candidates) -> tuple[Trunk, Cho
     if not is_quantisable(fp32.manifest.slots):
         reason = "the backbone's blocks have no linear layers, which is what int8 makes faster"
         return fp32, Choice(precision="fp32", reason=reason)
+    if candidates.train.manifest.task in (Task.MULTI_LABEL, Task.REGRESSION):
+        reason = "int8 is measured by the accuracy of one class a row, which this data does not have"
+        return fp32, Choice(precision="fp32", reason=reason)
     int8 = candidates.open_trunk("int8")
     sample = replace(
         candidates,
@@ -93,18 +97,19 @@ def choose(request: FineTuneRequest, candidates: Candidates) -> tuple[Trunk, Cho
 
 def sampled(data: Dataset, seed: int, *, most: int = SAMPLE_ROWS) -> Dataset:
     """Return at most so many rows: of each class its share, and two if it has them."""
-    rows = stratified(data.labels, most, seed)
-    if len(rows) == len(data.labels):
+    if len(data.items) <= most:
         return data
+    groups = group(data.manifest.task, data.targets(data.manifest.classes, param=""))
+    rows = stratified(groups.tolist(), most, seed)
     return replace(
         data,
         manifest=data.manifest.model_copy(update={"rows": len(rows)}),
         items=[data.items[row] for row in rows],  # type: ignore[arg-type]  # of one kind
-        labels=[data.labels[row] for row in rows],
+        answers=[data.answers[row] for row in rows],
     )
 
 
-def stratified(labels: Sequence[str], most: int, seed: int) -> list[int]:
+def stratified(labels: Sequence[str] | Sequence[int], most: int, seed: int) -> list[int]:
     """Return at most `most` row numbers, ascending, drawn from the classes by their share.
 
     Rows are taken in the order of their place within their class, shuffled, divided by its size: a

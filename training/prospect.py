@@ -13,6 +13,7 @@ from __future__ import annotations
 import numpy as np
 from pydantic import BaseModel
 
+from core.datasets import Task
 from training.fit import Fit, IntArray
 
 ENOUGH_ACCURACY = 0.995
@@ -27,12 +28,12 @@ BACKWARD_COST = 2.0
 
 
 class Prospect(BaseModel, frozen=True):
-    """Whether to tune and why: a line of the report. Seconds are None if they did not matter."""
+    """Whether to tune and why: a line of the report; numbers that did not matter are None."""
 
     tune: bool
     reason: str
-    accuracy: float
-    rows_per_class: float
+    accuracy: float | None = None
+    rows_per_class: float | None = None
     seconds_needed: float | None = None
     seconds_left: float | None = None
 
@@ -60,6 +61,13 @@ def weigh(fitted: Fit, targets: IntArray, *, has_slots: bool) -> Prospect:
         reason=reason or "there is room for a gain, and rows to find it with",
         accuracy=accuracy,
         rows_per_class=median,
+    )
+
+
+def stay_frozen(task: Task) -> Prospect:
+    """Return that a task other than single labels is not tuned for."""
+    return Prospect(
+        tune=False, reason=f"the backbone is tuned for single labels only, and this is {task}"
     )
 
 

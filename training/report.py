@@ -13,9 +13,9 @@ from typing import Literal
 
 from pydantic import BaseModel
 
-from core.datasets import DatasetManifest
+from core.datasets import DatasetManifest, Task
 from core.jobs import Json
-from core.manifests import GateOutcome
+from core.manifests import GateOutcome, Interval
 from training.assessment import Source
 from training.baselines import Transfer
 from training.calibration import Calibration
@@ -25,6 +25,10 @@ from training.fit import Candidate
 from training.gradual import Step
 from training.imbalance import Remedy, RemedyCandidate
 from training.learning_curve import LearningCurve
+from training.multi_label import MultiLabelMetrics
+from training.ordinal import OrdinalMetrics
+from training.regression import RegressionMetrics
+from training.yardsticks import Standing
 
 
 class LabelError(BaseModel, frozen=True):
@@ -92,11 +96,20 @@ class Lineage(BaseModel, frozen=True):
     production: str | None
 
 
-class Report(BaseModel, frozen=True):
-    """All that a job found out. Rows are numbered from 1; probabilities are calibrated.
+class WorstAnswer(BaseModel, frozen=True):
+    """A held-out row (from 1) whose answer was furthest off, by its share of the `loss`."""
 
-    `confusions` has what was answered wrongly, most frequent first. `seconds` is by stage, and
-    within the report by part; parts run side by side.
+    row: int
+    truth: str
+    answer: str
+    loss: float
+    text: str | None = None
+
+
+class AnyReport(BaseModel, frozen=True):
+    """What reports of all tasks have. Rows are numbered from 1; probabilities are calibrated.
+
+    `seconds` is by stage, and within the report by part; parts run side by side.
     """
 
     format: Literal["graft-report-1"] = "graft-report-1"
@@ -104,27 +117,55 @@ class Report(BaseModel, frozen=True):
     model: str
     created_at: float
     request: Json
+    task: Task = Task.SINGLE_LABEL
     verdicts: tuple[Verdict, ...]
     evaluated_on: Source
     dataset: DatasetManifest
     data: DataReport
-    metrics: Metrics
-    calibration: Calibration
-    transfer: Transfer
     gate: GateOutcome | None
-    confusions: tuple[Confusion, ...]
-    worst_errors: tuple[WorstError, ...]
-    label_errors: LabelErrors
-    learning_curve: LearningCurve
     strength: float
     folds: int
     candidates: tuple[Candidate, ...]
-    steps: tuple[Step, ...]
-    remedy: Remedy
-    remedies: tuple[RemedyCandidate, ...]
     decisions: tuple[Decision, ...]
     seconds: dict[str, float]
     peak_memory_bytes: int
     seed: int
     environment: Json
     lineage: Lineage
+
+
+class Report(AnyReport, frozen=True):
+    """One class a row. `confusions` has what was answered wrongly, most frequent first.
+
+    `ordinal` is of classes in order.
+    """
+
+    metrics: Metrics
+    ordinal: OrdinalMetrics | None = None
+    calibration: Calibration
+    transfer: Transfer
+    confusions: tuple[Confusion, ...]
+    worst_errors: tuple[WorstError, ...]
+    label_errors: LabelErrors
+    learning_curve: LearningCurve
+    steps: tuple[Step, ...]
+    remedy: Remedy
+    remedies: tuple[RemedyCandidate, ...]
+
+
+class MultiLabelReport(AnyReport, frozen=True):
+    """Several labels a row; a row's `loss` is in nats. Labels in doubt are not looked for."""
+
+    metrics: MultiLabelMetrics
+    calibration: Calibration
+    standing: Standing
+    worst_errors: tuple[WorstAnswer, ...]
+
+
+class RegressionReport(AnyReport, frozen=True):
+    """Values; a row's `loss` is the absolute error. Values in doubt are not looked for."""
+
+    metrics: RegressionMetrics
+    interval: Interval
+    standing: Standing
+    worst_errors: tuple[WorstAnswer, ...]

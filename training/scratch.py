@@ -10,13 +10,15 @@ from __future__ import annotations
 import io
 import warnings
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from PIL import Image
 from sklearn.exceptions import ConvergenceWarning
 from sklearn.feature_extraction.text import TfidfVectorizer
-from sklearn.linear_model import LogisticRegression
+from sklearn.linear_model import LogisticRegression, Ridge
 from threadpoolctl import threadpool_limits
 from torch import Tensor, nn
 
@@ -44,13 +46,53 @@ def predict_words(
     Single words, which did better than pairs on short texts, sublinear counts, and a fixed, weak
     penalty (C = 10).
     """
+    known = _word_features(texts, train, held_out)
+    if known is None:  # there is not one word among them
+        return np.full(len(held_out), np.bincount(targets[train]).argmax())
+    return _classify(*known, targets[train])
+
+
+def predict_word_labels(
+    texts: Sequence[str], truth: npt.NDArray[np.bool_], train: IntArray, held_out: IntArray
+) -> npt.NDArray[np.bool_]:
+    """Return whether each `held_out` row has each label, as `predict_words` would say it."""
+    found = np.zeros((len(held_out), truth.shape[1]), np.bool_)
+    known = _word_features(texts, train, held_out)
+    for label in range(truth.shape[1]):
+        answers = truth[train, label].astype(np.int64)
+        found[:, label] = answers.mean() >= 0.5 if known is None else _classify(*known, answers)
+    return found
+
+
+def predict_word_values(
+    texts: Sequence[str], values: npt.NDArray[np.float64], train: IntArray, held_out: IntArray
+) -> npt.NDArray[np.float64]:
+    """Return the values of the `held_out` rows by ridge regression on TF-IDF of words."""
+    known = _word_features(texts, train, held_out)
+    if known is None:
+        return np.full(len(held_out), values[train].mean())
+    model = Ridge(alpha=1.0, random_state=0)
+    with threadpool_limits(1, "blas"):
+        model.fit(known[0], values[train])
+        predictions: npt.NDArray[np.float64] = model.predict(known[1])
+    return predictions
+
+
+def _word_features(
+    texts: Sequence[str], train: IntArray, held_out: IntArray
+) -> tuple[Any, Any] | None:
+    """Return the TF-IDF of words of both sets of rows; None if there is no word to learn from."""
     vectorizer = TfidfVectorizer(sublinear_tf=True, max_features=_WORDS)
     try:
         known = vectorizer.fit_transform([texts[row] for row in train])
-    except ValueError:  # there is not one word among them
-        return np.full(len(held_out), np.bincount(targets[train]).argmax())
-    if len(np.unique(targets[train])) == 1:
-        return np.full(len(held_out), targets[train][0])
+    except ValueError:
+        return None
+    return known, vectorizer.transform([texts[row] for row in held_out])
+
+
+def _classify(known: Any, asked: Any, targets: IntArray) -> IntArray:
+    if len(np.unique(targets)) == 1:
+        return np.full(asked.shape[0], targets[0])
     model = LogisticRegression(C=_PENALTY, max_iter=_WORD_ITERATIONS, tol=_TOLERANCE)
     # Threads that wait for each other on products this small take twenty times as long; and nobody
     # will look at the last digits, of whose want scikit-learn warns.
@@ -58,8 +100,8 @@ def predict_words(
         threadpool_limits(1, "blas"),
         warnings.catch_warnings(action="ignore", category=ConvergenceWarning),
     ):
-        model.fit(known, targets[train])
-    predictions: IntArray = model.predict(vectorizer.transform([texts[row] for row in held_out]))
+        model.fit(known, targets)
+    predictions: IntArray = model.predict(asked)
     return predictions
 
 

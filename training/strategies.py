@@ -37,7 +37,7 @@ from training.trainer import Epoch
 from training.tuning import Rows
 
 if TYPE_CHECKING:
-    from training.pipeline import Reporter
+    from training.preparation import Reporter
 
 KEPT_CHECKPOINTS = 3
 TIMED_ROWS = 16

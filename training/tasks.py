@@ -1,0 +1,182 @@
+"""The tasks of a job: how each is fitted, judged, compared and reported. One table, one row each.
+
+    task            fit                                judged by
+    single_label    softmax regression                 accuracy, macro F1, calibration
+    multi_label     a logistic regression each label   micro and macro F1, average precision
+    ordinal         adjacent-category logits           also distance in ranks, weighted kappa
+    regression      ridge                              absolute and squared error, R², coverage
+
+What differs is here; the stages around it (training.pipeline), what heads give (core.tasks), and
+their export (training.export) are the same for all. Not here: tuning the backbone, which is for
+single labels only (training.strategies).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, Generic, Protocol, TypeVar
+
+import numpy as np
+import numpy.typing as npt
+
+from core.datasets import Modality, Task
+from core.preprocessing import FloatArray
+from training import judgement, ridge
+from training.assessment import Alternative, Assessment, Source, assess
+from training.baselines import Transfer
+from training.data import Targets, group
+from training.data_report import RowSet
+from training.fit import Fit, Head, IntArray, fit, fit_labels, fit_ordered, label_losses
+from training.investigation import (
+    Comparison,
+    Investigation,
+    investigate,
+    investigate_labels,
+    investigate_values,
+)
+from training.multi_label import LabelAssessment, assess_labels
+from training.regression import ValueAssessment, assess_values
+from training.report import MultiLabelReport, RegressionReport, Report
+from training.reporting import (
+    Evidence,
+    build_class_report,
+    build_label_report,
+    build_value_report,
+)
+from training.yardsticks import Standing
+
+DoubleArray = npt.NDArray[np.float64]
+Validation = tuple[FloatArray, Targets]
+
+
+class Judged(Protocol):
+    """A head and how it did on rows that it was not fitted on; `rows` are their numbers, if some.
+
+    `outputs` [n, width] are what it gave for `targets`.
+    """
+
+    @property
+    def head(self) -> Head:
+        """The head that is to be served."""
+
+    @property
+    def source(self) -> Source:
+        """Which rows those are."""
+
+    @property
+    def outputs(self) -> FloatArray:
+        """What the head gave for them."""
+
+    @property
+    def rows(self) -> IntArray | None:
+        """Their numbers among the training rows; None for all of them, or for another file's."""
+
+    def summary(self) -> dict[str, float]:
+        """Return the figures of a manifest."""
+
+    def sentence(self) -> str:
+        """Return one sentence for the job's history."""
+
+
+class Investigated(Protocol):
+    """What takes time to find out."""
+
+    @property
+    def yardstick(self) -> Transfer | Standing:
+        """The comparison with models that know nothing beforehand."""
+
+    @property
+    def seconds(self) -> dict[str, float]:
+        """How long each part took."""
+
+
+A = TypeVar("A", bound=Judged)
+F = TypeVar("F", bound=Investigated)
+
+
+@dataclass(frozen=True)
+class TaskRow(Generic[A, F]):
+    """One task.
+
+    `fit(features, targets, width, seed)`; `likelihoods(outputs, targets)` are by row, in nats, of
+    held-out rows; `assess(fit, targets, labels, validation, alternative)`;
+    `investigate(modality, training rows, targets, validation rows, fit, assessment, seed)`;
+    `report(evidence, common fields)`.
+    """
+
+    fit: Callable[[FloatArray, Targets, int, int], Fit]
+    likelihoods: Callable[[FloatArray, Targets], DoubleArray]
+    assess: Callable[[Fit, Targets, Sequence[str], Validation | None, Alternative | None], A]
+    investigate: Callable[[Modality, RowSet, Targets, RowSet | None, Fit, A, int], F]
+    report: Callable[[Evidence, dict[str, Any]], Report | MultiLabelReport | RegressionReport]
+
+
+def _fit_classes(features: FloatArray, targets: Targets, width: int, seed: int) -> Fit:
+    return fit(features, targets, width, seed=seed)
+
+
+def _fit_ordered(features: FloatArray, targets: Targets, width: int, seed: int) -> Fit:
+    return fit_ordered(features, targets, width, seed=seed)
+
+
+def _fit_labels(features: FloatArray, targets: Targets, _: int, seed: int) -> Fit:
+    return fit_labels(features, targets, group(Task.MULTI_LABEL, targets), seed=seed)
+
+
+def _fit_values(features: FloatArray, targets: Targets, _: int, seed: int) -> Fit:
+    return ridge.fit_values(features, targets, group(Task.REGRESSION, targets), seed=seed)
+
+
+def _investigate_classes(
+    modality: Modality, train: RowSet, targets: Targets, validation: RowSet | None, fitted: Fit,
+    assessment: Assessment, seed: int,
+) -> Investigation:  # fmt: skip
+    return investigate(
+        modality, train, targets, validation, fitted, assessment,
+        classes=assessment.probabilities.shape[1], seed=seed,
+    )  # fmt: skip
+
+
+_CLASSES: TaskRow[Assessment, Investigation] = TaskRow(
+    fit=_fit_classes,
+    likelihoods=judgement.likelihoods,
+    assess=assess,
+    investigate=_investigate_classes,
+    report=build_class_report,
+)
+_ORDERED: TaskRow[Assessment, Investigation] = TaskRow(
+    fit=_fit_ordered,
+    likelihoods=judgement.likelihoods,
+    assess=assess,
+    investigate=_investigate_classes,
+    report=build_class_report,
+)
+_LABELS: TaskRow[LabelAssessment, Comparison] = TaskRow(
+    fit=_fit_labels,
+    likelihoods=lambda outputs, targets: -label_losses(outputs, targets),
+    assess=lambda fitted, targets, labels, validation, _: assess_labels(
+        fitted, targets, labels, validation
+    ),
+    investigate=lambda *given: investigate_labels(*given[:-1]),
+    report=build_label_report,
+)
+_VALUES: TaskRow[ValueAssessment, Comparison] = TaskRow(
+    fit=_fit_values,
+    likelihoods=lambda outputs, targets: -ridge.row_losses(_standard_errors(outputs, targets)),
+    assess=lambda fitted, targets, _, validation, __: assess_values(fitted, targets, validation),
+    investigate=lambda *given: investigate_values(*given[:-1]),
+    report=build_value_report,
+)
+TASKS: dict[Task, TaskRow[Any, Any]] = {
+    Task.SINGLE_LABEL: _CLASSES,
+    Task.MULTI_LABEL: _LABELS,
+    Task.ORDINAL: _ORDERED,
+    Task.REGRESSION: _VALUES,
+}
+
+
+def _standard_errors(outputs: FloatArray, targets: Targets) -> DoubleArray:
+    """Return errors [n] in standard deviations of the values."""
+    errors: DoubleArray = (outputs[:, 0] - targets) / (float(targets.std()) or 1.0)
+    return errors

@@ -1,0 +1,155 @@
+"""Several labels, and values, against models that know nothing beforehand, on the same rows.
+
+As for classes (training.baselines): one that always says the same, and one fitted from scratch on
+the words of the rows, on the same folds or training rows as the model. Rows are compared one by
+one: sets of labels by their Jaccard index (the labels both have, of those either has; 1 for two
+empty sets), values by their absolute error. Images have no model from scratch here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import cast
+
+import numpy as np
+import numpy.typing as npt
+from pydantic import BaseModel
+
+from core.datasets import Modality
+from core.preprocessing import FloatArray
+from training.baselines import ALL_FOLDS_UP_TO, MAX_TEXTS, Items
+from training.fit import IntArray
+from training.scratch import predict_word_labels, predict_word_values
+
+MAX_CELLS = 400_000
+"""Texts times labels up to which a model is fitted from scratch for each label."""
+
+BoolArray = npt.NDArray[np.bool_]
+DoubleArray = npt.NDArray[np.float64]
+Split = tuple[IntArray, IntArray]
+
+
+class Standing(BaseModel, frozen=True):
+    """The model against others on the same `rows` held-out rows, by the mean `measure` of a row.
+
+    `gain` is by how much the model is better than the one from scratch, whichever way the measure
+    goes, and `gain_error` the standard error of the difference row by row. Without a model from
+    scratch `helps` is None, and `skipped` says why there is none.
+    """
+
+    helps: bool | None
+    measure: str
+    rows: int
+    model: float
+    constant: float
+    scratch: str
+    scratch_score: float | None = None
+    gain: float | None = None
+    gain_error: float | None = None
+    skipped: str | None = None
+    advice: str | None = None
+
+
+def compare_labels(
+    modality: Modality, items: Items, targets: FloatArray, said: BoolArray,
+    *, train: IntArray | None, fold_of: IntArray,
+) -> Standing:  # fmt: skip
+    """Judge answers `said` [n, labels] by the Jaccard index; see `training.baselines.compare`."""
+    splits = _splits(modality, len(items), train, fold_of)
+    judged = np.concatenate([held_out for _, held_out in splits])
+    truth = targets >= 0.5
+    sets, sizes = np.unique(truth if train is None else truth[train], axis=0, return_counts=True)
+    known = Standing(
+        helps=None,
+        measure="Jaccard index",
+        rows=len(judged),
+        model=float(_jaccard(said[judged], truth[judged]).mean()),
+        constant=float(_jaccard(sets[sizes.argmax()][None], truth[judged]).mean()),
+        scratch="a logistic regression on TF-IDF of words for each label",
+    )
+    reason = _reason(modality, len(items))
+    if reason is None and targets.size > MAX_CELLS:
+        reason = f"not fitted for more than {MAX_CELLS:,} texts times labels"
+    if reason is not None:
+        return known.model_copy(update={"skipped": reason})
+    texts = cast("Sequence[str]", items)
+    found = np.concatenate([predict_word_labels(texts, truth, *split) for split in splits])
+    scores = _jaccard(said[judged], truth[judged]), _jaccard(found, truth[judged])
+    return _compared(known, *scores, sign=1)
+
+
+def compare_values(
+    modality: Modality, items: Items, values: DoubleArray, said: DoubleArray,
+    *, train: IntArray | None, fold_of: IntArray,
+) -> Standing:  # fmt: skip
+    """Judge answers `said` [n] by the absolute error; see `training.baselines.compare`."""
+    splits = _splits(modality, len(items), train, fold_of)
+    judged = np.concatenate([held_out for _, held_out in splits])
+    mean = float((values if train is None else values[train]).mean())
+    errors = np.abs(said[judged] - values[judged])
+    known = Standing(
+        helps=None,
+        measure="absolute error",
+        rows=len(judged),
+        model=float(errors.mean()),
+        constant=float(np.abs(mean - values[judged]).mean()),
+        scratch="ridge regression on TF-IDF of words",
+    )
+    reason = _reason(modality, len(items))
+    if reason is not None:
+        return known.model_copy(update={"skipped": reason})
+    texts = cast("Sequence[str]", items)
+    found = np.concatenate([predict_word_values(texts, values, *split) for split in splits])
+    return _compared(known, errors, np.abs(found - values[judged]), sign=-1)
+
+
+def _splits(
+    modality: Modality, rows: int, train: IntArray | None, fold_of: IntArray
+) -> list[Split]:
+    if train is not None:
+        return [(train, np.setdiff1d(np.arange(rows), train))]
+    folds = int(fold_of.max()) + 1
+    # Without a model from scratch every fold is as cheap as one.
+    few = rows <= ALL_FOLDS_UP_TO or modality is not Modality.TEXT
+    return [
+        (np.flatnonzero(fold_of != fold), np.flatnonzero(fold_of == fold))
+        for fold in range(folds if few else 1)
+    ]
+
+
+def _reason(modality: Modality, rows: int) -> str | None:
+    if modality is not Modality.TEXT:
+        return "there is none for images of several labels or of values"
+    return f"not fitted on more than {MAX_TEXTS:,} rows" if rows > MAX_TEXTS else None
+
+
+def _compared(known: Standing, model: DoubleArray, scratch: DoubleArray, *, sign: int) -> Standing:
+    difference = sign * (model - scratch)
+    gain, error = float(difference.mean()), float(difference.std() / np.sqrt(len(difference)))
+    helps = gain > error
+    how = "does worse than" if gain < -error else "does no better than"
+    no_better: Callable[[float, float], bool] = (lambda a, b: a <= b) if sign > 0 else (
+        lambda a, b: a >= b
+    )
+    what = (
+        "even one that always says the same is as good: check the data, or add rows"
+        if no_better(known.model, known.constant)
+        else "its features may not fit this data: try another backbone, or more rows"
+    )
+    return known.model_copy(
+        update={
+            "helps": helps,
+            "scratch_score": float(scratch.mean()),
+            "gain": gain,
+            "gain_error": error,
+            "advice": None
+            if helps
+            else f"The pretrained model {how} one that was trained from scratch; {what}.",
+        }
+    )
+
+
+def _jaccard(said: BoolArray, truth: BoolArray) -> DoubleArray:
+    both, either = (said & truth).sum(axis=1), (said | truth).sum(axis=1)
+    scores: DoubleArray = np.where(either > 0, both / np.maximum(either, 1), 1.0)
+    return scores
