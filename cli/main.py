@@ -143,12 +143,18 @@ def train(
         int | None, typer.Option(min=1, help="Longest run.", show_default="the service's")
     ] = None,
     seed: Annotated[int | None, typer.Option(min=0, help="Seed of all chance.")] = None,
+    order: Annotated[
+        str | None,
+        typer.Option(help="All classes from the lowest to the highest, as bad,fair,good."),
+    ] = None,
     wait: Annotated[
         bool, typer.Option("--wait/--no-wait", help="Follow the job until the model is served.")
     ] = True,
 ) -> None:
     """Fine-tune a backbone on a data set and serve the model."""
-    request = training.TrainRequest(data, name, backbone, validation, seed, strategy, max_seconds)
+    request = training.TrainRequest(
+        data, name, backbone, validation, seed, strategy, max_seconds, order
+    )
     with context.obj.open() as client:
         training.train(client, request, wait=wait, console=out)
 

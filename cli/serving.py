@@ -42,14 +42,37 @@ def predict(
 
 def prediction_line(text: str, prediction: Prediction, top_k: int | None = None) -> str:
     """Return a prediction as a line of rich markup."""
-    if "error" in prediction:
+    if "value" in prediction:
+        answer = _value(prediction)
+    elif "labels" in prediction and top_k is None:
+        answer = _labels(prediction)
+    elif "error" in prediction:
         answer = f"[red]{escape(prediction['error']['message'])}[/]"
     else:
-        best = [(prediction["label"], prediction["score"])]
-        if top_k is not None and prediction.get("scores"):
+        if top_k is None:
+            best = [(prediction["label"], prediction["score"])]
+        else:
             best = [(score["label"], score["score"]) for score in prediction["scores"]]
         answer = ", ".join(f"[bold]{escape(label)}[/] {score:.3f}" for label, score in best)
     return f"{answer}  [dim]{escape(text)}[/]"
+
+
+def _value(prediction: Prediction) -> str:
+    interval = prediction.get("interval")
+    answer = f"[bold]{prediction['value']:.4g}[/]"
+    if interval is None:
+        return answer
+    low, high, coverage = interval["low"], interval["high"], interval["coverage"]
+    return f"{answer} ({100 * coverage:.0f} % of such are from {low:.4g} to {high:.4g})"
+
+
+def _labels(prediction: Prediction) -> str:
+    scores = {score["label"]: score["score"] for score in prediction["scores"]}
+    given = [
+        f"[bold]{escape(label)}[/]" + (f" {scores[label]:.3f}" if label in scores else "")
+        for label in sorted(prediction["labels"], key=lambda label: -scores.get(label, 0.0))
+    ]
+    return ", ".join(given) or "no label"
 
 
 def show_models(client: Client, console: Console) -> None:
@@ -57,7 +80,8 @@ def show_models(client: Client, console: Console) -> None:
     identifier = Column("model", no_wrap=True)
     table = Table(identifier, "owner", "labels", box=SIMPLE_HEAD)
     for model in client.openai.models.list():
-        labels = (model.model_extra or {}).get("labels") or []
+        known = model.model_extra or {}
+        labels = known.get("labels") or (["a value"] if known.get("task") == "regression" else [])
         shown = ", ".join(map(str, labels[:6])) + (" …" if len(labels) > 6 else "")
         table.add_row(escape(model.id), escape(model.owned_by), escape(shown))
     console.print(table)

@@ -37,10 +37,12 @@ class TrainRequest:
     seed: int | None = None
     strategy: str | None = None
     max_seconds: int | None = None
+    order: str | None = None
 
     def options(self) -> dict[str, object]:
         """The fields of the request that are Graft's own, as far as they were given."""
-        given = {"strategy": self.strategy, "max_seconds": self.max_seconds}
+        order = None if self.order is None else [each.strip() for each in self.order.split(",")]
+        given = {"strategy": self.strategy, "max_seconds": self.max_seconds, "order": order}
         return {name: value for name, value in given.items() if value is not None}
 
 

@@ -128,6 +128,17 @@ def find_refusal(request: FineTuneRequest, data: DatasetManifest | None) -> Refu
     return None
 
 
+def find_other_task(parent: Task, data: DatasetManifest) -> str | None:
+    """Return why data cannot continue a model of the task `parent`, None if it can."""
+    task = Task.SINGLE_LABEL if parent is Task.ORDINAL else parent
+    if data.task is task:
+        return None
+    return (
+        f"it was fitted on a column {TARGET_COLUMNS[task]!r}, and the training file has "
+        f"{TARGET_COLUMNS[data.task]!r}"
+    )
+
+
 def find_mismatch(train: DatasetManifest, held_out: DatasetManifest) -> str | None:
     """Return why the rows of one file cannot judge a model of the other's, None if they can."""
     if held_out.modality is not train.modality:

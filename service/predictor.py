@@ -20,9 +20,12 @@ from dataclasses import dataclass
 import numpy as np
 
 from core.adapter_bank import BankedAdapter
+from core.datasets import Task
 from core.errors import DeadlineExceeded, GraftError, InvalidRequest
 from core.identifiers import ModelReference
+from core.manifests import Interval, ModelManifest
 from core.preprocessing import FloatArray, PreparedImage, PreparedText, TextPreprocessor
+from core.tasks import decide
 from service.auto_rollback import AutoRollback
 from service.caller import CALLER
 from service.explanation import Weight, occlude_image, occlude_text
@@ -36,13 +39,18 @@ from service.shadow import Shadows
 
 @dataclass(frozen=True)
 class Prediction:
-    """Class probabilities for one input, largest first, as (label, probability).
+    """What a model says of one input, by its task (core.tasks).
 
-    `novelty`, 0 to 1, is None for a model that was made without (core.novelty).
+    `scores` are (label, probability), largest first; `labels` those of several that are given; a
+    regression has a `value` instead, and an `interval`. `novelty`, 0 to 1, is None for a model that
+    was made without (core.novelty).
     """
 
     scores: list[tuple[str, float]]
     novelty: float | None = None
+    labels: list[str] | None = None
+    value: float | None = None
+    interval: Interval | None = None
 
 
 @dataclass(frozen=True)
@@ -56,7 +64,7 @@ class Predictions:
 
 @dataclass(frozen=True)
 class Classification:
-    """Every class's probability, float32 [classes], for each input, in order.
+    """What the head gives, float32 [width], for each input, in order (core.tasks).
 
     `features` are what they were computed from, float32 [dim].
     """
@@ -124,7 +132,7 @@ class Predictor:
         top_k: int,
         timeout_seconds: float,
     ) -> Predictions:
-        """Return the `top_k` likeliest labels of every input; raises as `classify` does."""
+        """Return every input's answer, with `top_k` scores at most; raises as `classify` does."""
         began = time.monotonic()
         model = await self.resolve(tenant, reference, timeout_seconds=timeout_seconds)
         left = timeout_seconds - (time.monotonic() - began)
@@ -132,15 +140,17 @@ class Predictor:
         rows: list[Prediction | GraftError] = [
             row
             if isinstance(row, GraftError)
-            else Prediction(_likeliest(row, model.manifest.labels, top_k), novelty)
+            else _prediction(model.manifest, row, top_k, novelty)
             for row, novelty in zip(found.rows, _novelty(model, found.features), strict=True)
         ]
         return Predictions(model.manifest.reference, rows, found.timing.milliseconds())
 
     async def explain(
-        self, model: LiveModel, item: Input, label: str, *, timeout_seconds: float
+        self, model: LiveModel, item: Input, label: str | None, *, timeout_seconds: float
     ) -> list[Weight]:
         """Return how much each part of an input speaks for a label; only for usable inputs.
+
+        Without labels it is how much each part adds to the value.
 
         Raises `Overloaded` and `DeadlineExceeded`. A part without which nothing can be computed
         is left out.
@@ -166,7 +176,7 @@ class Predictor:
         first, *rows = _classify(model, encoded, Timing())
         if isinstance(first, GraftError):
             raise first
-        index = model.manifest.labels.index(label)
+        index = 0 if label is None else model.manifest.labels.index(label)
         return [
             Weight(part, float(first[index] - row[index]))
             for (part, _), row in zip(occluded, rows, strict=True)
@@ -176,7 +186,7 @@ class Predictor:
     async def classify(
         self, model: LiveModel, inputs: Sequence[Input], *, timeout_seconds: float
     ) -> Classification:
-        """Return the probabilities of every input.
+        """Return what the head gives for every input.
 
         Raises `Overloaded` and `DeadlineExceeded` for the whole request; what is wrong with one
         input is returned in its place.
@@ -198,7 +208,7 @@ class Predictor:
         return Classification(model, rows, features, inference.timing)
 
     async def classify_features(self, model: LiveModel, features: FloatArray) -> Classification:
-        """Return the probabilities of features, float32 [n, dim], that the caller has kept.
+        """Return what the head gives for features, float32 [n, dim], that the caller has kept.
 
         Raises `InvalidRequest` for another width; a row that is not finite is an error in place.
         """
@@ -282,12 +292,26 @@ def _classify(
 
 
 def _not_finite() -> GraftError:
-    return GraftError("this model gives no finite probabilities for the input")
+    return GraftError("this model gives no finite numbers for the input")
 
 
 def _is_failure(row: FloatArray | GraftError) -> bool:
     """Tell whether a row failed through no fault of its caller's."""
     return isinstance(row, GraftError) and not isinstance(row, InvalidRequest)
+
+
+def _prediction(
+    manifest: ModelManifest, row: FloatArray, top_k: int, novelty: float | None
+) -> Prediction:
+    if manifest.task is Task.REGRESSION:
+        return Prediction([], novelty, value=float(row[0]), interval=manifest.interval)
+    scores = _likeliest(row, manifest.labels, top_k)
+    given = None
+    if manifest.task is Task.MULTI_LABEL:
+        (answer,) = decide(manifest.task, row[None], manifest.labels)
+        assert isinstance(answer, frozenset)
+        given = [label for label in manifest.labels if label in answer]
+    return Prediction(scores, novelty, labels=given)
 
 
 def _likeliest(

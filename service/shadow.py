@@ -20,7 +20,9 @@ from dataclasses import dataclass
 import numpy as np
 
 from core.errors import GraftError
+from core.manifests import ModelManifest
 from core.preprocessing import FloatArray
+from core.tasks import Answer, decide
 from service.caller import Lane
 from service.inputs import Input, InputPreparer
 from service.live_models import LiveModel, Refused
@@ -42,13 +44,13 @@ Compared = Callable[[LiveModel, int, int], None]
 
 @dataclass(frozen=True)
 class Answered:
-    """One request that was answered: features and probabilities of the rows that could be."""
+    """One request that was answered: features and outputs of the rows that could be."""
 
     model: LiveModel
     shadow: int
     inputs: Sequence[Input]
     features: FloatArray
-    probabilities: FloatArray
+    outputs: FloatArray
 
 
 class Shadows:
@@ -72,7 +74,7 @@ class Shadows:
         model: LiveModel,
         inputs: Sequence[Input],
         features: Sequence[FloatArray | GraftError],
-        probabilities: Sequence[FloatArray | GraftError],
+        outputs: Sequence[FloatArray | GraftError],
     ) -> None:
         """Let the shadow of the release that chose `model`, if it has one, compute this as well."""
         release = model.release
@@ -81,7 +83,7 @@ class Shadows:
         assert release.shadow is not None
         good = [
             (item, row, answer)
-            for item, row, answer in zip(inputs, features, probabilities, strict=True)
+            for item, row, answer in zip(inputs, features, outputs, strict=True)
             if not isinstance(row, GraftError) and not isinstance(answer, GraftError)
         ]
         if not good:
@@ -126,14 +128,16 @@ class Shadows:
             _count("dropped", len(answered.inputs))
             return
         loop = asyncio.get_running_loop()
-        probabilities = await loop.run_in_executor(self._executor, shadow.head.predict, features)
+        outputs = await loop.run_in_executor(self._executor, shadow.head.predict, features)
         agreed = sum(
-            manifest.labels[one] == shadow.manifest.labels[other]
+            agree(manifest, one, other)
             for one, other in zip(
-                answered.probabilities.argmax(axis=1), probabilities.argmax(axis=1), strict=True
+                decide(manifest.task, answered.outputs, manifest.labels),
+                decide(shadow.manifest.task, outputs, shadow.manifest.labels),
+                strict=True,
             )
         )
-        disagreed = len(probabilities) - agreed
+        disagreed = len(outputs) - agreed
         _count("agreed", agreed)
         _count("disagreed", disagreed)
         self._on_compared(answered.model, agreed, disagreed)
@@ -156,6 +160,14 @@ class Shadows:
         if len(sound) != len(inputs):
             raise GraftError("the shadow could not compute every row")
         return np.stack(sound)
+
+
+def agree(manifest: ModelManifest, answer: Answer, other: Answer) -> bool:
+    """Tell whether another version says the same: of values, one in the interval of the answer."""
+    if isinstance(answer, float) and isinstance(other, float):
+        half_width = manifest.interval.half_width if manifest.interval else 0.0
+        return abs(answer - other) <= half_width
+    return answer == other
 
 
 def _count(outcome: str, rows: int) -> None:

@@ -16,13 +16,12 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from hashlib import sha256
 
-from core.datasets import TARGET_COLUMNS, Task
 from core.errors import DataError, NotFound
 from core.files import FileStore
 from core.identifiers import ModelReference
 from core.manifests import ModelManifest
 from core.registry import Registry
-from core.tasks import Answer
+from core.tasks import Answer, find_other_task
 from training.data import Dataset, count_labels, read_dataset, spread
 from training.duplicates import content_key
 
@@ -66,13 +65,9 @@ def continue_data(files: FileStore, parent: ModelManifest, new: Dataset) -> Cont
             f"{new.manifest.modality} rows",
             param="model",
         )
-    task = Task.SINGLE_LABEL if parent.task is Task.ORDINAL else parent.task
-    if new.manifest.task is not task:
-        raise DataError(
-            f"{parent.reference} was fitted on a column {TARGET_COLUMNS[task]!r}; the training "
-            f"file has {TARGET_COLUMNS[new.manifest.task]!r}",
-            param="model",
-        )
+    other_task = find_other_task(parent.task, new.manifest)
+    if other_task is not None:
+        raise DataError(f"{parent.reference} cannot be continued: {other_task}", param="model")
     earlier = tuple(file for file in files_of(parent) if file != new.file)
     parts = [new, *(_read(files, file, parent) for file in earlier)]
     items: list[object] = []

@@ -13,14 +13,15 @@ from collections.abc import Iterable
 from datetime import UTC, datetime
 from functools import cache
 from pathlib import Path
+from typing import Any
 
-from jinja2 import Environment, FileSystemLoader, StrictUndefined, Template
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from PIL import Image, ImageOps
 
 from core.preprocessing import IMAGE_FORMATS
 from training.charts import confusion_matrix, learning_plot, percent, reliability_diagram
 from training.data_report import RowSet
-from training.report import Report
+from training.report import MultiLabelReport, RegressionReport, Report
 
 MAX_PICTURES = 24
 """Thumbnails of each list."""
@@ -31,21 +32,25 @@ Pictures = dict[int, str]
 """Row numbers, from 1, to data URLs."""
 
 
-def render(report: Report, worst: Pictures, doubted: Pictures) -> bytes:
+def render(
+    report: Report | MultiLabelReport | RegressionReport, worst: Pictures, doubted: Pictures
+) -> bytes:
     """Return the page; `worst` and `doubted` are thumbnails of image rows, if rows are images."""
-    return (
-        _template()
-        .render(
-            report=report,
-            worst=worst,
-            doubted=doubted,
-            reliability=reliability_diagram(report.calibration.bins),
-            learning=learning_plot(report.learning_curve),
-            matrix=confusion_matrix(report),
-            made_at=datetime.fromtimestamp(report.created_at, UTC).strftime("%Y-%m-%d %H:%M UTC"),
-        )
-        .encode()
-    )
+    given: dict[str, Any] = {}
+    template = "regression.html.j2"
+    if isinstance(report, Report):
+        template = "report.html.j2"
+        given["learning"] = learning_plot(report.learning_curve)
+        given["matrix"] = confusion_matrix(report)
+    elif isinstance(report, MultiLabelReport):
+        template = "multi_label.html.j2"
+    if not isinstance(report, RegressionReport):
+        given["reliability"] = reliability_diagram(report.calibration.bins)
+    made_at = datetime.fromtimestamp(report.created_at, UTC).strftime("%Y-%m-%d %H:%M UTC")
+    page = _templates().get_template(template)
+    return page.render(
+        report=report, worst=worst, doubted=doubted, made_at=made_at, **given
+    ).encode()
 
 
 def thumbnails(rows: RowSet, numbers: Iterable[int]) -> Pictures:
@@ -75,7 +80,7 @@ def _bytes(count: float) -> str:
 
 
 @cache
-def _template() -> Template:
+def _templates() -> Environment:
     environment = Environment(
         loader=FileSystemLoader(_TEMPLATES),
         autoescape=True,
@@ -84,4 +89,4 @@ def _template() -> Template:
         lstrip_blocks=True,
     )
     environment.filters |= {"percent": percent, "bytes": _bytes}
-    return environment.get_template("report.html.j2")
+    return environment

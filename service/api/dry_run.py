@@ -18,16 +18,18 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from core.backbones import AUTO, BACKBONES, candidates
-from core.datasets import DatasetManifest, FileErrors, FileStatus, UploadedFile
+from core.datasets import DatasetManifest, FileErrors, FileStatus, Task, UploadedFile
 from core.errors import DataError, InvalidRequest, NotFound
 from core.identifiers import is_identifier
 from core.jobs import FineTuneRequest, Hyperparameters
 from core.manifests import ModelManifest
 from core.settings import Settings
+from core.tasks import task_of
 from service.api.errors import error_body
 from service.api.files import file_object
 from service.api.job_creation import (
     FILE_PARAMS,
+    check_data,
     check_model,
     check_precision,
     check_suffix,
@@ -116,7 +118,7 @@ async def preview(request: Request) -> Response:
                 source = await asyncio.to_thread(_look, run, owner, file_id, param, findings)
                 if source is not None:
                     sources[param] = source
-    _check_data(model, sources, findings)
+    _check_data(model, wanted, parent, sources, findings)
     if wanted is None or findings.total:
         return _refusal(findings)
     wanted = _resolve_model(wanted, sources, run.settings)
@@ -159,11 +161,18 @@ def _look(run: Runtime, owner: str, file_id: str, param: str, findings: Findings
     return Source(file, status, outcome)
 
 
-def _check_data(model: object, sources: dict[str, Source], findings: Findings) -> None:
+def _check_data(
+    model: object, wanted: FineTuneRequest | None, parent: ModelManifest | None,
+    sources: dict[str, Source], findings: Findings,
+) -> None:  # fmt: skip
     """Find what the worker would refuse once it has the data (training.pipeline)."""
     train, held_out = (
         source.manifest if (source := sources.get(param)) else None for param in FILE_PARAMS
     )
+    if wanted is not None:
+        with findings.collecting():
+            continued = continuing(wanted, parent) if parent else wanted
+            check_data(continued, train, held_out, parent)
     if train is None:
         return
     backbone = BACKBONES.get(model) if isinstance(model, str) else None
@@ -173,21 +182,6 @@ def _check_data(model: object, sources: dict[str, Source], findings: Findings) -
                 f"{backbone.id} reads {backbone.modality}; the training file holds "
                 f"{train.modality} rows",
                 param="model",
-            )
-    if held_out is None:
-        return
-    with findings.collecting():
-        if held_out.modality is not train.modality:
-            raise DataError(
-                f"the training file holds {train.modality} rows and the validation file "
-                f"{held_out.modality}",
-                param="validation_file",
-            )
-        unknown = sorted(held_out.counts.keys() - train.counts.keys())
-        if unknown:
-            shown = ", ".join(repr(label) for label in unknown[:5])
-            raise DataError(
-                f"labels that the training file does not have: {shown}", param="validation_file"
             )
 
 
@@ -209,9 +203,13 @@ def _answer(
     assert train is not None
     if parent is not None:
         wanted = continuing(wanted, parent)
+    task = task_of(train.manifest, wanted.order) if train.manifest else None
+    if wanted.strategy == AUTO and task not in (None, Task.SINGLE_LABEL):
+        wanted = wanted.model_copy(update={"strategy": "feature_extraction"})
     return {
         "object": "fine_tuning.job.dry_run",
         "continues": {"model": parent.reference, "rows": parent.dataset.rows} if parent else None,
+        "task": task,
         "training_file": train.described(),
         "validation_file": held_out.described() if held_out else None,
         "waits_for_files": any(source.manifest is None for source in sources.values()),

@@ -193,10 +193,13 @@ def file_object(
     elif outcome is not None:
         described["dataset"] = {
             "modality": outcome.modality,
+            "task": outcome.task,
             "rows": outcome.rows,
             "classes": len(outcome.counts),
             "counts": outcome.counts,
         }
+        if outcome.values is not None:
+            described["dataset"]["values"] = outcome.values.model_dump()
     return described
 
 

@@ -12,12 +12,13 @@ import time
 from starlette.requests import Request
 
 from core.backbones import AUTO, BACKBONES, allowed, is_allowed
-from core.datasets import FileErrors, FileStatus
-from core.errors import InvalidRequest, NotFound
+from core.datasets import DatasetManifest, FileErrors, Task
+from core.errors import DataError, InvalidRequest, NotFound
 from core.identifiers import ModelReference, new_id
 from core.jobs import FineTuneRequest, Job, JobKind, NewJob
 from core.manifests import ModelManifest
 from core.settings import Settings
+from core.tasks import find_mismatch, find_other_task, find_refusal
 from service.api.files import ingest_job_id, start_ingest
 from service.api.responses import read_body, read_json
 from service.idempotency import identify
@@ -46,12 +47,19 @@ async def create(request: Request) -> tuple[Job, bool]:
     check_suffix(wanted.suffix)
     if parent is not None:
         wanted = continuing(wanted, parent)
+    manifests: dict[str, DatasetManifest] = {}
     waits_for = []
     for param in FILE_PARAMS:
         file_id = getattr(wanted, param)
-        if file_id is not None and await _needs_ingest(run, owner, file_id, param):
+        if file_id is None:
+            continue
+        manifest = await _parsed(run, owner, file_id, param)
+        if manifest is not None:
+            manifests[param] = manifest
+        else:
             await start_ingest(run, owner, file_id)
             waits_for.append(ingest_job_id(file_id))
+    check_data(wanted, manifests.get("training_file"), manifests.get("validation_file"), parent)
     if once is not None:
         once = once.model_copy(update={"age_seconds": time.monotonic() - arrived})
     new = NewJob(
@@ -91,8 +99,36 @@ def continuing(wanted: FineTuneRequest, parent: ModelManifest) -> FineTuneReques
 
     Pinned now: a later release must not change what a waiting job continues.
     """
-    suffix = wanted.suffix or parent.name
-    return wanted.model_copy(update={"model": parent.reference, "suffix": suffix})
+    suffix, order = wanted.suffix or parent.name, wanted.order
+    if order is None and parent.task is Task.ORDINAL:
+        order = tuple(parent.labels)
+    return wanted.model_copy(
+        update={"model": parent.reference, "suffix": suffix, "order": order}
+    )
+
+
+def check_data(
+    wanted: FineTuneRequest, train: DatasetManifest | None, held_out: DatasetManifest | None,
+    parent: ModelManifest | None,
+) -> None:  # fmt: skip
+    """Raise `InvalidRequest` for a job that cannot be done on its data, as far as it is known.
+
+    Of a continued model the classes are those of all its files, which the worker reads.
+    """
+    if parent is not None and train is not None:
+        other_task = find_other_task(parent.task, train)
+        if other_task is not None:
+            message = f"{parent.reference} cannot be continued: {other_task}"
+            raise InvalidRequest(message, param="model")
+        counts = dict.fromkeys({*train.counts, *parent.labels}, 1)
+        train = train.model_copy(update={"counts": counts})
+    refusal = find_refusal(wanted, train)
+    if refusal is not None:
+        raise InvalidRequest(refusal.message, param=refusal.param)
+    if train is not None and held_out is not None:
+        mismatch = find_mismatch(train, held_out)
+        if mismatch is not None:
+            raise InvalidRequest(mismatch, param="validation_file", code=DataError.code)
 
 
 def check_model(model: str, settings: Settings) -> None:
@@ -125,16 +161,17 @@ def check_suffix(suffix: str | None) -> None:
         raise InvalidRequest(f"{suffix} stands for a backbone", param="suffix")
 
 
-async def _needs_ingest(run: Runtime, owner: str, file_id: str, param: str) -> bool:
+async def _parsed(run: Runtime, owner: str, file_id: str, param: str) -> DatasetManifest | None:
+    """Return what is in a file, None if it is still to be parsed; raise if it is unusable."""
     files = run.files(owner)
     try:
         await asyncio.to_thread(files.get, file_id)
     except NotFound:
         raise no_file(file_id, param) from None
-    status, outcome = await asyncio.to_thread(files.status, file_id)
+    _, outcome = await asyncio.to_thread(files.status, file_id)
     if isinstance(outcome, FileErrors):
         raise InvalidRequest(f"{file_id} is unusable: {outcome.summary()}", param=param)
-    return status is FileStatus.UPLOADED
+    return outcome
 
 
 def no_file(file_id: str, param: str) -> InvalidRequest:

@@ -171,6 +171,7 @@ def job_object(job: Job) -> dict[str, Any]:
         "trained_tokens": None,
         "error": job.error.model_dump() if job.error else None,
         "suffix": spec["suffix"],
+        "order": spec.get("order"),
         "strategy": spec["strategy"],
         "precision": spec["precision"],
         "priority": job.priority,

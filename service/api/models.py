@@ -125,7 +125,10 @@ def _model_object(
         "loaded": (owner, manifest.name, manifest.version) in run.loader.live,
         "refused": state.refused.get(manifest.version) if state else None,
         "modality": manifest.modality,
+        "task": manifest.task,
         "labels": manifest.labels,
+        "threshold": manifest.threshold,
+        "interval": manifest.interval.model_dump() if manifest.interval else None,
         "metrics": manifest.metrics,
         "lineage": {
             "job": manifest.job,

@@ -1,4 +1,4 @@
-"""`POST /v1/predict`: texts or images in, labels and probabilities out.
+"""`POST /v1/predict`: texts or images in, labels and probabilities out, or values.
 
 A JSON body with `inputs`, or one encoded image as the raw body with `?model=`.
 """
@@ -25,7 +25,7 @@ from service.api.responses import (
 )
 from service.explanation import Weight
 from service.inputs import ImageInput, Input
-from service.predictor import Predictions
+from service.predictor import Prediction, Predictions
 from service.runtime import Runtime, runtime, tenant
 
 MAX_TOP_K = 1_000
@@ -95,7 +95,7 @@ async def predict(
         for item, row, shown in zip(good, found.rows, described, strict=True):
             if not isinstance(row, GraftError):
                 left = timeout - (time.monotonic() - began)
-                label = row.scores[0][0]
+                label = row.scores[0][0] if row.scores else None
                 weights = await run.predictor.explain(pinned, item, label, timeout_seconds=left)
                 shown["explanation"] = [_weight_object(item, each) for each in weights]
     rows = iter(described)
@@ -143,10 +143,24 @@ def _rows(found: Predictions) -> list[dict[str, Any]]:
         if isinstance(row, GraftError):
             rows.append({"error": error_body(row)})
         else:
-            label, score = row.scores[0]
-            scores = [{"label": label, "score": score} for label, score in row.scores]
-            described = {"label": label, "score": score, "scores": scores}
+            described = _answer(row)
             if row.novelty is not None:
                 described["novelty"] = row.novelty
             rows.append(described)
     return rows
+
+
+def _answer(row: Prediction) -> dict[str, Any]:
+    """Return what is said of an input: a class, some of several labels, or a value."""
+    if row.value is not None:
+        described: dict[str, Any] = {"value": row.value}
+        if row.interval is not None:
+            half, coverage = row.interval.half_width, row.interval.coverage
+            described["interval"] = {
+                "low": row.value - half, "high": row.value + half, "coverage": coverage,
+            }  # fmt: skip
+        return described
+    scores = [{"label": label, "score": score} for label, score in row.scores]
+    if row.labels is not None:
+        return {"labels": row.labels, "scores": scores}
+    return {**scores[0], "scores": scores}

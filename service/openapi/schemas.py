@@ -11,9 +11,9 @@ from typing import Any, Literal
 
 from pydantic import BaseModel
 
-from core.datasets import FileStatus, Modality
+from core.datasets import FileStatus, Modality, Task, ValueRange
 from core.jobs import Failure, Hyperparameters, JobStatus, Method, Progress
-from core.manifests import DatasetReference, Guard, Share
+from core.manifests import DatasetReference, Guard, Interval, Share
 
 
 class ErrorDetail(BaseModel):
@@ -54,12 +54,27 @@ class Weight(BaseModel):
     box: list[float] | None = None
 
 
+class ValueInterval(BaseModel):
+    """Where the value of a share `coverage` of such inputs is."""
+
+    low: float
+    high: float
+    coverage: float
+
+
 class PredictionRow(BaseModel):
-    """An input's likeliest label and its scores; or, in its own place, what is wrong with it."""
+    """What is said of an input; or, in its own place, what is wrong with it.
+
+    A class has a `label` and its `score`; several labels are in `labels`; a regression has a
+    `value` and its `interval`. `scores` are the likeliest, of `top_k` at most.
+    """
 
     label: str | None = None
     score: float | None = None
+    labels: list[str] | None = None
     scores: list[Score] | None = None
+    value: float | None = None
+    interval: ValueInterval | None = None
     novelty: float | None = None
     explanation: list[Weight] | None = None
     error: ErrorDetail | None = None
@@ -99,12 +114,14 @@ class PredictBody(BaseModel):
 
 
 class FileDataset(BaseModel):
-    """What was found in a processed file."""
+    """What was found in a processed file; `values` are those of a regression."""
 
     modality: Modality
+    task: Task
     rows: int
     classes: int
     counts: dict[str, int]
+    values: ValueRange | None = None
 
 
 class File(BaseModel):
@@ -162,6 +179,7 @@ class FineTuningJob(BaseModel):
     trained_tokens: int | None
     error: Failure | None
     suffix: str | None
+    order: list[str] | None = None
     strategy: str
     precision: str
     priority: int
@@ -249,7 +267,10 @@ class Model(BaseModel):
     served: bool | None = None
     loaded: bool | None = None
     refused: str | None = None
+    task: Task | None = None
     labels: list[str] | None = None
+    threshold: float | None = None
+    interval: Interval | None = None
     metrics: dict[str, float] | None = None
     lineage: Lineage | None = None
 

@@ -2,7 +2,8 @@
 
 A model is named in the path by a reference (`name`, `name:alias`), and pinned by a version in the
 path. It reads `text` or `image` (BYTES), or `features` (FP32) that the caller has kept, and gives
-`probabilities` (FP32) and `label` (BYTES). The protocol has no errors by row: one row that cannot
+`probabilities` (FP32) and, where a row is of one class, `label` (BYTES); or `value` (FP32). The
+protocol has no errors by row: one row that cannot
 be used refuses the request, and is named.
 """
 
@@ -19,7 +20,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from core import __version__
-from core.datasets import Modality
+from core.datasets import Modality, Task
 from core.errors import GraftError, InvalidRequest, UnsupportedMedia
 from core.identifiers import ModelReference
 from core.preprocessing import FloatArray
@@ -36,7 +37,13 @@ from service.runtime import Runtime, runtime, tenant
 HEADER_LENGTH = "Inference-Header-Content-Length"
 EXTENSIONS = ["binary_tensor_data", "classification", "model_repository"]
 PLATFORM = "onnxruntime_onnx"
-PROBABILITIES, LABEL, FEATURES = "probabilities", "label", "features"
+PROBABILITIES, LABEL, VALUE, FEATURES = "probabilities", "label", "value", "features"
+_OUTPUTS = {
+    Task.SINGLE_LABEL: (PROBABILITIES, LABEL),
+    Task.MULTI_LABEL: (PROBABILITIES,),
+    Task.ORDINAL: (PROBABILITIES, LABEL),
+    Task.REGRESSION: (VALUE,),
+}
 # The asynchronous client of Triton calls any body an octet-stream.
 _MEDIA_TYPES = ("", "application/json", "application/octet-stream")
 
@@ -63,7 +70,11 @@ async def model_metadata(request: Request) -> Response:
     model = await _resolve(request, timeout_seconds(request, run))
     manifest = model.manifest
     state = run.loader.current.models.get((owner, manifest.name))
-    classes = len(manifest.labels)
+    described = {
+        PROBABILITIES: {"datatype": "FP32", "shape": [-1, len(manifest.labels)]},
+        LABEL: {"datatype": "BYTES", "shape": [-1]},
+        VALUE: {"datatype": "FP32", "shape": [-1, 1]},
+    }
     return json_response(
         {
             "name": manifest.name,
@@ -73,11 +84,10 @@ async def model_metadata(request: Request) -> Response:
                 {"name": _input_name(model), "datatype": "BYTES", "shape": [-1]},
                 {"name": FEATURES, "datatype": "FP32", "shape": [-1, manifest.dim]},
             ],
-            "outputs": [
-                {"name": PROBABILITIES, "datatype": "FP32", "shape": [-1, classes]},
-                {"name": LABEL, "datatype": "BYTES", "shape": [-1]},
-            ],
+            "outputs": [{"name": name, **described[name]} for name in _OUTPUTS[manifest.task]],
+            "task": manifest.task,
             "labels": manifest.labels,
+            "threshold": manifest.threshold,
         }
     )
 
@@ -93,17 +103,18 @@ async def infer(request: Request) -> Response:
     run = runtime(request)
     began = time.monotonic()
     message, binary = await _read(request)
-    wanted = message.outputs or [RequestOutput(name=PROBABILITIES), RequestOutput(name=LABEL)]
-    _check_outputs(wanted)
     sent = tensors.read_tensors(message, binary, max_rows=run.settings.max_inputs)
     timeout = timeout_seconds(request, run)
     if message.parameters.timeout is not None:
         timeout = min(timeout, message.parameters.timeout / 1e6)
     async with while_connected(request):
         model = await _resolve(request, timeout)
+        names = _OUTPUTS[model.manifest.task]
+        wanted = message.outputs or [RequestOutput(name=name) for name in names]
+        _check_outputs(wanted, names)
         left = timeout - (time.monotonic() - began)
         found = await _classify(run, model, sent, left)
-    return _answer(message, wanted, model, _probabilities(found))
+    return _answer(message, wanted, model, _outputs(found))
 
 
 def reference(request: Request) -> ModelReference:
@@ -185,8 +196,8 @@ def _input(model: LiveModel, row: int, item: str | bytes) -> Input:
         raise InvalidRequest(f"row {row}: the text is not UTF-8", param="text") from None
 
 
-def _probabilities(found: Classification) -> FloatArray:
-    """Return [n, classes]; raise `InvalidRequest` for the first row that has none."""
+def _outputs(found: Classification) -> FloatArray:
+    """Return [n, width]; raise `InvalidRequest` for the first row that has none."""
     for row, result in enumerate(found.rows):
         if isinstance(result, GraftError):
             raise InvalidRequest(
@@ -195,16 +206,16 @@ def _probabilities(found: Classification) -> FloatArray:
     return np.stack(cast("list[FloatArray]", found.rows))
 
 
-def _check_outputs(wanted: Sequence[RequestOutput]) -> None:
+def _check_outputs(wanted: Sequence[RequestOutput], known: Sequence[str]) -> None:
     names = [output.name for output in wanted]
-    unknown = [name[:60] for name in names if name not in (PROBABILITIES, LABEL)]
+    unknown = [name[:60] for name in names if name not in known]
     if unknown:
-        raise InvalidRequest(
-            f"no output {unknown[0]!r}; there are {PROBABILITIES!r} and {LABEL!r}", param="outputs"
-        )
+        given = " and ".join(repr(name) for name in known)
+        there = f"there are {given}" if len(known) > 1 else f"there is {given}"
+        raise InvalidRequest(f"no output {unknown[0]!r}; {there}", param="outputs")
     if len(set(names)) != len(names):
         raise InvalidRequest("an output is asked for twice", param="outputs")
-    if any(o.name == LABEL and o.parameters.classification for o in wanted):
+    if any(o.name != PROBABILITIES and o.parameters.classification for o in wanted):
         raise InvalidRequest(f"classification is of {PROBABILITIES!r} only", param="outputs")
 
 

@@ -10,6 +10,8 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, StrictBool, StrictInt, StrictStr
 
+from core.datasets import Task
+
 Count = Annotated[StrictInt, Field(ge=0, lt=1 << 40)]
 Datatype = Literal["BYTES", "FP32"]
 
@@ -94,14 +96,20 @@ class TensorMetadata(BaseModel):
 
 
 class ModelMetadata(BaseModel):
-    """What a model reads and gives. Send one of `inputs`; `labels` are the classes, in order."""
+    """What a model reads and gives. Send one of `inputs`.
+
+    `labels` are the classes in the order of `probabilities`; of a multi-label model those are given
+    whose probability reaches `threshold`. A regression has neither.
+    """
 
     name: str
     versions: list[str]
     platform: str
     inputs: list[TensorMetadata]
     outputs: list[TensorMetadata]
+    task: Task
     labels: list[str]
+    threshold: float | None = None
 
 
 class ServerMetadata(BaseModel):
