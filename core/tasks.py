@@ -123,7 +123,8 @@ def find_refusal(request: FineTuneRequest, data: DatasetManifest | None) -> Refu
         )
     if request.quality_gate is not None and task is Task.REGRESSION:
         return Refusal(
-            "quality_gate", "the gate judges accuracy, which a regression does not have; leave it out"
+            "quality_gate",
+            "the gate judges accuracy, which a regression does not have; leave it out",
         )
     return None
 

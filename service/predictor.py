@@ -138,9 +138,7 @@ class Predictor:
         left = timeout_seconds - (time.monotonic() - began)
         found = await self.classify(model, inputs, timeout_seconds=left)
         rows: list[Prediction | GraftError] = [
-            row
-            if isinstance(row, GraftError)
-            else _prediction(model.manifest, row, top_k, novelty)
+            row if isinstance(row, GraftError) else _prediction(model.manifest, row, top_k, novelty)
             for row, novelty in zip(found.rows, _novelty(model, found.features), strict=True)
         ]
         return Predictions(model.manifest.reference, rows, found.timing.milliseconds())

@@ -104,9 +104,7 @@ def release(
             if request.promote:
                 raise QualityGateFailed(message, param="quality_gate")
     if request.promote:
-        registry.releases.promote(
-            manifest, created_by=RELEASED_BY, reason=f"job {manifest.job}"
-        )
+        registry.releases.promote(manifest, created_by=RELEASED_BY, reason=f"job {manifest.job}")
     return manifest
 
 

@@ -176,9 +176,7 @@ def fit_ordered(features: FloatArray, targets: IntArray, classes: int, *, seed: 
     return replace(search.chosen, is_ordered=True)
 
 
-def fit_labels(
-    features: FloatArray, targets: FloatArray, groups: IntArray, *, seed: int
-) -> Fit:
+def fit_labels(features: FloatArray, targets: FloatArray, groups: IntArray, *, seed: int) -> Fit:
     """Fit a logistic regression for each label, of one strength, on targets 0 or 1 [n, labels].
 
     Rows of the same of `groups` [n] are dealt to the folds in turn. Raises `DataError` as `fit`.
@@ -303,9 +301,7 @@ def _one_hot(targets: IntArray, classes: int) -> Tensor:
     return torch.nn.functional.one_hot(torch.from_numpy(targets), classes).float()
 
 
-def _held_out(
-    rows: Tensor, fold_of: IntArray, solutions: list[Tensor], loss: Loss
-) -> FloatArray:
+def _held_out(rows: Tensor, fold_of: IntArray, solutions: list[Tensor], loss: Loss) -> FloatArray:
     """Return each row's probabilities by the fold that left it out; the last one left none."""
     probabilities = torch.empty(len(rows), solutions[0].shape[1])
     for fold, solution in enumerate(solutions[:-1]):

@@ -102,9 +102,7 @@ def investigate(
     """Compare with baselines and draw the learning curve."""
     seconds: dict[str, float] = {}
     correct = assessment.probabilities.argmax(axis=1) == assessment.targets
-    judged = _Judged.of(
-        train, targets, validation, assessment.targets, correct, assessment.rows
-    )
+    judged = _Judged.of(train, targets, validation, assessment.targets, correct, assessment.rows)
 
     def baseline() -> Transfer:
         return compare(

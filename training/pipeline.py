@@ -34,7 +34,7 @@ from core.settings import Settings
 from core.store import ArtifactStore
 from core.tasks import decide, group_count
 from core.trunk import Trunk
-from training import backbones
+from training import backbones, strategies
 from training.assessment import Alternative
 from training.data import Dataset, Targets, group
 from training.data_report import DataReport, RowSet, describe, inspect_data
@@ -48,7 +48,7 @@ from training.novelty import estimate_novelty, estimate_tuned_novelty
 from training.preparation import Preparation, Reporter
 from training.prospect import stay_frozen
 from training.reporting import Evidence, common_fields, write_report
-from training.strategies import Setting, Tuned, decide as decide_strategy, unfreeze
+from training.strategies import Setting, Tuned, unfreeze
 from training.tasks import TASKS, Judged
 
 __all__ = ["FineTune", "Reporter", "fine_tune"]
@@ -201,7 +201,7 @@ class FineTune:
         )  # fmt: skip
         backbone = backbones.load(origin.request.model, self._settings.hf_models)
         if automatic:
-            prospect = decide_strategy(setting, trunk, backbone, origin.train, fitted, rows.targets)
+            prospect = strategies.decide(setting, trunk, backbone, origin.train, fitted, rows.targets)
             self._made_of.choices = replace(self._made_of.choices, strategy=prospect)
             if not prospect.tune:
                 return None
@@ -232,9 +232,7 @@ class FineTune:
         assessment: Judged = TASKS[origin.task].assess(
             fitted, rows.targets, origin.labels, held_out, alternative
         )
-        self._reporter.event(
-            "metrics", assessment.sentence(), level="info", **assessment.summary()
-        )
+        self._reporter.event("metrics", assessment.sentence(), level="info", **assessment.summary())
         return assessment
 
     def _gate(
@@ -292,9 +290,7 @@ class FineTune:
         return found
 
     def _report(self, origin: Origin, evidence: Evidence) -> dict[str, bytes]:
-        common = common_fields(
-            self._job.id, origin.name, origin.request, evidence, self._seconds
-        )
+        common = common_fields(self._job.id, origin.name, origin.request, evidence, self._seconds)
         return write_report(TASKS[origin.task].report(evidence, common), evidence)
 
     def _export(

@@ -71,7 +71,9 @@ def choose(request: FineTuneRequest, candidates: Candidates) -> tuple[Trunk, Cho
         reason = "the backbone's blocks have no linear layers, which is what int8 makes faster"
         return fp32, Choice(precision="fp32", reason=reason)
     if candidates.train.manifest.task in (Task.MULTI_LABEL, Task.REGRESSION):
-        reason = "int8 is measured by the accuracy of one class a row, which this data does not have"
+        reason = (
+            "int8 is measured by the accuracy of one class a row, which this data does not have"
+        )
         return fp32, Choice(precision="fp32", reason=reason)
     int8 = candidates.open_trunk("int8")
     sample = replace(

@@ -146,9 +146,7 @@ def evaluate_values(
     )
 
 
-def _covered(
-    errors: DoubleArray, interval: Interval, fold_of: IntArray
-) -> npt.NDArray[np.bool_]:
+def _covered(errors: DoubleArray, interval: Interval, fold_of: IntArray) -> npt.NDArray[np.bool_]:
     """Tell of each row whether the interval holds that the other folds' errors give."""
     held = np.abs(errors) <= interval.half_width
     if len(errors) < FEWEST_ERRORS:

@@ -128,8 +128,8 @@ def _compared(known: Standing, model: DoubleArray, scratch: DoubleArray, *, sign
     gain, error = float(difference.mean()), float(difference.std() / np.sqrt(len(difference)))
     helps = gain > error
     how = "does worse than" if gain < -error else "does no better than"
-    no_better: Callable[[float, float], bool] = (lambda a, b: a <= b) if sign > 0 else (
-        lambda a, b: a >= b
+    no_better: Callable[[float, float], bool] = (
+        (lambda a, b: a <= b) if sign > 0 else (lambda a, b: a >= b)
     )
     what = (
         "even one that always says the same is as good: check the data, or add rows"

@@ -102,9 +102,7 @@ def continuing(wanted: FineTuneRequest, parent: ModelManifest) -> FineTuneReques
     suffix, order = wanted.suffix or parent.name, wanted.order
     if order is None and parent.task is Task.ORDINAL:
         order = tuple(parent.labels)
-    return wanted.model_copy(
-        update={"model": parent.reference, "suffix": suffix, "order": order}
-    )
+    return wanted.model_copy(update={"model": parent.reference, "suffix": suffix, "order": order})
 
 
 def check_data(

@@ -34,7 +34,7 @@ HEAVY = (
     "torch", "training.assessment", "training.data_report", "training.export",
     "training.features", "training.fit", "training.gate", "training.gradual",
     "training.investigation", "training.novelty", "training.precision", "training.reporting",
-    "training.strategies", "training.trunks", "training.warm_up",
+    "training.strategies", "training.tasks", "training.trunks", "training.warm_up",
 )  # fmt: skip
 
 
@@ -70,14 +70,14 @@ def install() -> None:
     if JobKind(sys.argv[1]) is JobKind.FINE_TUNE:
         if os.environ.get("FAULTS_LIGHT"):
             lighten()
-        from training import feature_cache, pipeline
+        from training import feature_cache, pipeline, preparation
 
-        for module, name, step in (
-            (pipeline, "read_dataset", "data"), (pipeline, "ensure_trunk", "trunk"),
-            (feature_cache, "extract", "features"), (pipeline, "fit", "fit"),
+        for owner, name, step in (
+            (preparation, "read_dataset", "data"), (preparation, "ensure_trunk", "trunk"),
+            (feature_cache, "extract", "features"), (pipeline.FineTune, "_fit", "fit"),
             (pipeline, "export_head", "export"),
         ):  # fmt: skip
-            around(module, name, before=lambda *_, step=step, **__: reach(step))
+            around(owner, name, before=lambda *_, step=step, **__: reach(step))
         if not os.environ.get("FAULTS_LIGHT"):
             from training.strategies import _Watcher
 
@@ -157,13 +157,9 @@ def lighten() -> None:
             "choose": lambda _, open_trunk: (open_trunk("fp32"), None),
         },
         "training.features": {"extract": lambda _, rows, **__: np.zeros((len(rows), DIM), "f4")},
-        "training.fit": {"fit": lambda *_, **__: SimpleNamespace(strength=1.0, remedy="none")},
         "training.export": {"export_head": lambda *_: head_files(DIM, seed=os.getpid())},
         "training.novelty": {"estimate_novelty": light_novelty},
-        "training.reporting": {
-            "Choices": LightChoices,
-            "write_report": lambda *_: {"report.json": b"{}"},
-        },
+        "training.reporting": {"Choices": LightChoices},
     }.items():
         vars(sys.modules[name]).update(members)
     from training.pipeline import FineTune
@@ -171,6 +167,8 @@ def lighten() -> None:
     light: Any = FineTune
     light._evaluate = lambda *_: SimpleNamespace(head=None, summary=lambda: {"accuracy": 0.5})
     light._inspect = light._investigate = nothing
+    light._fit = lambda *_: SimpleNamespace(strength=1.0, remedy="none")
+    light._report = lambda *_: {"report.json": b"{}"}
 
 
 def light_novelty(features: Any, targets: Any, classes: int, *, seed: int) -> Novelty:

@@ -112,7 +112,8 @@ def _size_problems(metadata: Any, schema: Any, limits: Limits) -> list[RowError]
         problems += [
             RowError(column=name, reason=reason)
             for name in schema.names
-            if name in ("text", "label", "labels") and pa.types.is_dictionary(schema.field(name).type)
+            if name in ("text", "label", "labels")
+            and pa.types.is_dictionary(schema.field(name).type)
         ]
     return problems
 

@@ -15,12 +15,11 @@ from __future__ import annotations
 
 import math
 import re
-from collections import Counter
 from collections.abc import Iterator, Sequence
 from typing import Protocol
 
 from core.datasets import TARGET_COLUMNS, RowError, Task, ValueRange
-from training.ingest.findings import Findings, shown, shown_names
+from training.ingest.findings import shown, shown_names
 from training.ingest.limits import MAX_LABELS_OF_ROW, MAX_VALUE
 from training.ingest.rows import Row, Unusable, check_label, kind
 
