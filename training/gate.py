@@ -150,7 +150,7 @@ def compare_with_current(
     else:
         head, features = load(current)
     answers = decide(current.task, head.predict(features[fresh]), current.labels)
-    truth = [held_out.labels[row] for row in np.flatnonzero(fresh)]
+    truth = [held_out.labels[int(row)] for row in np.flatnonzero(fresh)]
     old_right = np.array([said == label for said, label in zip(answers, truth, strict=True)])
     return Comparison(
         current=current.reference,

@@ -178,5 +178,5 @@ TASKS: dict[Task, TaskRow[Any, Any]] = {
 
 def _standard_errors(outputs: FloatArray, targets: Targets) -> DoubleArray:
     """Return errors [n] in standard deviations of the values."""
-    errors: DoubleArray = (outputs[:, 0] - targets) / (float(targets.std()) or 1.0)
-    return errors
+    errors: DoubleArray = outputs[:, 0].astype(np.float64) - targets
+    return errors / (float(targets.std()) or 1.0)

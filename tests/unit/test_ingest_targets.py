@@ -51,7 +51,7 @@ def test_values_in_every_format() -> None:
         assert (found.task, found.counts) == (Task.REGRESSION, {})
         assert found.values is not None
         assert (found.values.low, found.values.high, found.values.mean) == (0, 2.75, 1.375)
-        assert found.values.deviation == pytest.approx(0.8629872)
+        assert found.values.deviation == pytest.approx(0.8630131)
 
 
 def test_class_labels_in_lists_have_their_names() -> None:

@@ -223,7 +223,7 @@ def _size(scalar: Any) -> int:
     if isinstance(value, pa.StructScalar):
         value = _value(value["bytes"])
     if isinstance(value, pa.ListScalar | pa.LargeListScalar | pa.FixedSizeListScalar):
-        return value.values.nbytes
+        return int(value.values.nbytes)
     return value.as_buffer().size if isinstance(value, pa.BinaryScalar) else 0
 
 
