@@ -87,7 +87,9 @@ def decide(task: Task, outputs: FloatArray, labels: Sequence[str]) -> list[Answe
     if task is Task.REGRESSION:
         return [float(value) for value in outputs[:, 0]]
     if task is Task.MULTI_LABEL:
-        return [frozenset(labels[int(i)] for i in np.flatnonzero(row >= THRESHOLD)) for row in outputs]
+        return [
+            frozenset(labels[int(i)] for i in np.flatnonzero(row >= THRESHOLD)) for row in outputs
+        ]
     return [labels[index] for index in outputs.argmax(axis=1)]
 
 

@@ -3,9 +3,10 @@
     each allowed backbone of the modality ─▶ features of a sample ─▶ head ─▶ out-of-fold likelihood
 
 The candidates are cross-validated with the head and the folds that the job itself would use
-(classes in order as if they had none), on at most `SAMPLE_ROWS` rows. The quickest of those within one standard error of the best is taken: which
-is quicker is known from the table of backbones and the size of the features, not from a clock, so
-that a job that is run again decides the same. What is computed here the feature cache keeps.
+(classes in order as if they had none), on at most `SAMPLE_ROWS` rows. The quickest of those within
+one standard error of the best is taken: which is quicker is known from the table of backbones and
+the size of the features, not from a clock, so that a job that is run again decides the same. What
+is computed here the feature cache keeps.
 
 Not here: the backbones (core.backbones), their precision (training.precision).
 """

@@ -1,8 +1,9 @@
 """Head to ONNX: a head as the files of a model version.
 
-The graph is one `Gemm` and what its task ends in (core.tasks), written node by node, so the same head gives the same
-bytes. It is checked against torch before anything is stored, and the rows it was checked on go with
-it: every process that loads the head replays them. Not here: publishing (core.registry).
+The graph is one `Gemm` and what its task ends in (core.tasks), written node by node, so the same
+head gives the same bytes. It is checked against torch before anything is stored, and the rows it
+was checked on go with it: every process that loads the head replays them. Not here: publishing
+(core.registry).
 """
 
 from __future__ import annotations

@@ -14,11 +14,9 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
-import numpy as np
-import numpy.typing as npt
 import torch
 
 from core.checkpoints import Checkpoints
@@ -36,47 +34,21 @@ from core.tasks import decide, group_count
 from core.trunk import Trunk
 from training import backbones, strategies
 from training.assessment import Alternative
-from training.data import Dataset, Targets, group
-from training.data_report import DataReport, RowSet, describe, inspect_data
+from training.data import Dataset, group
+from training.data_report import DataReport, describe, inspect_data
 from training.drafts import Origin, draft, release
 from training.export import export_adapted, export_head
-from training.features import extract
 from training.fit import Fit
 from training.gate import Comparison, HeldOut, compare_with_current, judge
 from training.gradual import RESERVED_SHARE, Step
 from training.novelty import estimate_novelty, estimate_tuned_novelty
-from training.preparation import Preparation, Reporter
+from training.preparation import Preparation, Reporter, Rows
 from training.prospect import stay_frozen
 from training.reporting import Evidence, common_fields, write_report
 from training.strategies import Setting, Tuned, unfreeze
 from training.tasks import TASKS, Judged
 
 __all__ = ["FineTune", "Reporter", "fine_tune"]
-
-
-@dataclass(frozen=True)
-class Rows:
-    """Features, float32 [n, dim], and the target of each row (training.data)."""
-
-    data: Dataset
-    features: FloatArray
-    targets: Targets
-
-    def subset(self, numbers: npt.NDArray[np.int64]) -> Rows:
-        """Some of the rows; the manifest stays that of the whole file."""
-        items = [self.data.items[n] for n in numbers]
-        answers = [self.data.answers[n] for n in numbers]
-        data = replace(self.data, items=items, answers=answers)  # type: ignore[arg-type]
-        return Rows(data, self.features[numbers], self.targets[numbers])
-
-    @property
-    def row_set(self) -> RowSet:
-        """The rows as reports see them."""
-        values, spread = None, self.data.manifest.values
-        if spread is not None:
-            values = self.targets
-        deviation = spread.deviation if spread else 0.0
-        return RowSet(self.data.items, self.features, self.data.shown, values, deviation)
 
 
 class FineTune:
@@ -201,7 +173,9 @@ class FineTune:
         )  # fmt: skip
         backbone = backbones.load(origin.request.model, self._settings.hf_models)
         if automatic:
-            prospect = strategies.decide(setting, trunk, backbone, origin.train, fitted, rows.targets)
+            prospect = strategies.decide(
+                setting, trunk, backbone, origin.train, fitted, rows.targets
+            )
             self._made_of.choices = replace(self._made_of.choices, strategy=prospect)
             if not prospect.tune:
                 return None
@@ -212,13 +186,7 @@ class FineTune:
 
     def _adapted(self, origin: Origin, tuned: Tuned, data: Dataset) -> Rows:
         """The validation file's rows as the tuned model sees them."""
-        features = extract(
-            origin.trunk,
-            data.items,
-            threads=self._threads,
-            on_progress=lambda *_: self._reporter.check(),
-            deltas=tuned.deltas(origin.trunk),
-        )
+        features = self._made_of.adapted(origin.trunk, data, tuned.deltas(origin.trunk))
         return Rows(data, features, data.targets(origin.labels, param="validation_file"))
 
     def _evaluate(
@@ -242,7 +210,8 @@ class FineTune:
         gate = origin.request.quality_gate
         if gate is None:
             return None, None
-        manifest = judged.data.manifest
+        answers = decide(origin.task, assessment.outputs, origin.labels)
+        fitted_on = origin.train.manifest if origin.request.validation_file is None else None
         if assessment.rows is not None:
             judged = judged.subset(assessment.rows)
         held_out = HeldOut(
@@ -250,30 +219,24 @@ class FineTune:
             features=judged.features,
             trunk=origin.trunk.manifest.digest,
             labels=judged.data.answers,
-            answers=decide(origin.task, assessment.outputs, origin.labels),
-            dataset=manifest.sha256 if origin.request.validation_file is None else None,
+            answers=answers,
+            dataset=fitted_on.sha256 if fitted_on else None,
         )
-
-        def load(current: ModelManifest) -> tuple[Head, FloatArray]:
-            its_trunk = Trunk.load(
-                self._registry, current.trunk, threads=1, max_pixels=self._settings.max_pixels
-            )
-            head = Head.load(self._registry, current, its_trunk)
-            features = extract(
-                its_trunk,
-                judged.data.items,
-                threads=self._threads,
-                on_progress=lambda *_: self._reporter.check(),
-                deltas=its_trunk.bank.gather([head.adapter]),
-            )
-            return head, features
-
         comparison = None
         if gate.min_improvement_over_current is not None:
             comparison = compare_with_current(
-                self._registry, self._files, self._job.tenant, origin.name, held_out, load
-            )
+                self._registry, self._files, self._job.tenant, origin.name, held_out,
+                lambda current: self._as_seen_by(current, judged),
+            )  # fmt: skip
         return comparison, judge(gate, assessment.accuracy, comparison)
+
+    def _as_seen_by(self, current: ModelManifest, rows: Rows) -> tuple[Head, FloatArray]:
+        """Another version's head, and the rows' features by its trunk and its adapter."""
+        trunk = Trunk.load(
+            self._registry, current.trunk, threads=1, max_pixels=self._settings.max_pixels
+        )
+        head = Head.load(self._registry, current, trunk)
+        return head, self._made_of.adapted(trunk, rows.data, trunk.bank.gather([head.adapter]))
 
     def _investigate(
         self, origin: Origin, rows: Rows, other: Rows | None, fitted: Fit, assessment: Any

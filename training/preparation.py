@@ -9,9 +9,13 @@ Not here: what is learned from the features (training.pipeline).
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Protocol
 
+import numpy as np
+import numpy.typing as npt
+
+from core.adapters import Deltas
 from core.backbones import AUTO, candidates, is_allowed
 from core.datasets import Task
 from core.errors import DataError
@@ -25,8 +29,10 @@ from core.store import ArtifactStore
 from core.tasks import find_mismatch, find_refusal, task_of
 from core.trunk import Trunk
 from training.backbone_choice import choose_backbone
-from training.data import Dataset, read_dataset
+from training.data import Dataset, Targets, read_dataset
+from training.data_report import RowSet
 from training.feature_cache import FeatureCache
+from training.features import extract
 from training.lineage import continue_data, find_parent
 from training.precision import Candidates, choose
 from training.reporting import Choices
@@ -45,6 +51,31 @@ class Reporter(Stoppable, Protocol):
 
     def authorise(self) -> None:
         """Return when the job may be published, or raise `Stopped`; never with a lost lease."""
+
+
+@dataclass(frozen=True)
+class Rows:
+    """Features, float32 [n, dim], and the target of each row (training.data)."""
+
+    data: Dataset
+    features: FloatArray
+    targets: Targets
+
+    def subset(self, numbers: npt.NDArray[np.int64]) -> Rows:
+        """Some of the rows; the manifest stays that of the whole file."""
+        items = [self.data.items[n] for n in numbers]
+        answers = [self.data.answers[n] for n in numbers]
+        data = replace(self.data, items=items, answers=answers)
+        return Rows(data, self.features[numbers], self.targets[numbers])
+
+    @property
+    def row_set(self) -> RowSet:
+        """The rows as reports see them."""
+        values, spread = None, self.data.manifest.values
+        if spread is not None:
+            values = self.targets
+        deviation = spread.deviation if spread else 0.0
+        return RowSet(self.data.items, self.features, self.data.shown, values, deviation)
 
 
 class Preparation:
@@ -130,6 +161,16 @@ class Preparation:
             max_days=self._settings.feature_cache_days,
         )
         return cache.extract(data.items, threads=self._threads, on_progress=on_progress)
+
+    def adapted(self, trunk: Trunk, data: Dataset, deltas: Deltas) -> FloatArray:
+        """Return the rows' features with an adapter's deltas, which are not kept."""
+        return extract(
+            trunk,
+            data.items,
+            threads=self._threads,
+            on_progress=lambda *_: self._reporter.check(),
+            deltas=deltas,
+        )
 
     def _continue(self, parent: ModelManifest, new: Dataset) -> Dataset:
         """From here on this is a job on the parent's backbone and on all rows so far."""

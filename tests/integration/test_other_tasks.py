@@ -230,7 +230,9 @@ class TestServed:
             likely = {each["label"] for each in row["scores"] if each["score"] >= 0.5}
             assert set(row["labels"]) == likely
             assert "label" not in row
-        right = [row["labels"] == topics_of(text) for row, text in zip(several, inputs)]
+        right = [
+            row["labels"] == topics_of(text) for row, text in zip(several, inputs, strict=True)
+        ]
         assert np.mean(right) > 0.6
         assert {len(row["labels"]) for row in several} >= {0, 1, 2}
         values = ask("price", inputs)
@@ -242,7 +244,12 @@ class TestServed:
             assert "scores" not in row
         assert np.mean(held) > 0.75
         levels = [row["label"] for row in ask("level", inputs)]
-        assert np.mean([LEVELS[len(topics_of(t))] == said for t, said in zip(inputs, levels)]) > 0.5
+        assert (
+            np.mean(
+                [LEVELS[len(topics_of(t))] == said for t, said in zip(inputs, levels, strict=True)]
+            )
+            > 0.5
+        )
         # What a word is worth: by how much the value falls without it.
         weights = [
             part["weight"]

@@ -1,8 +1,8 @@
 """The normal form of a data set, written row by row as Parquet.
 
 Columns: `text` (string) or `image` (struct of `bytes` and `path`), and `label` (string), `labels`
-(list of strings) or `value` (double). Row groups are bounded by rows and by bytes, so that a reader holds little at a time. The same rows give the
-same bytes, whatever format they were uploaded in.
+(list of strings) or `value` (double). Row groups are bounded by rows and by bytes, so that a reader
+holds little at a time. The same rows give the same bytes, whatever format they were uploaded in.
 
 Not here: which rows are acceptable (training.ingest.rows, training.ingest.draft).
 """
