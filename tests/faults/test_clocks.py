@@ -80,7 +80,7 @@ def test_the_clock_of_redis_jumps(rig: Rig, seconds: int) -> None:
 
 def test_without_the_fence_a_clock_ahead_lets_a_job_end_twice(rig: Rig) -> None:
     """Every lease is over at once, and whoever had one goes on."""
-    first = rig.start(without=("fence",))
+    first = rig.start(lease=60, without=("fence",))
     job_id = rig.enqueue("jumped", "stop@ask")
     struck = rig.struck(job_id)
     shift_redis(rig, HOUR)
