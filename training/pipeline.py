@@ -226,7 +226,7 @@ class FineTune:
         if gate.min_improvement_over_current is not None:
             comparison = compare_with_current(
                 self._registry, self._files, self._job.tenant, origin.name, held_out,
-                lambda current: self._as_seen_by(current, judged),
+                lambda current: self._as_seen_by(current, judged), self._made_of.contents,
             )  # fmt: skip
         return comparison, judge(gate, assessment.accuracy, comparison)
 

@@ -79,7 +79,11 @@ class Rows:
 
 
 class Preparation:
-    """Reads a job's data and opens its trunk. `parent` is the version that the job continues."""
+    """Reads a job's data and opens its trunk.
+
+    `parent` is the version that the job continues, `earlier` are its files and `contents` what was
+    read of them (training.lineage).
+    """
 
     def __init__(
         self, job: Job, store: ArtifactStore, settings: Settings, reporter: Reporter,
@@ -89,6 +93,7 @@ class Preparation:
         self.choices = Choices()
         self.parent: ModelManifest | None = None
         self.earlier: tuple[str, ...] = ()
+        self.contents: dict[str, set[bytes]] = {}
         self._job = job
         self._store = store
         self._registry = Registry(store)
@@ -176,7 +181,7 @@ class Preparation:
         """From here on this is a job on the parent's backbone and on all rows so far."""
         self.request = self.request.model_copy(update={"model": parent.backbone})
         continued = continue_data(self._files, parent, new)
-        self.earlier = continued.earlier
+        self.earlier, self.contents = continued.earlier, continued.contents
         rows = continued.data.manifest.rows
         self._reporter.event(
             "continued",
