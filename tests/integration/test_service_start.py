@@ -132,8 +132,7 @@ def test_a_head_that_does_not_end_is_given_up(keyed: ServiceProcess):
     with socket.create_connection(("127.0.0.1", keyed.port), timeout=20) as connection:
         connection.sendall(b"GET /livez HTTP/1.1\r\nX-Long: ")
         with pytest.raises(ConnectionError):
-            for _ in range(200):
-                connection.sendall(b"a" * 65_536)
+            connection.sendall(b"a" * 10_000_000)
 
 
 def test_a_body_that_is_too_large_is_refused_before_it_is_sent(service: ServiceProcess):

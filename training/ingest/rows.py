@@ -87,7 +87,7 @@ def check_text(value: object, limits: Limits) -> str | Unusable:
 
 
 def check_label(value: object) -> str | Unusable:
-    """Return the label stripped of whitespace and in Unicode's NFC, an integer in decimal, or why not.
+    """Return the label stripped and in Unicode's NFC, an integer in decimal, or why not.
 
     A Mac's archives decompose the accents of folder names, and the same class must stay one.
     """
