@@ -81,7 +81,8 @@ class Connection(HttpToolsProtocol):
         return self.cycle is not None and not self.cycle.response_complete
 
     def _give_up(self, message: str) -> None:
-        if self._is_answering or self.transport.is_closing():
+        # Who has asked for nothing must not take this for the answer to what is on its way.
+        if self._is_answering or not self._unparsed or self.transport.is_closing():
             self.transport.close()
         else:
             self.send_400_response(message)

@@ -74,7 +74,7 @@ async def test_many_small_headers_are_given_up_as_one_large():
         assert await sent_without_end(writer, b"a: b\r\n" * 10_000) < 100 * MAX_HEAD_BYTES
 
 
-@pytest.mark.parametrize("begin", [b"", b"P", HEAD], ids=["nothing", "one byte", "half a head"])
+@pytest.mark.parametrize("begin", [b"P", HEAD], ids=["one byte", "half a head"])
 async def test_what_stops_coming_is_given_up(monkeypatch: pytest.MonkeyPatch, begin: bytes):
     monkeypatch.setattr(connection, "HEAD_SECONDS", 0.05)
     async with asyncio.timeout(30), connected() as (reader, writer):
@@ -82,6 +82,12 @@ async def test_what_stops_coming_is_given_up(monkeypatch: pytest.MonkeyPatch, be
         answer = await reader.read()
         assert answer.startswith(b"HTTP/1.1 400 ")
         assert answer.endswith(b"took too long.")
+
+
+async def test_who_asks_nothing_is_told_nothing(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(connection, "HEAD_SECONDS", 0.05)
+    async with asyncio.timeout(30), connected() as (reader, _):
+        assert await reader.read() == b""
 
 
 async def test_large_bodies_one_after_the_other_are_answered():
