@@ -17,13 +17,12 @@ from pydantic import BaseModel, ValidationError
 from starlette.requests import Request
 from starlette.responses import Response
 
-from core.backbones import AUTO, BACKBONES, candidates
+from core.backbones import AUTO, BACKBONES
 from core.datasets import DatasetManifest, FileErrors, FileStatus, UploadedFile
 from core.errors import DataError, InvalidRequest, NotFound
 from core.identifiers import is_identifier
 from core.jobs import FineTuneRequest, Hyperparameters
 from core.manifests import ModelManifest
-from core.settings import Settings
 from service.api.errors import error_body
 from service.api.files import file_object
 from service.api.job_creation import (
@@ -119,7 +118,6 @@ async def preview(request: Request) -> Response:
     _check_data(model, sources, findings)
     if wanted is None or findings.total:
         return _refusal(findings)
-    wanted = _resolve_model(wanted, sources, run.settings)
     return json_response(_answer(wanted, sources, parent))
 
 
@@ -222,17 +220,6 @@ def _answer(
     }
 
 
-def _resolve_model(
-    wanted: FineTuneRequest, sources: dict[str, Source], settings: Settings
-) -> FineTuneRequest:
-    """Put the backbone in place of `auto` if only one reads the data; else the job measures."""
-    train = sources.get("training_file")
-    if wanted.model != AUTO or train is None or train.manifest is None:
-        return wanted
-    models = candidates(train.manifest.modality, settings.hf_models)
-    return wanted.model_copy(update={"model": models[0]}) if len(models) == 1 else wanted
-
-
 def _resolved(wanted: FineTuneRequest) -> dict[str, Any]:
     """Return the request with every `auto` as it will be used: a convex fit needs none of them.
 
@@ -268,4 +255,5 @@ def _estimate(model: str, train: Source, held_out: Source | None) -> dict[str, A
         held_out.manifest if held_out else None,
         backbone.dim,
         train.file.bytes + (held_out.file.bytes if held_out else 0),
+        backbone.row_cost,
     ).as_json()
