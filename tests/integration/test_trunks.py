@@ -12,8 +12,10 @@ from pathlib import Path
 import numpy as np
 import onnx
 import pytest
+import safetensors.numpy
 import torch
 from onnx import helper
+from tokenizers import Tokenizer
 from torch import Tensor, nn
 
 from core.backbones import BACKBONES
@@ -30,7 +32,7 @@ from tests.integration.hf_models import (
     save_text_model,
 )
 from training import backbones, parity, trunks
-from training.backbones import TorchBackbone
+from training.backbones import TorchBackbone, sources, wordllama
 from training.quantization import is_quantisable
 
 
@@ -108,8 +110,12 @@ def test_wordllama_is_what_its_own_package_computes(registry: Registry) -> None:
     trunk = ensure(registry, "wordllama", exports=[])
     assert "wordllama" not in sys.modules
     texts = ["where is my card", " Grüße, 你好 \U0001f98b\n", "x", "a lost transfer " * 1000]
-    # Its loader reads what is in the package before it asks the hub.
-    theirs = importlib.import_module("wordllama").WordLlama.load(disable_download=True)
+    # Its loader looks for the tokenizer in a folder that it does not have, and asks the hub.
+    folder = sources.locate("wordllama", ()).root
+    theirs = importlib.import_module("wordllama.inference").WordLlamaInference(
+        safetensors.numpy.load_file(folder / wordllama.WEIGHTS)["embedding.weight"],
+        Tokenizer.from_file(str(folder / wordllama.TOKENIZER)),
+    )
     rows = [trunk.preprocessor.prepare(text) for text in (*texts, "")]  # type: ignore[arg-type]
     features = trunk.encode(rows)
     np.testing.assert_allclose(features[:-1], theirs.embed(texts, norm=True), atol=1e-6)

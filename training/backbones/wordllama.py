@@ -1,7 +1,7 @@
 """WordLlama: one fixed vector for each token, averaged (Miller 2024, `l2_supercat`, 256 numbers).
 
 The vectors were distilled from the token embeddings of Llama 2 70B. A text costs its tokenizing and
-a mean, some fifty times less than a small transformer; word order is lost. As the package's own
+a mean, about a ninetieth of MiniLM's time; the order of words is lost. As the package's own
 `embed(…, norm=True)` does it: no special tokens, and a text is not cut.
 
 The files are read from the package `wordllama`, which is not imported: its loader asks the hub.
