@@ -118,7 +118,7 @@ def test_wordllama_is_what_its_own_package_computes(registry: Registry) -> None:
     )
     rows = [trunk.preprocessor.prepare(text) for text in (*texts, "")]  # type: ignore[arg-type]
     features = trunk.encode(rows)
-    np.testing.assert_allclose(features[:-1], theirs.embed(texts, norm=True), atol=1e-6)
+    np.testing.assert_allclose(features[:-1], theirs.embed(texts, norm=True), atol=1e-5)
     assert not features[-1].any()  # no tokens: theirs divides by zero
     np.testing.assert_allclose(trunk.encode(rows[:1]), features[:1], atol=1e-6)
 
