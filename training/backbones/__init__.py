@@ -60,14 +60,21 @@ def load(model: str, hf_models: tuple[str, ...]) -> TorchBackbone:
     source = sources.locate(model, hf_models)
     match source.name:
         case "wordllama":
-            from training.backbones import wordllama as loader
+            from training.backbones import wordllama
+
+            return wordllama.load(source)
         case "mobilenet-v2":
-            from training.backbones import mobilenet as loader
+            from training.backbones import mobilenet
+
+            return mobilenet.load(source)
         case "efficientnet-lite0":
-            from training.backbones import efficientnet_lite as loader
+            from training.backbones import efficientnet_lite
+
+            return efficientnet_lite.load(source)
         case _:
-            from training.backbones import hf as loader
-    return loader.load(source)
+            from training.backbones import hf
+
+            return hf.load(source)
 
 
 def digest(model: str, hf_models: tuple[str, ...]) -> str:
