@@ -197,19 +197,19 @@ def test_the_same_job_gives_the_same_bytes(
 def test_auto_compares_the_backbones_that_read_the_data(
     stand: Stand, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """One of them is not installed here."""
-    absent = replace(BACKBONES["wordllama"], package="weights-that-nobody-has")
-    monkeypatch.setitem(BACKBONES, "wordllama", absent)
+    """One of them is not installed here, and one cannot be had in int8."""
+    absent = replace(BACKBONES["minilm"], package="weights-that-nobody-has")
+    monkeypatch.setitem(BACKBONES, "minilm", absent)
     listener = Listener()
-    job = stand.job("ftjob-open", strategy="feature_extraction", model="auto")
+    job = stand.job("ftjob-open", strategy="feature_extraction", model="auto", precision="int8")
     manifest = stand.run(job, listener)
     [backbone] = listener.of("backbone_chosen")
     candidates = {each["model"]: each for each in backbone["candidates"]}
     assert manifest.backbone == backbone["model"]
     assert set(candidates) == {"wordllama", "minilm", f"hf:{stand.model}"}
-    problem = candidates.pop("wordllama")["problem"]
-    assert "weights-that-nobody-has is not installed" in problem
-    assert all(each["accuracy"] > 0 for each in candidates.values())
+    assert "weights-that-nobody-has is not installed" in candidates["minilm"]["problem"]
+    assert "no linear layers" in candidates["wordllama"]["problem"]
+    assert candidates[manifest.backbone]["accuracy"] > 0
     assert '"what": "Backbone"' in stand.registry.file(manifest, "report.json").decode()
 
 
