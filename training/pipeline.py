@@ -119,6 +119,7 @@ class FineTune:
         self._steps: tuple[Step, ...] = ()
         self._parent: ModelManifest | None = None
         self._earlier: tuple[str, ...] = ()
+        self._contents: dict[str, set[bytes]] = {}
 
     def run(self) -> ModelManifest:
         """Return the published version's manifest; raises the errors of `core.errors`."""
@@ -216,7 +217,7 @@ class FineTune:
         """From here on this is a job on the parent's backbone and on all rows so far."""
         self._request = self._request.model_copy(update={"model": parent.backbone})
         continued = continue_data(self._files, parent, new)
-        self._earlier = continued.earlier
+        self._earlier, self._contents = continued.earlier, continued.contents
         rows = continued.data.manifest.rows
         self._reporter.event(
             "continued",
@@ -399,7 +400,7 @@ class FineTune:
         if gate.min_improvement_over_current is not None:
             comparison = compare_with_current(
                 self._registry, self._files, self._job.tenant,
-                model_name(self._job, self._request), held_out, load,
+                model_name(self._job, self._request), held_out, load, self._contents,
             )  # fmt: skip
         return comparison, judge(gate, assessment.metrics.accuracy, comparison)
 

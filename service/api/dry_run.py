@@ -20,6 +20,7 @@ from starlette.responses import Response
 from core.backbones import AUTO, BACKBONES
 from core.datasets import DatasetManifest, FileErrors, FileStatus, UploadedFile
 from core.errors import DataError, InvalidRequest, NotFound
+from core.estimate import Workload, estimate, memory_bytes
 from core.identifiers import is_identifier
 from core.jobs import FineTuneRequest, Hyperparameters
 from core.manifests import ModelManifest
@@ -35,7 +36,6 @@ from service.api.job_creation import (
     no_file,
 )
 from service.api.responses import field_errors, json_response, read_json
-from service.estimate import estimate
 from service.runtime import Runtime, runtime, tenant
 
 MAX_ERRORS = 100
@@ -118,7 +118,8 @@ async def preview(request: Request) -> Response:
     _check_data(model, sources, findings)
     if wanted is None or findings.total:
         return _refusal(findings)
-    return json_response(_answer(wanted, sources, parent))
+    work = await asyncio.to_thread(run.appraiser.appraise, owner, wanted)
+    return json_response(_answer(wanted, sources, parent, work))
 
 
 def _parse(body: Any, findings: Findings) -> FineTuneRequest | None:
@@ -201,8 +202,9 @@ def _refusal(findings: Findings) -> Response:
 
 
 def _answer(
-    wanted: FineTuneRequest, sources: dict[str, Source], parent: ModelManifest | None
-) -> dict[str, Any]:
+    wanted: FineTuneRequest, sources: dict[str, Source], parent: ModelManifest | None,
+    work: Workload | None,
+) -> dict[str, Any]:  # fmt: skip
     train, held_out = (sources.get(param) for param in FILE_PARAMS)
     assert train is not None
     if parent is not None:
@@ -214,9 +216,7 @@ def _answer(
         "validation_file": held_out.described() if held_out else None,
         "waits_for_files": any(source.manifest is None for source in sources.values()),
         "resolved": _resolved(wanted),
-        "estimate": _estimate(wanted.model, train, held_out)
-        if wanted.strategy == "feature_extraction"
-        else None,
+        "estimate": None if work is None or work.is_rough else _estimate(work),
     }
 
 
@@ -243,17 +243,16 @@ def _resolved(wanted: FineTuneRequest) -> dict[str, Any]:
     }
 
 
-def _estimate(model: str, train: Source, held_out: Source | None) -> dict[str, Any] | None:
-    """Estimate a job whose data is known; None for a backbone whose costs are not."""
-    backbone = BACKBONES.get(model)
-    if backbone is None or train.manifest is None:
-        return None
-    if held_out is not None and held_out.manifest is None:
-        return None
-    return estimate(
-        train.manifest,
-        held_out.manifest if held_out else None,
-        backbone.dim,
-        train.file.bytes + (held_out.file.bytes if held_out else 0),
-        backbone.row_cost,
-    ).as_json()
+def _estimate(work: Workload) -> dict[str, Any]:
+    expected = estimate(work)
+    parts = ("features", "fit", "unfreeze", "report")
+    return {
+        "seconds": _rounded(expected.seconds),
+        **{f"{name}_seconds": _rounded(expected.stages.get(name, 0.0)) for name in parts},
+        "memory_bytes": memory_bytes(work),
+    }
+
+
+def _rounded(seconds: float) -> float:
+    """Two digits are all that an estimate knows."""
+    return float(f"{seconds:.2g}")

@@ -45,6 +45,8 @@ def free_port() -> int:
 class ServiceProcess:
     """`bentoml serve` with its worker processes, its store and its Redis."""
 
+    app = "service.app:Graft"
+
     def __init__(self, folder: Path, *, host: str = "127.0.0.1", workers: int = 2, **env: str):
         self.folder = folder
         self.host = host
@@ -79,7 +81,7 @@ class ServiceProcess:
     def launch(self) -> subprocess.Popen[bytes]:
         with self.log.open("ab") as log:
             self._process = subprocess.Popen(
-                [sys.executable, "-m", "bentoml", "serve", "service.app:Graft",
+                [sys.executable, "-m", "bentoml", "serve", self.app,
                  "--host", self.host, "--port", str(self.port)],
                 cwd=ROOT, env=self._env, stdout=log, stderr=subprocess.STDOUT,
                 start_new_session=True,

@@ -334,6 +334,8 @@ class TestDryRun:
         assert resolved["hyperparameters"] == dict.fromkeys(AUTO)
         estimate = found["estimate"]
         assert 0 < estimate["seconds"] < 60
+        tuned = (await dry_run(http, body | {"strategy": "gradual"})).json()["estimate"]
+        assert tuned["seconds"] > tuned["unfreeze_seconds"] > estimate["seconds"]
         assert 1e8 < estimate["memory_bytes"] < 4e9
         assert await jobs_of(openai, body) == []
 
@@ -344,6 +346,7 @@ class TestDryRun:
         # Which backbone suits the data, and what tuning may gain, only the job can tell.
         resolved = answer["resolved"]
         assert (resolved["model"], resolved["measured"]) == ("auto", ["model", "strategy"])
+        assert answer["estimate"] is None
         answer = (await dry_run(http, body | {"precision": "auto"})).json()["resolved"]
         assert (answer["precision"], answer["measured"]) == ("auto", ["precision"])
         image = body | {"model": "efficientnet-lite0", "precision": "int8"}

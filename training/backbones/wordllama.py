@@ -35,7 +35,8 @@ class MeanOfVectors(nn.Module):
 
     def __init__(self, vectors: Tensor) -> None:
         super().__init__()
-        self.vectors = nn.Embedding(*vectors.shape, _weight=vectors)
+        tokens, dim = vectors.shape
+        self.vectors = nn.Embedding(tokens, dim, _weight=vectors)
 
     def forward(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
         mask = attention_mask.unsqueeze(-1).to(torch.float32)
