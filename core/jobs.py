@@ -15,9 +15,16 @@ it does (training.pipeline), how it looks over HTTP (service.api.jobs).
 from __future__ import annotations
 
 from enum import StrEnum
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, JsonValue, StringConstraints
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    JsonValue,
+    StringConstraints,
+    model_validator,
+)
 
 from core.identifiers import Identifier
 
@@ -253,6 +260,12 @@ class QualityGate(BaseModel):
 
     min_accuracy: Annotated[float, Field(ge=0, le=1)] | None = None
     min_improvement_over_current: Annotated[float, Field(ge=-1, le=1)] | None = None
+
+    @model_validator(mode="after")
+    def _has_a_limit(self) -> Self:
+        if self.min_accuracy is None and self.min_improvement_over_current is None:
+            raise ValueError("give min_accuracy, min_improvement_over_current or both")
+        return self
 
 
 MetadataValue = Annotated[str, StringConstraints(max_length=512)]
