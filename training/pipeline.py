@@ -52,7 +52,7 @@ from training.precision import Candidates, choose
 from training.reporting import Choices, Evidence, write_report
 from training.stopping import Stoppable
 from training.strategies import Setting, Tuned, decide, unfreeze
-from training.trunks import ensure_trunk
+from training.trunks import ensure_trunk, require_quantisable
 
 RELEASED_BY = "fine_tune"
 SOURCES: dict[Source, str] = {
@@ -190,12 +190,18 @@ class FineTune:
 
     def _choose_backbone(self, train: Dataset) -> None:
         """Settle which backbone `auto` is, and go on as if the request had named it."""
-        models = candidates(train.manifest.modality, self._settings.hf_models)
+        models = candidates(
+            train.manifest.modality,
+            self._settings.hf_models,
+            to_tune=self._request.strategy != "feature_extraction",
+        )
 
         def features(model: str, sample: Dataset) -> FloatArray | None:
             trunk = self._load_trunk(model, "fp32")
             if trunk.modality is not train.manifest.modality:
                 return None
+            if self._request.precision == "int8":
+                require_quantisable(model, trunk.manifest.slots)
             return self._extract(trunk, sample, 0.05, 0.1)
 
         choice = choose_backbone(models, features, train, self._request.seed)
