@@ -7,7 +7,7 @@ previewed. Not here: what the work costs (core.estimate).
 
 from __future__ import annotations
 
-from core.backbones import AUTO, BACKBONES, candidates, is_allowed
+from core.backbones import AUTO, BACKBONES, is_allowed
 from core.datasets import DatasetManifest, Modality
 from core.errors import InvalidRequest, NotFound
 from core.estimate import Workload
@@ -44,7 +44,7 @@ class Appraiser:
             return None
         train, modality = manifests[0], manifests[0].modality
         parent = self._parent(tenant, request.model)
-        model = self._backbone(parent.backbone if parent else request.model, modality)
+        model = parent.backbone if parent else request.model
         known = BACKBONES.get(model)
         epochs = request.chosen_hyperparameters.n_epochs
         return Workload(
@@ -55,6 +55,7 @@ class Appraiser:
             new_rows=sum(manifest.rows for manifest in manifests),
             classes=len({*train.counts, *(parent.labels if parent else ())}),
             stored_bytes=sum(files.get(name).bytes for name in names),
+            row_cost=known.row_cost if known else 1.0,
             strategy=request.strategy,
             precision=request.precision,
             epochs=None if epochs == "auto" else epochs,
@@ -62,11 +63,6 @@ class Appraiser:
             trunks=self._missing(model, request.precision),
             is_rough=known is None or request.strategy == AUTO,
         )
-
-    def _backbone(self, model: str, modality: Modality) -> str:
-        """Return the only backbone that `auto` can come to, or what was asked for."""
-        models = candidates(modality, self._hf_models)
-        return models[0] if model == AUTO and len(models) == 1 else model
 
     def _parent(self, tenant: str, model: str) -> ModelManifest | None:
         if model == AUTO or is_allowed(model, self._hf_models):

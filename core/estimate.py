@@ -23,7 +23,7 @@ FINISH_SECONDS = 0.2
 EXPORT_SECONDS = 7.0
 """A trunk that the store does not have yet: 7.0 s for MiniLM, 4.5 s for EfficientNet-Lite0."""
 TEXT_ROW_SECONDS = 1.5e-3
-"""A short text through MiniLM: 1.5 ms were measured for 12 words."""
+"""A short text through MiniLM, whose `row_cost` is 1: 1.5 ms were measured for 12 words."""
 TOKEN_SECONDS = 0.1e-3
 """Each token of a longer one: 4.7 ms were measured for 50 words, 20 ms for 200."""
 BYTES_PER_TOKEN = 5
@@ -65,8 +65,9 @@ class Workload:
     """What a job has to do. `rows` are fitted; of `new_rows`, held-out ones included, features are
     computed, for the others are known; `stored_bytes` is of the uploads that hold the new ones.
 
-    `trunks` have to be exported first. `model` is a backbone or `auto`; `is_rough` says that its
-    costs are not those below, or that the job decides by itself how much it does.
+    `trunks` have to be exported first. `model` is a backbone or `auto`, `row_cost` the backbone's
+    (core.backbones); `is_rough` says that its costs are not known, or that the job decides by
+    itself how much it does.
     """
 
     model: str
@@ -76,6 +77,7 @@ class Workload:
     new_rows: int
     classes: int
     stored_bytes: int
+    row_cost: float = 1.0
     strategy: str = "feature_extraction"
     precision: str = "fp32"
     epochs: int | None = None
@@ -114,10 +116,10 @@ def memory_bytes(work: Workload) -> int:
 
 def _row_seconds(work: Workload) -> float:
     if work.modality is Modality.IMAGE:
-        return IMAGE_SECONDS
+        return work.row_cost * IMAGE_SECONDS
     per_row = work.stored_bytes / work.new_rows
     tokens = min(MAX_TOKENS, math.ceil(per_row / BYTES_PER_TOKEN))
-    return max(TEXT_ROW_SECONDS, TOKEN_SECONDS * tokens)
+    return work.row_cost * max(TEXT_ROW_SECONDS, TOKEN_SECONDS * tokens)
 
 
 def _folds(rows: int) -> int:

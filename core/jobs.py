@@ -14,8 +14,9 @@ it does (training.pipeline), how it looks over HTTP (service.api.jobs).
 
 from __future__ import annotations
 
+import unicodedata
 from enum import StrEnum
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import (
     AfterValidator,
@@ -24,6 +25,7 @@ from pydantic import (
     Field,
     JsonValue,
     StringConstraints,
+    model_validator,
 )
 
 from core.identifiers import Identifier
@@ -263,9 +265,19 @@ class QualityGate(BaseModel):
     min_accuracy: Annotated[float, Field(ge=0, le=1)] | None = None
     min_improvement_over_current: Annotated[float, Field(ge=-1, le=1)] | None = None
 
+    @model_validator(mode="after")
+    def _has_a_limit(self) -> Self:
+        if self.min_accuracy is None and self.min_improvement_over_current is None:
+            raise ValueError("give min_accuracy, min_improvement_over_current or both")
+        return self
+
 
 def _all_different(labels: tuple[str, ...] | None) -> tuple[str, ...] | None:
-    if labels is not None and len(set(labels)) < len(labels):
+    if labels is None:
+        return None
+    # As the labels of an upload are kept.
+    labels = tuple(unicodedata.normalize("NFC", label) for label in labels)
+    if len(set(labels)) < len(labels):
         raise ValueError("every class is to be named once")
     return labels
 

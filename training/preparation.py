@@ -37,7 +37,7 @@ from training.lineage import continue_data, find_parent
 from training.precision import Candidates, choose
 from training.reporting import Choices
 from training.stopping import Stoppable
-from training.trunks import ensure_trunk
+from training.trunks import ensure_trunk, require_quantisable
 
 
 class Reporter(Stoppable, Protocol):
@@ -196,12 +196,19 @@ class Preparation:
 
     def _choose_backbone(self, train: Dataset) -> None:
         """Settle which backbone `auto` is, and go on as if the request had named it."""
-        models = candidates(train.manifest.modality, self._settings.hf_models)
+        task, _ = self.task(train)
+        models = candidates(
+            train.manifest.modality,
+            self._settings.hf_models,
+            to_tune=self.request.strategy != "feature_extraction" and task is Task.SINGLE_LABEL,
+        )
 
         def features(model: str, sample: Dataset) -> FloatArray | None:
             trunk = self._load_trunk(model, "fp32")
             if trunk.modality is not train.manifest.modality:
                 return None
+            if self.request.precision == "int8":
+                require_quantisable(model, trunk.manifest.slots)
             return self.extract(trunk, sample, 0.05, 0.1)
 
         choice = choose_backbone(models, features, train, self.request.seed)

@@ -17,14 +17,13 @@ from pydantic import BaseModel, ValidationError
 from starlette.requests import Request
 from starlette.responses import Response
 
-from core.backbones import AUTO, BACKBONES, candidates
+from core.backbones import AUTO, BACKBONES
 from core.datasets import DatasetManifest, FileErrors, FileStatus, Task, UploadedFile
 from core.errors import DataError, InvalidRequest, NotFound
 from core.estimate import Workload, estimate, memory_bytes
 from core.identifiers import is_identifier
 from core.jobs import FineTuneRequest, Hyperparameters
 from core.manifests import ModelManifest
-from core.settings import Settings
 from core.tasks import task_of
 from service.api.errors import error_body
 from service.api.files import file_object
@@ -122,7 +121,6 @@ async def preview(request: Request) -> Response:
     if wanted is None or findings.total:
         return _refusal(findings)
     work = await asyncio.to_thread(run.appraiser.appraise, owner, wanted)
-    wanted = _resolve_model(wanted, sources, run.settings)
     return json_response(_answer(wanted, sources, parent, work))
 
 
@@ -218,17 +216,6 @@ def _answer(
         "resolved": _resolved(wanted),
         "estimate": None if work is None or work.is_rough else _estimate(work),
     }
-
-
-def _resolve_model(
-    wanted: FineTuneRequest, sources: dict[str, Source], settings: Settings
-) -> FineTuneRequest:
-    """Put the backbone in place of `auto` if only one reads the data; else the job measures."""
-    train = sources.get("training_file")
-    if wanted.model != AUTO or train is None or train.manifest is None:
-        return wanted
-    models = candidates(train.manifest.modality, settings.hf_models)
-    return wanted.model_copy(update={"model": models[0]}) if len(models) == 1 else wanted
 
 
 def _resolved(wanted: FineTuneRequest) -> dict[str, Any]:

@@ -133,11 +133,13 @@ class ServiceProcess:
         clients: list[httpx.AsyncClient] = []
         found: dict[int, httpx.AsyncClient] = {}
         try:
-            async with asyncio.timeout(20):
+            async with asyncio.timeout(60):
                 while len(found) < len(self.pids()):
                     one = httpx.Limits(max_connections=1, max_keepalive_connections=1)
                     client = self.http(limits=one)
                     clients.append(client)
+                    # A process that starts needs the processor that the next question would take.
+                    await asyncio.sleep(0.02)
                     pid = self._other_end(await client.get("/livez"))
                     if pid is not None:
                         found.setdefault(pid, client)

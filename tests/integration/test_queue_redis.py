@@ -17,7 +17,7 @@ from redis.asyncio import Redis
 
 from core.changes import Change, RedisChangeFeed
 from core.errors import Unavailable
-from core.jobs import Failure, JobKind, JobStatus, NewJob
+from core.jobs import Estimate, Failure, JobKind, JobStatus, NewJob
 from core.queue import Claim
 from core.queue.connection import BLOCK_SECONDS, MAX_CONNECTIONS, connect, translated
 from core.queue.redis import RedisJobQueue
@@ -124,10 +124,10 @@ class TestKeys:
 
     async def test_finished_jobs_leave_only_what_expires(self, client: Redis, prefix: str) -> None:
         queue, root = queue_on(client, prefix), f"{prefix}:{{graft}}"
-        await queue.enqueue(new_job("a"))
+        await queue.enqueue(new_job("a", estimate=Estimate(pace="minilm", stages={"fit": 1})))
         await queue.enqueue(new_job("b", after=("a",)))
         for _ in "ab":
-            await queue.settle(await claimed(queue), JobStatus.SUCCEEDED)
+            await queue.settle(await claimed(queue), JobStatus.SUCCEEDED, seconds=2)
         assert await client.ttl(f"{root}:t:acme:job:a") == -1
         assert await client.type(f"{root}:unarchived") == "zset"
         for job in await queue.unarchived():
@@ -135,8 +135,11 @@ class TestKeys:
         keys = {key async for key in client.scan_iter(f"{prefix}*")}
         lasting = {key.removeprefix(root) for key in keys if await client.ttl(key) == -1}
         assert lasting == {
-            ":t:acme:jobs:fine_tune", ":t:acme:seq:fine_tune", ":wake:fine_tune", ":paces:fine_tune"
-        }  # fmt: skip
+            ":t:acme:jobs:fine_tune",
+            ":t:acme:seq:fine_tune",
+            ":wake:fine_tune",
+            ":speeds:fine_tune",
+        }
         assert await client.ttl(f"{root}:t:acme:job:a") > 590
         assert await client.ttl(f"{root}:t:acme:events:a") > 590
 

@@ -79,7 +79,8 @@ async def test_a_parsed_file_is_processed(
     file, _ = await asyncio.gather(waiting, parse())
     assert file.status == "processed"
     assert file.dataset == {  # type: ignore[attr-defined]
-        "modality": "text", "rows": 2, "classes": 2, "counts": MANIFEST.counts,
+        "modality": "text", "task": "single_label",
+        "rows": 2, "classes": 2, "counts": MANIFEST.counts,
     }  # fmt: skip
 
 
