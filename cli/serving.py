@@ -49,10 +49,10 @@ def prediction_line(text: str, prediction: Prediction, top_k: int | None = None)
     elif "error" in prediction:
         answer = f"[red]{escape(prediction['error']['message'])}[/]"
     else:
-        if top_k is None:
-            best = [(prediction["label"], prediction["score"])]
-        else:
+        if top_k is not None and prediction.get("scores"):
             best = [(score["label"], score["score"]) for score in prediction["scores"]]
+        else:
+            best = [(prediction["label"], prediction["score"])]
         answer = ", ".join(f"[bold]{escape(label)}[/] {score:.3f}" for label, score in best)
     return f"{answer}  [dim]{escape(text)}[/]"
 

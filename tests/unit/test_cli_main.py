@@ -262,6 +262,20 @@ def test_texts_images_and_lines_of_standard_input_are_predicted(
     assert lines[0]["label"] == "a"
 
 
+def test_several_labels_and_values_are_shown(service: FakeService) -> None:
+    scores = [{"label": "late", "score": 0.9}, {"label": "rude", "score": 0.6}]
+    predictions = [
+        {"labels": ["late", "rude"], "scores": scores},
+        {"labels": [], "scores": scores},
+        {"value": 3.41999, "interval": {"low": 2.6, "high": 4.24, "coverage": 0.9}},
+    ]
+    service.answer("POST /v1/predict", Answer({"predictions": predictions}))
+    result = graft(service, "predict", "m", "x", "y", "z")
+    assert result.stdout.splitlines() == [
+        "late 0.900, rude 0.600  x", "no label  y", "3.42 (90 % of such are from 2.6 to 4.24)  z",
+    ]  # fmt: skip
+
+
 def test_a_bad_row_is_shown_in_its_place_and_fails_the_command(service: FakeService) -> None:
     predictions = [{"label": "a", "score": 0.75}, {"error": {"message": "too long"}}]
     service.answer("POST /v1/predict", Answer({"predictions": predictions}))
