@@ -20,105 +20,31 @@ Not here: one step's training (training.tuning, training.trainer), the features 
 
 from __future__ import annotations
 
-import math
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
 import numpy as np
-import torch
-from pydantic import BaseModel
-from safetensors.torch import load, save
 
 from core.adapters import Adapter
-from core.datasets import Modality
 from core.manifests import Slot
 from core.preprocessing import FloatArray
 from training.backbones import TorchBackbone
-from training.fit import STRENGTHS, Head, IntArray, fit_at
-from training.judgement import Judged, compare, fit_apart, hold_out, likelihoods
+from training.fit import Head, IntArray, fit_at
+from training.judgement import Judged, fit_apart, hold_out, likelihoods
 from training.novelty import unseen_quantiles
+from training.plan import Plan
+from training.search_state import SearchState, Step, make_step
 from training.stopping import Stopped
-from training.trainer import Epoch, Recipe, Trainer, read_metadata
-from training.tuning import DeltaTask, Regularisation, Rows
-
-LADDER_GROWTH = 3
-FIRST_RUNG = 0.25
-"""The first rung's part of the blocks: two of MiniLM's six, four of EfficientNet-Lite0's 17."""
+from training.trainer import Epoch, Recipe, Trainer
+from training.tuning import DeltaTask, Rows
 
 MISSES = 2
 """The ladder ends after so many rungs in a row that are not kept: one block may be too few."""
 
-FEW_ROWS = 400
-FEW_ROWS_BATCH, BATCH = 16, 32
-FEWEST_EPOCHS, MOST_EPOCHS = 3, 30
 RESERVED_SHARE = 0.2
 """Of the job's time, for what comes after the search: features, export, publishing."""
-
-
-class Step(BaseModel, frozen=True):
-    """One rung of the ladder on the held-out rows: a line of the report.
-
-    `gain` is the mean log-likelihood above the best before, in nats a row, `gain_error` its
-    standard error. `blocks` 0 is the frozen head.
-    """
-
-    blocks: int
-    epochs: int
-    strength: float
-    accuracy: float
-    nll: float
-    gain: float
-    gain_error: float
-    kept: bool
-    seconds: float
-
-
-@dataclass(frozen=True)
-class Defaults:
-    """What `auto` means for a modality; docs/decisions/0012 has what the numbers come from.
-
-    `start_strength` is the L2, one of `STRENGTHS`, of the classifier that training starts from.
-    Training takes about `steps` steps, however many rows there are. The ladder ends at the part
-    `deepest` of the blocks: lower ones of an image take most of the time for the least gain.
-    """
-
-    rank: int
-    learning_rate: float
-    start_strength: float
-    steps: int
-    regularisation: Regularisation
-    deepest: float = 1.0
-    layer_decay: float = 1.0
-
-    def batch_size(self, rows: int) -> int:
-        """Rows of a batch."""
-        return FEW_ROWS_BATCH if rows < FEW_ROWS else BATCH
-
-    def epochs(self, rows: int) -> int:
-        """Epochs that come near to `steps`."""
-        batches = math.ceil(rows / self.batch_size(rows))
-        return min(max(round(self.steps / batches), FEWEST_EPOCHS), MOST_EPOCHS)
-
-
-DEFAULTS = {
-    Modality.TEXT: Defaults(
-        rank=8,
-        learning_rate=3e-3,
-        start_strength=STRENGTHS[6],
-        steps=160,
-        regularisation=Regularisation(label_smoothing=0.1),
-    ),
-    Modality.IMAGE: Defaults(
-        rank=16,
-        learning_rate=5e-3,
-        start_strength=STRENGTHS[4],
-        steps=190,
-        deepest=0.25,
-        regularisation=Regularisation(label_smoothing=0.1, mixup=0.2),
-    ),
-}
 
 
 @dataclass(frozen=True)
@@ -155,16 +81,6 @@ class Outcome:
     distances: FloatArray
 
 
-@dataclass(frozen=True)
-class Plan:
-    """What a job asks for; None is `auto`."""
-
-    epochs: int | None
-    batch_size: int | None
-    learning_rate_multiplier: float
-    patience: int
-
-
 class Watcher(Protocol):
     """Who is told how a search goes, and keeps its state."""
 
@@ -186,20 +102,6 @@ class Watcher(Protocol):
         """Hear of a rung; `model` gives its deltas and classifier, of the training rows only."""
 
 
-class _Progress(BaseModel):
-    """What a state says beside the tensors."""
-
-    steps: list[Step] = []
-    training: int | None = None
-    """Blocks of the step that is being trained."""
-
-    trained_steps: int = 0
-    """Training steps of the rungs that have ended."""
-
-    saved_at: int = 0
-    """Training steps until this state was saved."""
-
-
 class Gradual:
     """One search; give it the state of an earlier attempt to go on from there."""
 
@@ -208,21 +110,15 @@ class Gradual:
         state: bytes | None = None,
     ) -> None:  # fmt: skip
         self._source = source
-        self._defaults = DEFAULTS[source.backbone.modality]
         self._plan = plan
         self._seed = seed
         self._deadline = deadline
         self._watcher = watcher
-        self._at = _Progress()
-        self._judged: dict[int, FloatArray] = {}
-        self._distances: dict[int, FloatArray] = {}
+        self._at = SearchState() if state is None else SearchState.from_bytes(state)
         self._kept_rows: tuple[int, Rows] | None = None
-        self._trainer_state: bytes | None = None
-        if state is not None:
-            self._restore(state)
         held_out = hold_out(source.targets, seed)
         self._train, self._held_out = np.flatnonzero(~held_out), np.flatnonzero(held_out)
-        self._rank = min(self._defaults.rank, *(min(s.in_dim, s.out_dim) for s in source.slots))
+        self._rank = min(plan.rank, *(min(s.in_dim, s.out_dim) for s in source.slots))
 
     @property
     def resumed_from(self) -> int:
@@ -234,10 +130,9 @@ class Gradual:
         truth = self._source.targets[self._held_out]
         frozen = self._judge(self._source.features)
         if not self._at.steps:
-            step = _step(0, 0, frozen, None, truth, 0.0)
+            step = make_step(0, 0, frozen, None, truth, 0.0)
             self._keep(step, frozen, self._source.features)
-        best = max((step for step in self._at.steps if step.kept), key=lambda step: step.blocks)
-        for blocks in ladder(self._cut(0), self._defaults.deepest):
+        for blocks in self._plan.ladder(self._cut(0)):
             if any(step.blocks >= blocks for step in self._at.steps):
                 continue
             missed = self._at.steps[-MISSES:]
@@ -248,45 +143,44 @@ class Gradual:
             rows = self._activations(blocks)
             if rows is None:
                 break
-            step = self._climb(blocks, rows, best, truth)
-            best = step if step.kept else best
+            self._climb(blocks, rows, self._at.best, truth)
+        best = self._at.best
         adapter, head = self._final(best) if best.blocks else (None, None)
         return Outcome(
             steps=tuple(self._at.steps),
             best=best,
             adapter=adapter,
             head=None if best.strength else head,
-            probabilities=self._judged[best.blocks],
+            probabilities=self._at.judged[best.blocks],
             targets=truth,
             held_out=self._held_out,
-            distances=self._distances[best.blocks],
+            distances=self._at.distances[best.blocks],
         )
 
     # -- rungs -------------------------------------------------------------------------------
 
-    def _climb(self, blocks: int, rows: Rows, best: Step, truth: IntArray) -> Step:
+    def _climb(self, blocks: int, rows: Rows, best: Step, truth: IntArray) -> None:
         began = time.monotonic()
         head = self._start(self._train)
         task = self._task(blocks, head, rows.subset(self._train), rows.subset(self._held_out))
         trainer = Trainer(
-            task, self._recipe(self._epochs, patience=self._plan.patience), seed=self._seed
+            task, self._recipe(self._plan.epochs, patience=self._plan.patience), seed=self._seed
         )
         self._train_task(trainer, blocks)
         features = task.features(rows)
         judged = self._better(task.head(), features, truth)
         seconds = time.monotonic() - began
-        before = self._judged[best.blocks]
-        step = _step(blocks, trainer.best_epoch, judged, before, truth, seconds)
+        before = self._at.judged[best.blocks]
+        step = make_step(blocks, trainer.best_epoch, judged, before, truth, seconds)
         self._at.trained_steps += trainer.step
         self._keep(step, judged, features)
         self._watcher.on_step(step, self._at.trained_steps, lambda: (task.adapter(), judged.head))
-        return step
 
     def _final(self, best: Step) -> tuple[Adapter, Head]:
         """Train the best rung's deltas and classifier on all rows."""
         rows = self._activations(best.blocks)
         assert rows is not None  # as it was when the rung was climbed
-        head = self._start(np.arange(self._rows))
+        head = self._start(np.arange(len(self._source.targets)))
         task = self._task(best.blocks, head, rows, None)
         trainer = Trainer(task, self._recipe(max(1, best.epochs), patience=None), seed=self._seed)
         self._train_task(trainer, -best.blocks)
@@ -294,13 +188,14 @@ class Gradual:
 
     def _train_task(self, trainer: Trainer, blocks: int) -> None:
         """Run a trainer, keeping its state each epoch and when the job is told to stop."""
-        if self._trainer_state is not None and self._at.training == blocks:
-            trainer.restore(self._trainer_state)
-        self._at.training, self._trainer_state = blocks, None
+        if self._at.trainer is not None and self._at.training == blocks:
+            trainer.restore(self._at.trainer)
+        self._at.training = blocks
 
         def save_state() -> None:
             self._at.saved_at = self._at.trained_steps + trainer.step
-            self._watcher.save(self._at.saved_at, self._state(trainer))
+            self._at.trainer = trainer.state()
+            self._watcher.save(self._at.saved_at, self._at.to_bytes())
 
         def on_epoch(epoch: Epoch) -> bool:
             save_state()
@@ -313,27 +208,26 @@ class Gradual:
             save_state()
             self._watcher.on_stop(self._at.saved_at)
             raise
-        self._at.training = None
+        self._at.training = self._at.trainer = None
 
     def _task(self, blocks: int, head: Head, train: Rows, held_out: Rows | None) -> DeltaTask:
         return DeltaTask(
             self._source.backbone, self._source.slots, self._cut(blocks), self._rank, head,
             train, held_out,
-            batch_size=self._plan.batch_size or self._defaults.batch_size(self._rows),
-            layer_decay=self._defaults.layer_decay,
-            regularisation=self._defaults.regularisation,
+            batch_size=self._plan.batch_size,
+            layer_decay=self._plan.layer_decay,
+            regularisation=self._plan.regularisation,
             seed=self._seed,
         )  # fmt: skip
 
     def _recipe(self, epochs: int, *, patience: int | None) -> Recipe:
-        rate = self._defaults.learning_rate * self._plan.learning_rate_multiplier
-        return Recipe(epochs=epochs, learning_rate=rate, patience=patience)
+        return Recipe(epochs=epochs, learning_rate=self._plan.learning_rate, patience=patience)
 
     def _start(self, rows: IntArray) -> Head:
         """Return the head that some rows' training starts from, on frozen features."""
         return fit_at(
             self._source.features[rows], self._source.targets[rows], self._source.classes,
-            self._defaults.start_strength,
+            self._plan.start_strength,
         )  # fmt: skip
 
     def _judge(self, features: FloatArray) -> Judged:
@@ -368,69 +262,13 @@ class Gradual:
         growth = blocks / last.blocks if last.blocks else 1.0
         return time.monotonic() + last.seconds * growth * 2.25 < self._deadline
 
-    @property
-    def _epochs(self) -> int:
-        return self._plan.epochs or self._defaults.epochs(self._rows)
-
-    @property
-    def _rows(self) -> int:
-        return len(self._source.targets)
-
     def _cut(self, blocks: int) -> int:
         return 1 + max(slot.block for slot in self._source.slots) - blocks
 
-    # -- state -------------------------------------------------------------------------------
-
     def _keep(self, step: Step, judged: Judged, features: FloatArray) -> None:
         self._at.steps.append(step)
-        self._judged[step.blocks] = judged.probabilities
-        self._distances[step.blocks] = unseen_quantiles(
+        self._at.judged[step.blocks] = judged.probabilities
+        self._at.distances[step.blocks] = unseen_quantiles(
             features[self._train], self._source.targets[self._train],
             features[self._held_out], self._source.classes,
         )  # fmt: skip
-
-    def _state(self, trainer: Trainer) -> bytes:
-        tensors = {f"judged/{b}": torch.from_numpy(p) for b, p in self._judged.items()}
-        tensors |= {f"distances/{b}": torch.from_numpy(d) for b, d in self._distances.items()}
-        tensors["trainer"] = torch.frombuffer(bytearray(trainer.state()), dtype=torch.uint8)
-        return save(tensors, {"gradual": self._at.model_dump_json()})
-
-    def _restore(self, state: bytes) -> None:
-        tensors = load(state)
-        self._at = _Progress.model_validate_json(read_metadata(state)["gradual"])
-        self._trainer_state = tensors.pop("trainer").numpy().tobytes()
-        for name, tensor in tensors.items():
-            kind, blocks = name.split("/")
-            kept = {"judged": self._judged, "distances": self._distances}[kind]
-            kept[int(blocks)] = tensor.numpy()
-
-
-def ladder(blocks: int, deepest: float = 1.0) -> list[int]:
-    """Return how many blocks to unfreeze, step by step: for 6 blocks 2 and 6.
-
-    Not more than the part `deepest` of them, unless that is less than the first rung.
-    """
-    rungs = [max(1, round(FIRST_RUNG * blocks))]
-    while rungs[-1] < blocks:
-        rungs.append(min(rungs[-1] * LADDER_GROWTH, blocks))
-    return [rungs[0], *(rung for rung in rungs[1:] if rung <= deepest * blocks)]
-
-
-def _step(
-    blocks: int, epochs: int, judged: Judged, before: FloatArray | None, truth: IntArray,
-    seconds: float,
-) -> Step:  # fmt: skip
-    """Compare a rung with the best before it, whose probabilities are `before`."""
-    after = likelihoods(judged.probabilities, truth)
-    gain = compare(after, None if before is None else likelihoods(before, truth))
-    return Step(
-        blocks=blocks,
-        epochs=epochs,
-        strength=judged.strength,
-        accuracy=float((judged.probabilities.argmax(axis=1) == truth).mean()),
-        nll=-float(after.mean()),
-        gain=gain.mean,
-        gain_error=gain.error,
-        kept=before is None or gain.counts,
-        seconds=round(seconds, 2),
-    )

@@ -44,12 +44,13 @@ from training.feature_cache import FeatureCache
 from training.features import extract
 from training.fit import Fit, fit
 from training.gate import Comparison, HeldOut, compare_with_current, judge
-from training.gradual import RESERVED_SHARE, Step
+from training.gradual import RESERVED_SHARE
 from training.investigation import Investigation, investigate
 from training.lineage import continue_data, find_parent
 from training.novelty import estimate_novelty, estimate_tuned_novelty
 from training.precision import Candidates, choose
 from training.reporting import Choices, Evidence, write_report
+from training.search_state import Step
 from training.stopping import Stoppable
 from training.strategies import Setting, Tuned, decide, unfreeze
 from training.trunks import ensure_trunk

@@ -22,9 +22,9 @@ from training.calibration import Calibration
 from training.data_report import DataReport
 from training.evaluation import Metrics
 from training.fit import Candidate
-from training.gradual import Step
 from training.imbalance import Remedy, RemedyCandidate
 from training.learning_curve import LearningCurve
+from training.search_state import Step
 
 
 class LabelError(BaseModel, frozen=True):

@@ -27,13 +27,13 @@ from training.backbone_choice import BackboneChoice
 from training.data import Dataset
 from training.data_report import DataReport, RowSet
 from training.fit import Fit, IntArray
-from training.gradual import Step
 from training.imbalance import IMBALANCED
 from training.investigation import Investigation
 from training.precision import Choice
 from training.prospect import Prospect
 from training.report import Decision, Lineage, Report
 from training.report_html import render, thumbnails
+from training.search_state import Step
 
 
 @dataclass(frozen=True)

@@ -31,8 +31,10 @@ from training.data import Dataset
 from training.export import export_adapted
 from training.features import extract
 from training.fit import Fit, Head, IntArray, fit_at
-from training.gradual import DEFAULTS, Gradual, Outcome, Plan, Source, Step, ladder
+from training.gradual import Gradual, Outcome, Source
+from training.plan import DEFAULTS, Plan
 from training.prospect import Prospect, afford, foresee, weigh
+from training.search_state import Step
 from training.trainer import Epoch
 from training.tuning import Rows
 
@@ -134,14 +136,13 @@ def decide(
     prospect = weigh(fitted, targets, has_slots=bool(trunk.manifest.slots))
     # Whoever began this search had the time for it; a run that goes on must not decide otherwise.
     if prospect.tune and setting.checkpoints.latest_state() is None:
-        defaults, blocks = DEFAULTS[backbone.modality], trunk.manifest.blocks
-        chosen = setting.request.chosen_hyperparameters.n_epochs
+        plan, blocks = _plan(setting.request, backbone, len(targets)), trunk.manifest.blocks
         needed = foresee(
             _row_seconds(backbone, trunk, data),
             len(targets),
             views=views.view_count(backbone.modality),
-            epochs=defaults.epochs(len(targets)) if chosen == "auto" else chosen,
-            share=ladder(blocks, defaults.deepest)[0] / blocks,
+            epochs=plan.epochs,
+            share=plan.ladder(blocks)[0] / blocks,
         )
         prospect = afford(prospect, needed=needed, left=setting.deadline - time.monotonic())
     setting.reporter.event(
@@ -168,14 +169,7 @@ def _row_seconds(backbone: TorchBackbone, trunk: Trunk, data: Dataset) -> float:
 
 def _search(setting: Setting, source: Source, watcher: _Watcher) -> Gradual:
     """Return the search, from where an earlier attempt left it if one did."""
-    chosen = setting.request.chosen_hyperparameters
-    multiplier = chosen.learning_rate_multiplier
-    plan = Plan(
-        epochs=None if chosen.n_epochs == "auto" else chosen.n_epochs,
-        batch_size=None if chosen.batch_size == "auto" else chosen.batch_size,
-        learning_rate_multiplier=1.0 if multiplier == "auto" else multiplier,
-        patience=setting.request.early_stopping.patience,
-    )
+    plan = _plan(setting.request, source.backbone, len(source.targets))
     state = setting.checkpoints.latest_state()
     if state is not None:
         try:
@@ -197,6 +191,11 @@ def _search(setting: Setting, source: Source, watcher: _Watcher) -> Gradual:
     return Gradual(
         source, plan, seed=setting.request.seed, deadline=setting.deadline, watcher=watcher
     )
+
+
+def _plan(request: FineTuneRequest, backbone: TorchBackbone, rows: int) -> Plan:
+    defaults = DEFAULTS[backbone.modality]
+    return defaults.plan(rows, request.chosen_hyperparameters, request.early_stopping)
 
 
 def _tuned(

@@ -1,0 +1,110 @@
+"""How a search trains: what the job asks for, and what `auto` means where it does not say.
+
+The defaults were chosen on varied data, not found anew by each job: docs/decisions/0012 has what
+they come from. Not here: the search that follows a plan (training.gradual).
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+from core.datasets import Modality
+from core.jobs import EarlyStopping, Hyperparameters
+from training.fit import STRENGTHS
+from training.tuning import Regularisation
+
+LADDER_GROWTH = 3
+FIRST_RUNG = 0.25
+"""The first rung's part of the blocks: two of MiniLM's six, four of EfficientNet-Lite0's 17."""
+
+FEW_ROWS = 400
+FEW_ROWS_BATCH, BATCH = 16, 32
+FEWEST_EPOCHS, MOST_EPOCHS = 3, 30
+
+
+@dataclass(frozen=True)
+class Plan:
+    """How every rung of a search is trained; `learning_rate` is the highest of the schedule."""
+
+    rank: int
+    learning_rate: float
+    start_strength: float
+    epochs: int
+    batch_size: int
+    patience: int
+    regularisation: Regularisation
+    deepest: float
+    layer_decay: float
+
+    def ladder(self, blocks: int) -> list[int]:
+        """Return how many of the blocks to unfreeze, step by step."""
+        return ladder(blocks, self.deepest)
+
+
+@dataclass(frozen=True)
+class Defaults:
+    """What `auto` means for a modality.
+
+    `start_strength` is the L2, one of `STRENGTHS`, of the classifier that training starts from.
+    Training takes about `steps` steps, however many rows there are. The ladder ends at the part
+    `deepest` of the blocks: lower ones of an image take most of the time for the least gain.
+    """
+
+    rank: int
+    learning_rate: float
+    start_strength: float
+    steps: int
+    regularisation: Regularisation
+    deepest: float = 1.0
+    layer_decay: float = 1.0
+
+    def plan(self, rows: int, chosen: Hyperparameters, stopping: EarlyStopping) -> Plan:
+        """Return the plan for so many rows."""
+        multiplier = chosen.learning_rate_multiplier
+        few = rows < FEW_ROWS
+        batch_size = FEW_ROWS_BATCH if few else BATCH
+        epochs = round(self.steps / math.ceil(rows / batch_size))
+        return Plan(
+            rank=self.rank,
+            learning_rate=self.learning_rate * (1.0 if multiplier == "auto" else multiplier),
+            start_strength=self.start_strength,
+            epochs=min(max(epochs, FEWEST_EPOCHS), MOST_EPOCHS)
+            if chosen.n_epochs == "auto"
+            else chosen.n_epochs,
+            batch_size=batch_size if chosen.batch_size == "auto" else chosen.batch_size,
+            patience=stopping.patience,
+            regularisation=self.regularisation,
+            deepest=self.deepest,
+            layer_decay=self.layer_decay,
+        )
+
+
+DEFAULTS = {
+    Modality.TEXT: Defaults(
+        rank=8,
+        learning_rate=3e-3,
+        start_strength=STRENGTHS[6],
+        steps=160,
+        regularisation=Regularisation(label_smoothing=0.1),
+    ),
+    Modality.IMAGE: Defaults(
+        rank=16,
+        learning_rate=5e-3,
+        start_strength=STRENGTHS[4],
+        steps=190,
+        deepest=0.25,
+        regularisation=Regularisation(label_smoothing=0.1, mixup=0.2),
+    ),
+}
+
+
+def ladder(blocks: int, deepest: float = 1.0) -> list[int]:
+    """Return how many blocks to unfreeze, step by step: for 6 blocks 2 and 6.
+
+    Not more than the part `deepest` of them, unless that is less than the first rung.
+    """
+    rungs = [max(1, round(FIRST_RUNG * blocks))]
+    while rungs[-1] < blocks:
+        rungs.append(min(rungs[-1] * LADDER_GROWTH, blocks))
+    return [rungs[0], *(rung for rung in rungs[1:] if rung <= deepest * blocks)]
