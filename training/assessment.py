@@ -32,7 +32,7 @@ Source = Literal["cross_validation", "held_out_rows", "validation_file"]
 class Alternative:
     """A head that was preferred to the fit's own, and how it did when fitted without some rows.
 
-    `probabilities` [n, classes] are of the training rows whose numbers are `rows` [n].
+    `probabilities` [n, classes] are of the training rows whose numbers, rising, are `rows` [n].
     """
 
     head: Head
@@ -44,9 +44,9 @@ class Alternative:
 class Assessment:
     """The calibrated head, and how it did: `probabilities` [n, classes] for `targets` [n].
 
-    `out_of_fold` are the training rows' calibrated probabilities; without a validation file they
-    are the `probabilities`, unless only the training rows numbered `rows` were held out.
-    `cross_validated_accuracy` is of the training rows, by heads on frozen features.
+    `out_of_fold` are the training rows' calibrated probabilities by heads on frozen features;
+    `rows` are the numbers of those that were held out, None if all were or a validation file was.
+    `cross_validated_accuracy` is that of `out_of_fold`.
     """
 
     head: Head
@@ -86,8 +86,10 @@ def assess(
     source: Source = "cross_validation"
     before, after, truth = fitted.out_of_fold, out_of_fold, targets
     if alternative is not None:
-        head, rows, source = alternative.head, alternative.rows, "held_out_rows"
-        before, truth = alternative.probabilities, targets[alternative.rows]
+        head, before = alternative.head, alternative.probabilities
+        if len(alternative.rows) < len(targets):
+            rows, source = alternative.rows, "held_out_rows"
+        truth = targets[alternative.rows]
         after, temperature = _cross_calibrate(before, truth)
     if validation is not None:
         features, truth = validation

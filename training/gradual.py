@@ -26,22 +26,29 @@ from dataclasses import dataclass
 from typing import Protocol
 
 import numpy as np
+import numpy.typing as npt
 
 from core.adapters import Adapter
 from core.manifests import Slot
 from core.preprocessing import FloatArray
 from training.backbones import TorchBackbone
 from training.fit import Head, IntArray, fit_at
-from training.judgement import Judged, fit_apart, hold_out, likelihoods
+from training.judgement import Judged, compare, fit_apart, likelihoods, split
 from training.novelty import unseen_quantiles
 from training.plan import Plan
-from training.search_state import SearchState, Step, make_step
+from training.search_state import Record, SearchState, Step, Trained
 from training.stopping import Stopped
 from training.trainer import Epoch, Recipe, Trainer
 from training.tuning import DeltaTask, Rows
 
 MISSES = 2
 """The ladder ends after so many rungs in a row that are not kept: one block may be too few."""
+
+SLOWDOWN = 3
+"""What the learning rate is divided by where training diverges."""
+
+FINAL_COST = 1.25
+"""What training on all rows costs, measured in trainings of one fold."""
 
 RESERVED_SHARE = 0.2
 """Of the job's time, for what comes after the search: features, export, publishing."""
@@ -51,7 +58,8 @@ RESERVED_SHARE = 0.2
 class Source:
     """What is trained on: the backbone, its slots, the rows' classes, and frozen features.
 
-    `activations(cut)` computes what enters block `cut`; None if that is too much to keep.
+    `activations(cut)` computes what enters block `cut`; None if that is too much to keep. `serve`
+    computes all rows' features as the trunk will with deltas; None if they are the same as torch's.
     """
 
     backbone: TorchBackbone
@@ -60,6 +68,7 @@ class Source:
     classes: int
     features: FloatArray
     activations: Callable[[int], Rows | None]
+    serve: Callable[[Adapter], FloatArray] | None = None
 
 
 @dataclass(frozen=True)
@@ -67,7 +76,8 @@ class Outcome:
     """The ladder's end: what is best on the held-out rows, and deltas trained on all if it is any.
 
     `head` was trained along with them; None if it is to be refitted with the best step's strength.
-    `probabilities` and `targets` are of the rows `held_out`, by the best step, and `distances`
+    `probabilities` and `targets` are of the rows `held_out`, by number, by the best step, and
+    `distances`
     the quantiles of how far they lie from the others (training.novelty).
     """
 
@@ -93,6 +103,9 @@ class Watcher(Protocol):
     def on_epoch(self, blocks: int, number: int, epoch: Epoch, step: int) -> None:
         """Hear of an epoch, after which the state of `step` was saved."""
 
+    def on_slowdown(self, blocks: int, learning_rate: float) -> None:
+        """Hear that a rung diverged and is tried again at this rate."""
+
     def on_stop(self, step: int) -> None:
         """Hear that training stops, and that the state of `step` was saved."""
 
@@ -100,6 +113,14 @@ class Watcher(Protocol):
         self, step: Step, trained_steps: int, model: Callable[[], tuple[Adapter, Head]]
     ) -> None:
         """Hear of a rung; `model` gives its deltas and classifier, of the training rows only."""
+
+
+@dataclass(frozen=True)
+class Rung:
+    """Something to try: deltas on the top `blocks`, with a `contrast` of this weight."""
+
+    blocks: int
+    contrast: float = 0.0
 
 
 class Gradual:
@@ -116,8 +137,9 @@ class Gradual:
         self._watcher = watcher
         self._at = SearchState() if state is None else SearchState.from_bytes(state)
         self._kept_rows: tuple[int, Rows] | None = None
-        held_out = hold_out(source.targets, seed)
-        self._train, self._held_out = np.flatnonzero(~held_out), np.flatnonzero(held_out)
+        self._folds = split(source.targets, seed)
+        self._held_out = np.concatenate([fold.held_out for fold in self._folds])
+        self._truth = source.targets[self._held_out]
         self._rank = min(plan.rank, *(min(s.in_dim, s.out_dim) for s in source.slots))
 
     @property
@@ -127,70 +149,78 @@ class Gradual:
 
     def run(self) -> Outcome:
         """Climb the ladder; raises `Stopped` when asked to, with its state saved."""
-        truth = self._source.targets[self._held_out]
-        frozen = self._judge(self._source.features)
         if not self._at.steps:
-            step = make_step(0, 0, frozen, None, truth, 0.0)
-            self._keep(step, frozen, self._source.features)
-        for blocks in self._plan.ladder(self._cut(0)):
-            if any(step.blocks >= blocks for step in self._at.steps):
-                continue
-            missed = self._at.steps[-MISSES:]
-            if len(missed) == MISSES and not any(step.kept for step in missed):
+            features = [self._source.features] * len(self._folds)
+            self._end(Rung(0), 0, self._judge(features), features, 0.0)
+        ladder = self._plan.ladder(self._cut(0))
+        while rung := next_rung(self._at.steps, ladder, self._plan.contrast):
+            if not self._affords(rung):
                 break
-            if not self._affords(blocks):
-                break
-            rows = self._activations(blocks)
+            rows = self._activations(rung.blocks)
             if rows is None:
                 break
-            self._climb(blocks, rows, self._at.best, truth)
-        best = self._at.best
+            self._climb(rung, rows)
+        best, record = self._at.steps[self._at.best], self._at.records[self._at.best]
         adapter, head = self._final(best) if best.blocks else (None, None)
+        rising = np.argsort(self._held_out)
         return Outcome(
             steps=tuple(self._at.steps),
             best=best,
             adapter=adapter,
             head=None if best.strength else head,
-            probabilities=self._at.judged[best.blocks],
-            targets=truth,
-            held_out=self._held_out,
-            distances=self._at.distances[best.blocks],
+            probabilities=record.probabilities[rising],
+            targets=self._truth[rising],
+            held_out=self._held_out[rising],
+            distances=record.distances,
         )
 
     # -- rungs -------------------------------------------------------------------------------
 
-    def _climb(self, blocks: int, rows: Rows, best: Step, truth: IntArray) -> None:
+    def _climb(self, rung: Rung, rows: Rows) -> None:
+        """Train a rung on each fold that an earlier attempt has not, and judge it.
+
+        Nothing is judged if training diverges: the rung comes again at a lower rate.
+        """
         began = time.monotonic()
-        head = self._start(self._train)
-        task = self._task(blocks, head, rows.subset(self._train), rows.subset(self._held_out))
-        trainer = Trainer(
-            task, self._recipe(self._plan.epochs, patience=self._plan.patience), seed=self._seed
-        )
-        self._train_task(trainer, blocks)
-        features = task.features(rows)
-        judged = self._better(task.head(), features, truth)
+        for number in range(len(self._at.folds), len(self._folds)):
+            fold = self._folds[number]
+            task = self._task(rung, rows.subset(fold.train), rows.subset(fold.held_out), fold.train)
+            recipe = self._recipe(self._plan.epochs, patience=self._plan.patience)
+            trainer = Trainer(task, recipe, seed=self._seed)
+            self._train(trainer, rung, f"{len(self._at.steps)}/{number}")
+            if trainer.diverged and self._at.slowdowns < self._plan.slowdowns:
+                self._slow_down(rung)
+                return
+            features = self._features(task, rows)
+            along = task.head().predict(features[fold.held_out])
+            self._at.folds.append(Trained(trainer.best_epoch, features, along))
+        trained = self._at.folds
+        epochs = round(sum(each.epochs for each in trained) / len(trained))
+        judged = self._better(task.head(), trained)
         seconds = time.monotonic() - began
-        before = self._at.judged[best.blocks]
-        step = make_step(blocks, trainer.best_epoch, judged, before, truth, seconds)
-        self._at.trained_steps += trainer.step
-        self._keep(step, judged, features)
+        step = self._end(rung, epochs, judged, [each.features for each in trained], seconds)
         self._watcher.on_step(step, self._at.trained_steps, lambda: (task.adapter(), judged.head))
+
+    def _slow_down(self, rung: Rung) -> None:
+        self._at.slowdowns += 1
+        self._at.folds = []
+        self._watcher.on_slowdown(rung.blocks, self._learning_rate)
 
     def _final(self, best: Step) -> tuple[Adapter, Head]:
         """Train the best rung's deltas and classifier on all rows."""
         rows = self._activations(best.blocks)
         assert rows is not None  # as it was when the rung was climbed
-        head = self._start(np.arange(len(self._source.targets)))
-        task = self._task(best.blocks, head, rows, None)
+        rung = Rung(best.blocks, best.contrast)
+        task = self._task(rung, rows, None, np.arange(len(rows)))
         trainer = Trainer(task, self._recipe(max(1, best.epochs), patience=None), seed=self._seed)
-        self._train_task(trainer, -best.blocks)
+        self._train(trainer, rung, "final")
         return task.adapter(), task.head()
 
-    def _train_task(self, trainer: Trainer, blocks: int) -> None:
+    def _train(self, trainer: Trainer, rung: Rung, name: str) -> None:
         """Run a trainer, keeping its state each epoch and when the job is told to stop."""
-        if self._at.trainer is not None and self._at.training == blocks:
+        if self._at.trainer is not None and self._at.training == name:
             trainer.restore(self._at.trainer)
-        self._at.training = blocks
+        self._at.training = name
 
         def save_state() -> None:
             self._at.saved_at = self._at.trained_steps + trainer.step
@@ -199,7 +229,7 @@ class Gradual:
 
         def on_epoch(epoch: Epoch) -> bool:
             save_state()
-            self._watcher.on_epoch(abs(blocks), len(trainer.history), epoch, self._at.saved_at)
+            self._watcher.on_epoch(rung.blocks, len(trainer.history), epoch, self._at.saved_at)
             return time.monotonic() < self._deadline
 
         try:
@@ -209,44 +239,82 @@ class Gradual:
             self._watcher.on_stop(self._at.saved_at)
             raise
         self._at.training = self._at.trainer = None
+        self._at.trained_steps += trainer.step
 
-    def _task(self, blocks: int, head: Head, train: Rows, held_out: Rows | None) -> DeltaTask:
+    def _task(self, rung: Rung, train: Rows, held_out: Rows | None, numbers: IntArray) -> DeltaTask:
+        """Return the training of a rung on the rows of these `numbers`, from their frozen head."""
+        head = fit_at(
+            self._source.features[numbers], self._source.targets[numbers], self._source.classes,
+            self._plan.start_strength,
+        )  # fmt: skip
         return DeltaTask(
-            self._source.backbone, self._source.slots, self._cut(blocks), self._rank, head,
+            self._source.backbone, self._source.slots, self._cut(rung.blocks), self._rank, head,
             train, held_out,
             batch_size=self._plan.batch_size,
             layer_decay=self._plan.layer_decay,
-            regularisation=self._plan.regularisation,
+            regularisation=self._plan.regularisation.model_copy(update={"contrast": rung.contrast}),
             seed=self._seed,
         )  # fmt: skip
 
     def _recipe(self, epochs: int, *, patience: int | None) -> Recipe:
-        return Recipe(epochs=epochs, learning_rate=self._plan.learning_rate, patience=patience)
+        return Recipe(epochs=epochs, learning_rate=self._learning_rate, patience=patience)
 
-    def _start(self, rows: IntArray) -> Head:
-        """Return the head that some rows' training starts from, on frozen features."""
-        return fit_at(
-            self._source.features[rows], self._source.targets[rows], self._source.classes,
-            self._plan.start_strength,
-        )  # fmt: skip
+    @property
+    def _learning_rate(self) -> float:
+        return self._plan.learning_rate / float(SLOWDOWN**self._at.slowdowns)
 
-    def _judge(self, features: FloatArray) -> Judged:
-        targets = self._source.targets
-        return fit_apart(
-            features[self._train], targets[self._train],
-            features[self._held_out], targets[self._held_out], self._source.classes,
-        )  # fmt: skip
+    def _features(self, task: DeltaTask, rows: Rows) -> FloatArray:
+        """Return all rows' features as they will be served."""
+        if self._source.serve is None:
+            return task.features(rows)
+        return self._source.serve(task.adapter())
 
-    def _better(self, trained: Head, features: FloatArray, truth: IntArray) -> Judged:
-        """Return the classifier that suits the held-out rows better: trained along, or refitted.
+    def _judge(self, features: Sequence[FloatArray]) -> Judged:
+        return fit_apart(features, self._source.targets, self._folds, self._source.classes)
+
+    def _better(self, head: Head, trained: Sequence[Trained]) -> Judged:
+        """Return the classifiers that suit the held-out rows better: trained along, or refitted.
 
         Trained features set the training rows so far apart that a refit may be too sure of itself.
+        `head` is the one of the last fold that was trained along.
         """
-        along = Judged(trained, 0.0, trained.predict(features[self._held_out]))
+        along = Judged(head, 0.0, np.concatenate([each.along for each in trained]))
         return max(
-            (self._judge(features), along),
-            key=lambda judged: float(likelihoods(judged.probabilities, truth).mean()),
+            (self._judge([each.features for each in trained]), along),
+            key=lambda judged: float(likelihoods(judged.probabilities, self._truth).mean()),
         )
+
+    def _end(
+        self, rung: Rung, epochs: int, judged: Judged, features: Sequence[FloatArray],
+        seconds: float,
+    ) -> Step:  # fmt: skip
+        """Compare a rung with the best before it."""
+        after = likelihoods(judged.probabilities, self._truth)
+        first = not self._at.steps
+        before = after if first else self._likelihoods_of(self._at.best)
+        gain = compare(after, before)
+        step = Step(
+            blocks=rung.blocks,
+            contrast=rung.contrast,
+            epochs=epochs,
+            strength=judged.strength,
+            accuracy=float((judged.probabilities.argmax(axis=1) == self._truth).mean()),
+            nll=-float(after.mean()),
+            gain=gain.mean,
+            gain_error=gain.error,
+            kept=first or gain.counts,
+            seconds=round(seconds, 2),
+        )
+        targets, classes = self._source.targets, self._source.classes
+        distances = [
+            unseen_quantiles(each[fold.train], targets[fold.train], each[fold.held_out], classes)
+            for each, fold in zip(features, self._folds, strict=True)
+        ]
+        self._at.add(step, Record(judged.probabilities, np.mean(distances, axis=0)))
+        return step
+
+    def _likelihoods_of(self, number: int) -> npt.NDArray[np.float64]:
+        return likelihoods(self._at.records[number].probabilities, self._truth)
 
     def _activations(self, blocks: int) -> Rows | None:
         """Return what enters the top blocks; the last is kept, for it may be trained on again."""
@@ -256,19 +324,29 @@ class Gradual:
             self._kept_rows = None if rows is None else (blocks, rows)
         return None if self._kept_rows is None else self._kept_rows[1]
 
-    def _affords(self, blocks: int) -> bool:
+    def _affords(self, rung: Rung) -> bool:
         """Tell whether a rung, and the final training if it is the best, will be done in time."""
         last = self._at.steps[-1]
-        growth = blocks / last.blocks if last.blocks else 1.0
-        return time.monotonic() + last.seconds * growth * 2.25 < self._deadline
+        growth = rung.blocks / last.blocks if last.blocks else 1.0
+        needed = last.seconds * growth * (1 + FINAL_COST / len(self._folds))
+        return time.monotonic() + needed < self._deadline
 
     def _cut(self, blocks: int) -> int:
         return 1 + max(slot.block for slot in self._source.slots) - blocks
 
-    def _keep(self, step: Step, judged: Judged, features: FloatArray) -> None:
-        self._at.steps.append(step)
-        self._at.judged[step.blocks] = judged.probabilities
-        self._at.distances[step.blocks] = unseen_quantiles(
-            features[self._train], self._source.targets[self._train],
-            features[self._held_out], self._source.classes,
-        )  # fmt: skip
+
+def next_rung(steps: Sequence[Step], ladder: Sequence[int], contrast: float) -> Rung | None:
+    """Return what to try after these steps, of which the first is the frozen head; None at the end.
+
+    The top blocks alone, the same with `contrast` if it is not 0, then deeper with whichever of
+    the two was better.
+    """
+    if len(steps) == 1:
+        return Rung(ladder[0])
+    if contrast and not any(step.contrast for step in steps):
+        return Rung(ladder[0], contrast)
+    if not any(step.kept for step in steps[-MISSES:]):
+        return None
+    best = next(step for step in reversed(steps) if step.kept)
+    deeper = [blocks for blocks in ladder if blocks > steps[-1].blocks]
+    return Rung(deeper[0], best.contrast) if deeper else None

@@ -9,9 +9,11 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
+import numpy as np
+
 from core.datasets import Modality
 from core.jobs import EarlyStopping, Hyperparameters
-from training.fit import STRENGTHS
+from training.fit import STRENGTHS, IntArray
 from training.tuning import Regularisation
 
 LADDER_GROWTH = 3
@@ -20,20 +22,32 @@ FIRST_RUNG = 0.25
 
 FEW_ROWS = 400
 FEW_ROWS_BATCH, BATCH = 16, 32
+FEW_ROWS_PER_CLASS = 16
+"""Of the median class: so far the contrastive loss is tried."""
+
+SLOWDOWNS = 2
+"""How often a search lowers a rate that training diverges at."""
+
 FEWEST_EPOCHS, MOST_EPOCHS = 3, 30
 
 
 @dataclass(frozen=True)
 class Plan:
-    """How every rung of a search is trained; `learning_rate` is the highest of the schedule."""
+    """How every rung of a search is trained; `learning_rate` is the highest of the schedule.
+
+    A search may lower it so many times as `slowdowns` says, where training diverges; a rate that
+    the job asks for is not. `contrast` is the weight of the contrastive loss in the rungs that try it; 0: none does.
+    """
 
     rank: int
     learning_rate: float
+    slowdowns: int
     start_strength: float
     epochs: int
     batch_size: int
     patience: int
     regularisation: Regularisation
+    contrast: float
     deepest: float
     layer_decay: float
 
@@ -56,18 +70,20 @@ class Defaults:
     start_strength: float
     steps: int
     regularisation: Regularisation
+    contrast: float = 1.0
     deepest: float = 1.0
     layer_decay: float = 1.0
 
-    def plan(self, rows: int, chosen: Hyperparameters, stopping: EarlyStopping) -> Plan:
-        """Return the plan for so many rows."""
-        multiplier = chosen.learning_rate_multiplier
-        few = rows < FEW_ROWS
-        batch_size = FEW_ROWS_BATCH if few else BATCH
+    def plan(self, targets: IntArray, chosen: Hyperparameters, stopping: EarlyStopping) -> Plan:
+        """Return the plan for rows of these classes, [n]."""
+        rows, multiplier = len(targets), chosen.learning_rate_multiplier
+        per_class = float(np.median(np.unique(targets, return_counts=True)[1]))
+        batch_size = FEW_ROWS_BATCH if rows < FEW_ROWS else BATCH
         epochs = round(self.steps / math.ceil(rows / batch_size))
         return Plan(
             rank=self.rank,
             learning_rate=self.learning_rate * (1.0 if multiplier == "auto" else multiplier),
+            slowdowns=SLOWDOWNS if multiplier == "auto" else 0,
             start_strength=self.start_strength,
             epochs=min(max(epochs, FEWEST_EPOCHS), MOST_EPOCHS)
             if chosen.n_epochs == "auto"
@@ -75,6 +91,7 @@ class Defaults:
             batch_size=batch_size if chosen.batch_size == "auto" else chosen.batch_size,
             patience=stopping.patience,
             regularisation=self.regularisation,
+            contrast=self.contrast if per_class <= FEW_ROWS_PER_CLASS else 0.0,
             deepest=self.deepest,
             layer_decay=self.layer_decay,
         )

@@ -204,7 +204,7 @@ def _of_auto(choices: Choices) -> Iterator[Decision]:
 def _of_unfreezing(steps: tuple[Step, ...]) -> Iterator[Decision]:
     for step in steps[1:]:
         yield Decision(
-            what=f"Top {step.blocks} blocks",
+            what=step.name,
             chosen="kept" if step.kept else "not kept",
             why=f"log-likelihood {step.gain:+.4f} ± {step.gain_error:.4f} a held-out row against "
             f"the best before; accuracy {step.accuracy:.3f}",

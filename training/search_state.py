@@ -1,21 +1,21 @@
 """What a search knows so far, and its way into bytes and back: what a paused job goes on from.
 
-Steps and numbers are JSON, arrays are tensors beside it, in one safetensors file with the state of
-the trainer (training.trainer) that was at work. Not here: the search (training.gradual), where
-states are kept (core.checkpoints).
+Numbers are JSON and arrays are tensors, in one safetensors file with the state of the trainer
+(training.trainer) that was at work. Not here: the search (training.gradual), where states are kept
+(core.checkpoints).
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
+import numpy as np
 import torch
 from pydantic import BaseModel
 from safetensors.torch import load, save
+from torch import Tensor
 
 from core.preprocessing import FloatArray
-from training.fit import IntArray
-from training.judgement import Judged, compare, likelihoods
 from training.trainer import read_metadata
 
 
@@ -23,7 +23,7 @@ class Step(BaseModel, frozen=True):
     """One rung of the ladder on the held-out rows: a line of the report.
 
     `gain` is the mean log-likelihood above the best before, in nats a row, `gain_error` its
-    standard error. `blocks` 0 is the frozen head.
+    standard error. `blocks` 0 is the frozen head; `contrast` is the weight of the contrastive loss.
     """
 
     blocks: int
@@ -35,81 +35,117 @@ class Step(BaseModel, frozen=True):
     gain_error: float
     kept: bool
     seconds: float
-
-
-class _Progress(BaseModel):
-    """The numbers of a state."""
-
-    steps: list[Step] = []
-    training: int | None = None
-    trained_steps: int = 0
-    saved_at: int = 0
-
-
-@dataclass
-class SearchState:
-    """What a search has found out.
-
-    `judged` has for each step the held-out rows' probabilities, and `distances` how far from the
-    others they lie (training.novelty), both by blocks. `training` says which training
-    `trainer` is the state of. `trained_steps` counts training steps of trainings that have ended,
-    `saved_at` all until the state was saved.
-    """
-
-    steps: list[Step] = field(default_factory=list)
-    judged: dict[int, FloatArray] = field(default_factory=dict)
-    distances: dict[int, FloatArray] = field(default_factory=dict)
-    training: int | None = None
-    trainer: bytes | None = None
-    trained_steps: int = 0
-    saved_at: int = 0
+    contrast: float = 0.0
 
     @property
-    def best(self) -> Step:
-        """The last step that was kept."""
-        return [step for step in self.steps if step.kept][-1]
+    def name(self) -> str:
+        """What was tried, for people."""
+        return f"Top {self.blocks} blocks" + (", contrastive" if self.contrast else "")
+
+
+@dataclass(frozen=True)
+class Record:
+    """How a step did: the held-out rows' `probabilities` [m, classes], fold by fold.
+
+    `distances` are quantiles of how far these rows lie from the others (training.novelty).
+    """
+
+    probabilities: FloatArray
+    distances: FloatArray
+
+
+@dataclass(frozen=True)
+class Trained:
+    """A fold's training that has ended, at its best after `epochs`.
+
+    `features` [n, dim] are of all rows, `along` [m, classes] the probabilities of the fold's
+    held-out rows by the classifier that was trained along.
+    """
+
+    epochs: int
+    features: FloatArray
+    along: FloatArray
+
+
+class _Numbers(BaseModel):
+    """What of a state is no array."""
+
+    steps: list[Step] = []
+    epochs: list[int] = []
+    training: str | None = None
+    slowdowns: int = 0
+    trained_steps: int = 0
+    saved_at: int = 0
+
+
+class SearchState:
+    """What a search has found out, step by step, and of the step that it is at, fold by fold.
+
+    `training` names the training that `trainer` is the state of. `slowdowns` says how often the
+    learning rate was lowered. `trained_steps` counts the
+    training steps of trainings that have ended, `saved_at` all until the state was saved.
+    """
+
+    def __init__(self) -> None:
+        self.steps: list[Step] = []
+        self.records: list[Record] = []
+        self.folds: list[Trained] = []
+        self.training: str | None = None
+        self.trainer: bytes | None = None
+        self.slowdowns = 0
+        self.trained_steps = 0
+        self.saved_at = 0
+
+    @property
+    def best(self) -> int:
+        """The number of the last step that was kept."""
+        return max(number for number, step in enumerate(self.steps) if step.kept)
+
+    def add(self, step: Step, record: Record) -> None:
+        """End the step that the search is at."""
+        self.steps.append(step)
+        self.records.append(record)
+        self.folds = []
 
     def to_bytes(self) -> bytes:
         """Return it as one safetensors file."""
-        tensors = {f"judged/{b}": torch.from_numpy(p) for b, p in self.judged.items()}
-        tensors |= {f"distances/{b}": torch.from_numpy(d) for b, d in self.distances.items()}
-        tensors["trainer"] = torch.frombuffer(bytearray(self.trainer or b""), dtype=torch.uint8)
-        progress = _Progress(
+        tensors = {"trainer": torch.frombuffer(bytearray(self.trainer or b""), dtype=torch.uint8)}
+        for number, record in enumerate(self.records):
+            tensors[f"probabilities/{number}"] = torch.from_numpy(record.probabilities)
+            tensors[f"distances/{number}"] = torch.from_numpy(record.distances)
+        for number, fold in enumerate(self.folds):
+            tensors[f"features/{number}"] = torch.from_numpy(fold.features)
+            tensors[f"along/{number}"] = torch.from_numpy(fold.along)
+        numbers = _Numbers(
             steps=self.steps,
+            epochs=[fold.epochs for fold in self.folds],
             training=self.training,
+            slowdowns=self.slowdowns,
             trained_steps=self.trained_steps,
             saved_at=self.saved_at,
         )
-        return save(tensors, {"gradual": progress.model_dump_json()})
+        return save(tensors, {"gradual": numbers.model_dump_json()})
 
     @classmethod
     def from_bytes(cls, data: bytes) -> SearchState:
         """Return what `to_bytes` wrote; raises `KeyError`, `ValueError` or `SafetensorError`."""
         tensors = load(data)
-        progress = _Progress.model_validate_json(read_metadata(data)["gradual"])
-        state = cls(**dict(progress), trainer=tensors.pop("trainer").numpy().tobytes())
-        for name, tensor in tensors.items():
-            kind, blocks = name.split("/")
-            kept = {"judged": state.judged, "distances": state.distances}[kind]
-            kept[int(blocks)] = tensor.numpy()
+        numbers = _Numbers.model_validate_json(read_metadata(data)["gradual"])
+        state = cls()
+        state.steps, state.training = numbers.steps, numbers.training
+        state.slowdowns = numbers.slowdowns
+        state.trained_steps, state.saved_at = numbers.trained_steps, numbers.saved_at
+        state.trainer = tensors["trainer"].numpy().tobytes()
+        state.records = [
+            Record(_array(tensors, "probabilities", n), _array(tensors, "distances", n))
+            for n in range(len(numbers.steps))
+        ]
+        state.folds = [
+            Trained(epochs, _array(tensors, "features", n), _array(tensors, "along", n))
+            for n, epochs in enumerate(numbers.epochs)
+        ]
         return state
 
 
-def make_step(
-    blocks: int, epochs: int, judged: Judged, before: FloatArray | None, truth: IntArray,
-    seconds: float,
-) -> Step:  # fmt: skip
-    """Compare a rung with the best before it, whose probabilities are `before`."""
-    after = likelihoods(judged.probabilities, truth)
-    gain = compare(after, None if before is None else likelihoods(before, truth))
-    return Step(
-        blocks=blocks,
-        epochs=epochs,
-        strength=judged.strength,
-        accuracy=float((judged.probabilities.argmax(axis=1) == truth).mean()),
-        nll=-float(after.mean()),
-        gain=gain.mean,
-        gain_error=gain.error,
-        kept=before is None or gain.counts,
-        seconds=round(seconds, 2),
-    )
+def _array(tensors: dict[str, Tensor], kind: str, number: int) -> FloatArray:
+    return np.asarray(tensors[f"{kind}/{number}"].numpy(), np.float32)

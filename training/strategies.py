@@ -32,6 +32,7 @@ from training.export import export_adapted
 from training.features import extract
 from training.fit import Fit, Head, IntArray, fit_at
 from training.gradual import Gradual, Outcome, Source
+from training.judgement import split
 from training.plan import DEFAULTS, Plan
 from training.prospect import Prospect, afford, foresee, weigh
 from training.search_state import Step
@@ -103,7 +104,20 @@ def unfreeze(
             seed=request.seed, check=reporter.check,
         )  # fmt: skip
 
-    source = Source(backbone, trunk.manifest.slots, targets, classes, features, activations)
+    def serve(adapter: Adapter) -> FloatArray:
+        return extract(
+            trunk,
+            data.items,
+            threads=setting.threads,
+            on_progress=lambda *_: reporter.check(),
+            deltas=feed(adapter, trunk.manifest.slots),
+        )
+
+    exact = trunk.manifest.precision == "fp32"
+    source = Source(
+        backbone, trunk.manifest.slots, targets, classes, features, activations,
+        serve=None if exact else serve,
+    )  # fmt: skip
     watcher = _Watcher(setting, trunk, backbone)
     outcome = _search(setting, source, watcher).run()
     if outcome.adapter is None:
@@ -113,13 +127,7 @@ def unfreeze(
             steps=[step.model_dump(mode="json") for step in outcome.steps],
         )
         return None, outcome.steps
-    adapted = extract(
-        trunk,
-        data.items,
-        threads=setting.threads,
-        on_progress=lambda *_: reporter.check(),
-        deltas=feed(outcome.adapter, trunk.manifest.slots),
-    )
+    adapted = serve(outcome.adapter)
     reporter.event(
         "deltas_kept",
         f"Deltas of rank {outcome.adapter.rank} on the top {outcome.best.blocks} blocks ship.",
@@ -136,12 +144,13 @@ def decide(
     prospect = weigh(fitted, targets, has_slots=bool(trunk.manifest.slots))
     # Whoever began this search had the time for it; a run that goes on must not decide otherwise.
     if prospect.tune and setting.checkpoints.latest_state() is None:
-        plan, blocks = _plan(setting.request, backbone, len(targets)), trunk.manifest.blocks
+        plan, blocks = _plan(setting.request, backbone, targets), trunk.manifest.blocks
         needed = foresee(
             _row_seconds(backbone, trunk, data),
             len(targets),
             views=views.view_count(backbone.modality),
             epochs=plan.epochs,
+            folds=len(split(targets, setting.request.seed)),
             share=plan.ladder(blocks)[0] / blocks,
         )
         prospect = afford(prospect, needed=needed, left=setting.deadline - time.monotonic())
@@ -169,7 +178,7 @@ def _row_seconds(backbone: TorchBackbone, trunk: Trunk, data: Dataset) -> float:
 
 def _search(setting: Setting, source: Source, watcher: _Watcher) -> Gradual:
     """Return the search, from where an earlier attempt left it if one did."""
-    plan = _plan(setting.request, source.backbone, len(source.targets))
+    plan = _plan(setting.request, source.backbone, source.targets)
     state = setting.checkpoints.latest_state()
     if state is not None:
         try:
@@ -193,9 +202,9 @@ def _search(setting: Setting, source: Source, watcher: _Watcher) -> Gradual:
     )
 
 
-def _plan(request: FineTuneRequest, backbone: TorchBackbone, rows: int) -> Plan:
+def _plan(request: FineTuneRequest, backbone: TorchBackbone, targets: IntArray) -> Plan:
     defaults = DEFAULTS[backbone.modality]
-    return defaults.plan(rows, request.chosen_hyperparameters, request.early_stopping)
+    return defaults.plan(targets, request.chosen_hyperparameters, request.early_stopping)
 
 
 def _tuned(
@@ -231,6 +240,15 @@ class _Watcher:
     def on_stop(self, step: int) -> None:
         self.setting.reporter.event("state_saved", f"Training stops at step {step}.", step=step)
 
+    def on_slowdown(self, blocks: int, learning_rate: float) -> None:
+        self.setting.reporter.event(
+            "learning_rate_lowered",
+            f"{blocks} blocks: training diverged; it starts anew at a rate of {learning_rate:.1e}.",
+            level="warn",
+            blocks=blocks,
+            learning_rate=learning_rate,
+        )
+
     def on_epoch(self, blocks: int, number: int, epoch: Epoch, step: int) -> None:
         self.setting.reporter.event(
             "epoch_ended",
@@ -249,7 +267,7 @@ class _Watcher:
     ) -> None:
         self.setting.reporter.event(
             "unfrozen",
-            f"Top {step.blocks} blocks: accuracy {step.accuracy:.3f} on held-out rows, "
+            f"{step.name}: accuracy {step.accuracy:.3f} on held-out rows, "
             f"log-likelihood {step.gain:+.4f} ± {step.gain_error:.4f} against the best before; "
             + ("kept." if step.kept else "not kept."),
             **step.model_dump(mode="json"),

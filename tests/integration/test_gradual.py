@@ -7,6 +7,7 @@ over tokens can tell, and a block with deltas can.
 from __future__ import annotations
 
 import asyncio
+import math
 import time
 from collections import Counter
 from pathlib import Path
@@ -18,16 +19,16 @@ import torch
 from transformers.models.bert.modeling_bert import BertLayer
 
 from core.checkpoints import Checkpoints
-from core.datasets import UploadedFile
+from core.datasets import Modality, UploadedFile
 from core.files import FileStore
 from core.head import Head
-from core.jobs import Job, JobKind, JobStatus, StopReason
+from core.jobs import EarlyStopping, Hyperparameters, Job, JobKind, JobStatus, StopReason
 from core.manifests import ModelManifest
 from core.novelty import NOVELTY_FILE
 from core.registry import Registry
 from core.settings import Settings
 from core.store import ArtifactStore
-from core.trunk import Trunk
+from core.trunk import Trunk, build_preprocessor
 from service.batcher import Batcher
 from tests.integration.hf_models import (
     IMAGE_MODELS,
@@ -37,12 +38,19 @@ from tests.integration.hf_models import (
     save_text_model,
     save_wide_model,
 )
-from training import backbones, parity
+from training import backbones, parity, views
 from training.activations import Batch, Upper, capture
+from training.gradual import Gradual, Source
 from training.ingest import Limits, ingest
 from training.pipeline import fine_tune
+from training.plan import DEFAULTS
 from training.stopping import Stopped
+from training.trunks import slots_of
 
+ROWS = 300
+"""Of so many, one in three judges; of fewer, every row in turn."""
+
+FEW_EPOCHS = {"n_epochs": 10, "learning_rate_multiplier": 10, "batch_size": 8}
 FILES = ("head.onnx", "golden.npz", "adapter_config.json", "adapter_model.safetensors")
 
 
@@ -73,6 +81,22 @@ class Listener:
         self.check()
 
 
+class Deaf:
+    """A watcher that is told everything and does nothing."""
+
+    def check(self) -> None: ...
+
+    def save(self, *_: object) -> None: ...
+
+    def on_epoch(self, *_: object) -> None: ...
+
+    def on_slowdown(self, *_: object) -> None: ...
+
+    def on_stop(self, *_: object) -> None: ...
+
+    def on_step(self, *_: object) -> None: ...
+
+
 class Stand:
     """A store with a data set and an encoder, to run jobs on."""
 
@@ -80,12 +104,15 @@ class Stand:
         self.model = str(save_wide_model(folder / "model"))
         self.store = ArtifactStore(str(folder / "store"))
         self.settings = Settings(hf_models=(self.model,))
-        files = FileStore(self.store, "default")
-        data = exclusive_or(240)
-        self.store.put_new(files.upload_key("file-1"), data)
-        files.complete(UploadedFile(id="file-1", filename="a.csv", bytes=len(data), created_at=0))
-        ingest(files, "file-1", Limits.from_settings(self.settings))
+        self.add_file("file-1", ROWS)
+        self.add_file("file-few", 32)
         self.registry = Registry(self.store)
+
+    def add_file(self, id: str, rows: int) -> None:
+        files, data = FileStore(self.store, "default"), exclusive_or(rows)
+        self.store.put_new(files.upload_key(id), data)
+        files.complete(UploadedFile(id=id, filename="a.csv", bytes=len(data), created_at=0))
+        ingest(files, id, Limits.from_settings(self.settings))
 
     def job(self, id: str, attempt: int = 1, **spec: Any) -> Job:
         wanted = {
@@ -132,7 +159,7 @@ def test_deltas_ship_when_they_win_by_more_than_the_error(
     assert (manifest.kind, manifest.rank, manifest.blocks) == ("low_rank", 8, kept[-1]["blocks"])
     assert manifest.metrics["accuracy"] == pytest.approx(kept[-1]["accuracy"])
     assert manifest.metrics["accuracy"] > 0.9
-    assert manifest.metrics["rows"] == 80
+    assert manifest.metrics["rows"] == ROWS // 3
     assert NOVELTY_FILE in manifest.files
 
 
@@ -145,7 +172,7 @@ def test_the_served_model_tells_what_the_frozen_one_cannot(
     trunk = Trunk.load(stand.registry, whole[0].trunk, threads=1, max_pixels=1)
     manifests = (plain, whole[0], checkpoint)
     heads = [Head.load(stand.registry, manifest, trunk) for manifest in manifests]
-    data = [line.split(",") for line in exclusive_or(240).decode().splitlines()[1:]]
+    data = [line.split(",") for line in exclusive_or(ROWS).decode().splitlines()[1:]]
     rows = [trunk.preprocessor.prepare(text) for text, _ in data]  # type: ignore[arg-type]
 
     async def encode_all() -> list[list[Any]]:
@@ -168,21 +195,72 @@ def test_the_served_model_tells_what_the_frozen_one_cannot(
     assert right[0] < right[2]
 
 
-def test_a_job_that_was_paused_ends_with_the_same_bytes(
-    stand: Stand, whole: tuple[ModelManifest, Listener]
+def test_few_rows_try_the_contrastive_loss_and_a_paused_job_ends_with_the_same_bytes(
+    stand: Stand,
 ) -> None:
-    """Stopped within the first step, and again within the last training."""
-    total = len(whole[1].of("epoch_ended"))
-    for attempt, epochs in enumerate((3, total - 3 - 2), start=1):
+    """Stopped in the first fold, in a later one, with contrast, and in the last training."""
+    few = {"training_file": "file-few", "hyperparameters": FEW_EPOCHS}
+    heard = Listener()
+    whole = stand.run(stand.job("ftjob-few", **few), heard)
+    assert whole.metrics["rows"] == 32
+    tried = [(step["blocks"], step["contrast"]) for step in heard.of("unfrozen")]
+    assert tried[:2] == [(1, 0.0), (1, 1.0)]
+    assert whole.kind == "low_rank"
+
+    total, stops = len(heard.of("epoch_ended")), (3, 11, 25)
+    left = total - sum(stops) - 2
+    assert left > 0
+    for attempt, epochs in enumerate((*stops, left), start=1):
         with pytest.raises(Stopped):
-            stand.run(stand.job("ftjob-paused", attempt), Listener(stop_after_epochs=epochs))
+            stand.run(stand.job("ftjob-paused", attempt, **few), Listener(epochs))
     listener = Listener()
-    manifest = stand.run(stand.job("ftjob-paused", 3), listener)
+    manifest = stand.run(stand.job("ftjob-paused", len(stops) + 2, **few), listener)
     assert listener.of("state_restored")[0]["from_step"] > 0
     assert len(listener.of("epoch_ended")) == 2
-    assert stand.files(manifest) == stand.files(whole[0])
-    assert manifest.metrics == whole[0].metrics
+    assert stand.files(manifest) == stand.files(whole)
+    assert manifest.metrics == whole.metrics
     assert Checkpoints(stand.store, "default", "ftjob-paused").latest_state() is None
+
+
+def test_int8_deltas_are_judged_and_served_by_the_trunk_in_int8(stand: Stand) -> None:
+    manifest = stand.run(stand.job("ftjob-int8", precision="int8"), Listener())
+    trunk = Trunk.load(stand.registry, manifest.trunk, threads=1, max_pixels=1)
+    assert (manifest.kind, trunk.manifest.precision) == ("low_rank", "int8")
+    head = Head.load(stand.registry, manifest, trunk)
+    data = [line.split(",") for line in exclusive_or(ROWS).decode().splitlines()[1:]]
+    rows = [trunk.preprocessor.prepare(text) for text, _ in data]  # type: ignore[arg-type]
+    features = trunk.encode(rows, trunk.bank.gather([head.adapter]))
+    answers = [manifest.labels[n] for n in head.predict(features).argmax(axis=1)]
+    right = np.mean([answer == label for answer, (_, label) in zip(answers, data, strict=True)])
+    assert right > 0.9
+    assert manifest.metrics["accuracy"] == pytest.approx(right, abs=0.08)
+
+
+def test_deltas_that_only_torch_can_use_do_not_ship(stand: Stand) -> None:
+    """Where the trunk gives other features than torch, its are those that are judged."""
+    backbone = backbones.load(f"hf:{stand.model}", (stand.model,))
+    lines = [line.split(",") for line in exclusive_or(96).decode().splitlines()[1:]]
+    targets = np.array([int(label == "one") for _, label in lines])
+    preprocess = build_preprocessor(
+        backbone.preprocess, backbone.tokenizer_json or b"", max_pixels=1
+    )
+    frozen = np.random.default_rng(0).normal(size=(96, backbone.dim)).astype(np.float32)
+    stopping, chosen = EarlyStopping(patience=14), Hyperparameters.model_validate(FEW_EPOCHS)
+    kept = {}
+    for name, serve in (("torch", None), ("another", lambda _: frozen.copy())):
+        source = Source(
+            backbone, slots_of(backbone), targets, 2, frozen,
+            lambda cut: views.cache(
+                backbone, preprocess, [text for text, _ in lines], targets, cut,
+                seed=0, check=lambda: None,
+            ),
+            serve=serve,
+        )  # fmt: skip
+        plan = DEFAULTS[Modality.TEXT].plan(targets, chosen, stopping)
+        search = Gradual(source, plan, seed=0, deadline=time.monotonic() + 600, watcher=Deaf())
+        kept[name] = [step.kept for step in search.run().steps[1:]]
+    assert any(kept["torch"])
+    assert not any(kept["another"])
 
 
 def test_the_same_job_gives_the_same_bytes(
@@ -210,7 +288,7 @@ def test_auto_tunes_where_that_can_pay_and_says_why(stand: Stand) -> None:
     few = {"n_epochs": 1, "learning_rate_multiplier": 0.001, "batch_size": 16}
     manifest = stand.run(stand.job("ftjob-auto", strategy="auto", hyperparameters=few), listener)
     [choice] = listener.of("strategy_chosen")
-    assert (choice["strategy"], choice["rows_per_class"]) == ("gradual", 120)
+    assert (choice["strategy"], choice["rows_per_class"]) == ("gradual", ROWS / 2)
     assert choice["seconds_needed"] < choice["seconds_left"]
     assert listener.of("unfrozen")
     assert '"what": "Strategy"' in stand.registry.file(manifest, "report.json").decode()
@@ -247,8 +325,8 @@ def test_frozen_blocks_never_run_in_an_epoch(stand: Stand, runs: Counter[str]) -
             super().event(type, message, **data)
 
     stand.run(stand.job("ftjob-counted"), Counting())
-    # 160 rows in batches of 16, and 80 held-out rows in two.
-    assert marks[1] - marks[0] == 160 // 16 + 2
+    # 200 rows in batches of 16, and 100 held-out rows in two.
+    assert marks[1] - marks[0] == math.ceil(200 / 16) + 2
 
 
 def test_a_step_without_gain_leaves_the_frozen_head(stand: Stand) -> None:
