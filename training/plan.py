@@ -33,10 +33,11 @@ FEWEST_EPOCHS, MOST_EPOCHS = 3, 30
 
 @dataclass(frozen=True)
 class Plan:
-    """How every rung of a search is trained; `learning_rate` is the highest of the schedule.
+    """How every rung of a search is trained.
 
-    A search may lower it so many times as `slowdowns` says, where training diverges; a rate that
-    the job asks for is not. `contrast` is the weight of the contrastive loss in the rungs that try it; 0: none does.
+    `learning_rate` is the highest of the schedule; where training diverges it is lowered, at most
+    `slowdowns` times, unless the job asked for it. `contrast` is the weight of the contrastive loss
+    in the rungs that try it; if it is 0, none does.
     """
 
     rank: int

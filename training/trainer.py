@@ -8,8 +8,8 @@ there, and ends with the same bits as if it had never stopped. For that, nothing
 along: the order of an epoch's rows is drawn from (seed, epoch), and whatever a step draws, from
 (seed, step).
 
-Training ends at once when it diverges: when a loss is no number, or an epoch's is far above the
-first's. Not here: what is trained and on what (training.gradual), where states are kept (core.checkpoints).
+Training ends at once when a loss is no number. Not here: what is trained and on what
+(training.gradual), where states are kept (core.checkpoints).
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from safetensors.torch import load, save
 from torch import Tensor
 
 DIVERGED = 1.25
-"""An epoch's training loss above this many times the first epoch's: the rate is too high."""
+"""The last epoch's training loss above this many times the first's: the rate was too high."""
 
 
 class Recipe(BaseModel, frozen=True):
@@ -83,7 +83,7 @@ class _Position(BaseModel):
     batch: int = 0
     step: int = 0
     total: float = 0.0
-    diverged: bool = False
+    broken: bool = False
     best_epoch: int = 0
     best_loss: float | None = None
     history: list[Epoch] = []
@@ -122,8 +122,9 @@ class Trainer:
 
     @property
     def diverged(self) -> bool:
-        """True if training ended because the loss blew up."""
-        return self._at.diverged
+        """True if the loss is no number any more, or training ended with a far larger one."""
+        losses = [epoch.loss for epoch in self._at.history]
+        return self._at.broken or (len(losses) > 1 and losses[-1] > DIVERGED * losses[0])
 
     def run(
         self, *, check: Callable[[], None], on_epoch: Callable[[Epoch], bool] = lambda _: True
@@ -135,10 +136,10 @@ class Trainer:
         """
         while not self._is_over():
             batches = self._task.batches(self._seed + 7919 * self._at.epoch)
-            while self._at.batch < len(batches) and not self._at.diverged:
+            while self._at.batch < len(batches) and not self._at.broken:
                 check()
                 self._step(batches[self._at.batch], len(batches))
-            epoch = None if self._at.diverged else self._end_epoch(len(batches))
+            epoch = None if self._at.broken else self._end_epoch(len(batches))
             if epoch is None or not on_epoch(epoch):
                 break
         self._set_values(self._best)
@@ -176,7 +177,7 @@ class Trainer:
         self._optimiser.zero_grad(set_to_none=True)
         loss = self._task.loss(rows)
         if not torch.isfinite(loss):
-            self._at.diverged = True
+            self._at.broken = True
             return
         loss.backward()  # type: ignore[no-untyped-call]
         torch.nn.utils.clip_grad_norm_(
@@ -190,11 +191,10 @@ class Trainer:
     def _end_epoch(self, batches: int) -> Epoch | None:
         loss = self._task.validate()
         if loss is not None and not math.isfinite(loss):
-            self._at.diverged = True
+            self._at.broken = True
             return None
         epoch = Epoch(loss=self._at.total / batches, validation_loss=loss)
         self._at.history.append(epoch)
-        self._at.diverged = epoch.loss > DIVERGED * self._at.history[0].loss
         self._at.epoch, self._at.batch, self._at.total = self._at.epoch + 1, 0, 0.0
         if loss is None or self._at.best_loss is None or loss < self._at.best_loss:
             self._at.best_epoch = self._at.epoch
@@ -205,7 +205,7 @@ class Trainer:
     def _is_over(self) -> bool:
         patience = self._recipe.patience
         return (
-            self._at.diverged
+            self._at.broken
             or self._at.epoch >= self._recipe.epochs
             or (patience is not None and self._at.epoch - self._at.best_epoch >= patience)
         )

@@ -10,6 +10,7 @@ import asyncio
 import math
 import time
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -40,7 +41,7 @@ from tests.integration.hf_models import (
 )
 from training import backbones, parity, views
 from training.activations import Batch, Upper, capture
-from training.gradual import Gradual, Source
+from training.gradual import Gradual, Outcome, Source
 from training.ingest import Limits, ingest
 from training.pipeline import fine_tune
 from training.plan import DEFAULTS
@@ -81,16 +82,27 @@ class Listener:
         self.check()
 
 
-class Deaf:
-    """A watcher that is told everything and does nothing."""
+class Watcher:
+    """What a search tells, and its last state; it asks to stop after so many epochs."""
 
-    def check(self) -> None: ...
+    def __init__(self, stop_after_epochs: int | None = None) -> None:
+        self.state: bytes | None = None
+        self.epochs = 0
+        self.rates: list[float] = []
+        self._stop_after = stop_after_epochs
 
-    def save(self, *_: object) -> None: ...
+    def check(self) -> None:
+        if self.epochs == self._stop_after:
+            raise Stopped(StopReason.PAUSE)
 
-    def on_epoch(self, *_: object) -> None: ...
+    def save(self, step: int, state: bytes) -> None:
+        self.state = state
 
-    def on_slowdown(self, *_: object) -> None: ...
+    def on_epoch(self, *_: object) -> None:
+        self.epochs += 1
+
+    def on_slowdown(self, blocks: int, learning_rate: float) -> None:
+        self.rates.append(learning_rate)
 
     def on_stop(self, *_: object) -> None: ...
 
@@ -104,15 +116,11 @@ class Stand:
         self.model = str(save_wide_model(folder / "model"))
         self.store = ArtifactStore(str(folder / "store"))
         self.settings = Settings(hf_models=(self.model,))
-        self.add_file("file-1", ROWS)
-        self.add_file("file-few", 32)
+        files, data = FileStore(self.store, "default"), exclusive_or(ROWS)
+        self.store.put_new(files.upload_key("file-1"), data)
+        files.complete(UploadedFile(id="file-1", filename="a.csv", bytes=len(data), created_at=0))
+        ingest(files, "file-1", Limits.from_settings(self.settings))
         self.registry = Registry(self.store)
-
-    def add_file(self, id: str, rows: int) -> None:
-        files, data = FileStore(self.store, "default"), exclusive_or(rows)
-        self.store.put_new(files.upload_key(id), data)
-        files.complete(UploadedFile(id=id, filename="a.csv", bytes=len(data), created_at=0))
-        ingest(files, id, Limits.from_settings(self.settings))
 
     def job(self, id: str, attempt: int = 1, **spec: Any) -> Job:
         wanted = {
@@ -195,30 +203,20 @@ def test_the_served_model_tells_what_the_frozen_one_cannot(
     assert right[0] < right[2]
 
 
-def test_few_rows_try_the_contrastive_loss_and_a_paused_job_ends_with_the_same_bytes(
-    stand: Stand,
+def test_a_job_that_was_paused_ends_with_the_same_bytes(
+    stand: Stand, whole: tuple[ModelManifest, Listener]
 ) -> None:
-    """Stopped in the first fold, in a later one, with contrast, and in the last training."""
-    few = {"training_file": "file-few", "hyperparameters": FEW_EPOCHS}
-    heard = Listener()
-    whole = stand.run(stand.job("ftjob-few", **few), heard)
-    assert whole.metrics["rows"] == 32
-    tried = [(step["blocks"], step["contrast"]) for step in heard.of("unfrozen")]
-    assert tried[:2] == [(1, 0.0), (1, 1.0)]
-    assert whole.kind == "low_rank"
-
-    total, stops = len(heard.of("epoch_ended")), (3, 11, 25)
-    left = total - sum(stops) - 2
-    assert left > 0
-    for attempt, epochs in enumerate((*stops, left), start=1):
+    """Stopped within the first step, and again within the last training."""
+    total = len(whole[1].of("epoch_ended"))
+    for attempt, epochs in enumerate((3, total - 3 - 2), start=1):
         with pytest.raises(Stopped):
-            stand.run(stand.job("ftjob-paused", attempt, **few), Listener(epochs))
+            stand.run(stand.job("ftjob-paused", attempt), Listener(stop_after_epochs=epochs))
     listener = Listener()
-    manifest = stand.run(stand.job("ftjob-paused", len(stops) + 2, **few), listener)
+    manifest = stand.run(stand.job("ftjob-paused", 3), listener)
     assert listener.of("state_restored")[0]["from_step"] > 0
     assert len(listener.of("epoch_ended")) == 2
-    assert stand.files(manifest) == stand.files(whole)
-    assert manifest.metrics == whole.metrics
+    assert stand.files(manifest) == stand.files(whole[0])
+    assert manifest.metrics == whole[0].metrics
     assert Checkpoints(stand.store, "default", "ftjob-paused").latest_state() is None
 
 
@@ -236,31 +234,73 @@ def test_int8_deltas_are_judged_and_served_by_the_trunk_in_int8(stand: Stand) ->
     assert manifest.metrics["accuracy"] == pytest.approx(right, abs=0.08)
 
 
+class Bare:
+    """A search without a job: its source and plan, to change."""
+
+    def __init__(self, stand: Stand) -> None:
+        lines = [line.split(",") for line in exclusive_or(96).decode().splitlines()[1:]]
+        backbone = backbones.load(f"hf:{stand.model}", (stand.model,))
+        texts, targets = [text for text, _ in lines], np.array([int(b == "one") for _, b in lines])
+        preprocess = build_preprocessor(
+            backbone.preprocess, backbone.tokenizer_json or b"", max_pixels=1
+        )
+        self.features = np.random.default_rng(0).normal(size=(96, backbone.dim)).astype(np.float32)
+        self.source = Source(
+            backbone, slots_of(backbone), targets, 2, self.features,
+            lambda cut: views.cache(
+                backbone, preprocess, texts, targets, cut, seed=0, check=lambda: None
+            ),
+        )  # fmt: skip
+        chosen = Hyperparameters.model_validate(FEW_EPOCHS)
+        self.plan = DEFAULTS[Modality.TEXT].plan(targets, chosen, EarlyStopping(patience=14))
+
+    def run(
+        self, watcher: Watcher, state: bytes | None = None, serve: Any = None, **changes: Any
+    ) -> Outcome:
+        return Gradual(
+            replace(self.source, serve=serve), replace(self.plan, **changes), seed=0,
+            deadline=time.monotonic() + 600, watcher=watcher, state=state,
+        ).run()  # fmt: skip
+
+
+def test_of_few_rows_each_judges_and_a_search_may_stop_in_any_fold(stand: Stand) -> None:
+    """Stopped in the first fold, in a later one, with contrast, and at the end."""
+    bare, watcher = Bare(stand), Watcher()
+    whole = bare.run(watcher, contrast=1.0)
+    assert list(whole.held_out) == list(range(96))
+    assert [(step.blocks, step.contrast) for step in whole.steps[1:3]] == [(1, 0.0), (1, 1.0)]
+    assert whole.adapter is not None
+
+    stops, state = [3, 11, 24], None
+    stops.append(watcher.epochs - sum(stops) - 2)
+    for epochs in stops:
+        stopped = Watcher(epochs)
+        with pytest.raises(Stopped):
+            bare.run(stopped, state, contrast=1.0)
+        state = stopped.state
+    resumed = bare.run(Watcher(), state, contrast=1.0)
+    untimed = [[step.model_copy(update={"seconds": 0}) for step in each.steps]
+               for each in (resumed, whole)]  # fmt: skip
+    assert untimed[0] == untimed[1]
+    assert np.array_equal(resumed.probabilities, whole.probabilities)
+    assert np.array_equal(resumed.distances, whole.distances)
+    assert resumed.adapter is not None
+    for name, delta in whole.adapter.deltas.items():
+        assert np.array_equal(resumed.adapter.deltas[name].b, delta.b)
+
+
 def test_deltas_that_only_torch_can_use_do_not_ship(stand: Stand) -> None:
     """Where the trunk gives other features than torch, its are those that are judged."""
-    backbone = backbones.load(f"hf:{stand.model}", (stand.model,))
-    lines = [line.split(",") for line in exclusive_or(96).decode().splitlines()[1:]]
-    targets = np.array([int(label == "one") for _, label in lines])
-    preprocess = build_preprocessor(
-        backbone.preprocess, backbone.tokenizer_json or b"", max_pixels=1
-    )
-    frozen = np.random.default_rng(0).normal(size=(96, backbone.dim)).astype(np.float32)
-    stopping, chosen = EarlyStopping(patience=14), Hyperparameters.model_validate(FEW_EPOCHS)
-    kept = {}
-    for name, serve in (("torch", None), ("another", lambda _: frozen.copy())):
-        source = Source(
-            backbone, slots_of(backbone), targets, 2, frozen,
-            lambda cut: views.cache(
-                backbone, preprocess, [text for text, _ in lines], targets, cut,
-                seed=0, check=lambda: None,
-            ),
-            serve=serve,
-        )  # fmt: skip
-        plan = DEFAULTS[Modality.TEXT].plan(targets, chosen, stopping)
-        search = Gradual(source, plan, seed=0, deadline=time.monotonic() + 600, watcher=Deaf())
-        kept[name] = [step.kept for step in search.run().steps[1:]]
-    assert any(kept["torch"])
-    assert not any(kept["another"])
+    bare = Bare(stand)
+    outcome = bare.run(Watcher(), serve=lambda _: bare.features.copy())
+    assert len(outcome.steps) > 1
+    assert not any(step.kept for step in outcome.steps[1:])
+
+
+def test_a_rate_at_which_training_diverges_is_lowered(stand: Stand) -> None:
+    watcher = Watcher()
+    Bare(stand).run(watcher, learning_rate=900.0, slowdowns=2)
+    assert watcher.rates == [300.0, 100.0]
 
 
 def test_the_same_job_gives_the_same_bytes(
