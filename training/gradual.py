@@ -37,14 +37,11 @@ from training.backbones import TorchBackbone
 from training.fit import Head, IntArray, fit_at
 from training.judgement import Judged, compare, fit_apart, likelihoods, split
 from training.novelty import unseen_quantiles
-from training.plan import Plan
+from training.plan import Plan, Rung, next_rung
 from training.search_state import Record, SearchState, Step, Trained
 from training.stopping import Stopped
 from training.trainer import Epoch, Recipe, Trainer
 from training.tuning import DeltaTask, Rows
-
-MISSES = 2
-"""The ladder ends after so many rungs in a row that are not kept: one block may be too few."""
 
 SLOWDOWN = 3
 """What the learning rate is divided by where training diverges."""
@@ -117,14 +114,6 @@ class Watcher(Protocol):
         """Hear of a rung; `model` gives its deltas and classifier, of the training rows only."""
 
 
-@dataclass(frozen=True)
-class Rung:
-    """Something to try: deltas on the top `blocks`, with a `contrast` of this weight."""
-
-    blocks: int
-    contrast: float = 0.0
-
-
 class Gradual:
     """One search; give it the state of an earlier attempt to go on from there."""
 
@@ -187,7 +176,11 @@ class Gradual:
         for number in range(len(self._at.folds), len(self._folds)):
             fold = self._folds[number]
             task = self._task(rung, rows.subset(fold.train), rows.subset(fold.held_out), fold.train)
-            recipe = self._recipe(self._plan.epochs, patience=self._plan.patience)
+            recipe = Recipe(
+                epochs=self._plan.epochs,
+                learning_rate=self._learning_rate,
+                patience=self._plan.patience,
+            )
             trainer = Trainer(task, recipe, seed=self._seed)
             self._train(trainer, rung, f"{len(self._at.steps)}/{number}")
             if trainer.diverged and self._at.slowdowns < self._plan.slowdowns:
@@ -214,7 +207,8 @@ class Gradual:
         assert rows is not None  # as it was when the rung was climbed
         rung = Rung(best.blocks, best.contrast)
         task = self._task(rung, rows, None, np.arange(len(rows)))
-        trainer = Trainer(task, self._recipe(max(1, best.epochs), patience=None), seed=self._seed)
+        recipe = Recipe(epochs=max(1, best.epochs), learning_rate=best.learning_rate)
+        trainer = Trainer(task, recipe, seed=self._seed)
         self._train(trainer, rung, "final")
         return task.adapter(), task.head()
 
@@ -258,9 +252,6 @@ class Gradual:
             seed=self._seed,
         )  # fmt: skip
 
-    def _recipe(self, epochs: int, *, patience: int | None) -> Recipe:
-        return Recipe(epochs=epochs, learning_rate=self._learning_rate, patience=patience)
-
     @property
     def _learning_rate(self) -> float:
         return self._plan.learning_rate / float(SLOWDOWN**self._at.slowdowns)
@@ -298,6 +289,7 @@ class Gradual:
         step = Step(
             blocks=rung.blocks,
             contrast=rung.contrast,
+            learning_rate=self._learning_rate,
             epochs=epochs,
             strength=judged.strength,
             accuracy=float((judged.probabilities.argmax(axis=1) == self._truth).mean()),
@@ -335,20 +327,3 @@ class Gradual:
 
     def _cut(self, blocks: int) -> int:
         return 1 + max(slot.block for slot in self._source.slots) - blocks
-
-
-def next_rung(steps: Sequence[Step], ladder: Sequence[int], contrast: float) -> Rung | None:
-    """Return what to try after these steps, of which the first is the frozen head; None at the end.
-
-    The top blocks alone, the same with `contrast` if it is not 0, then deeper with whichever of
-    the two was better.
-    """
-    if len(steps) == 1:
-        return Rung(ladder[0])
-    if contrast and not any(step.contrast for step in steps):
-        return Rung(ladder[0], contrast)
-    if not any(step.kept for step in steps[-MISSES:]):
-        return None
-    best = next(step for step in reversed(steps) if step.kept)
-    deeper = [blocks for blocks in ladder if blocks > steps[-1].blocks]
-    return Rung(deeper[0], best.contrast) if deeper else None

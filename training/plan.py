@@ -1,4 +1,4 @@
-"""How a search trains: what the job asks for, and what `auto` means where it does not say.
+"""What a search tries, and how it trains: as the job asks, and what `auto` means where it does not.
 
 The defaults were chosen on varied data, not found anew by each job: docs/decisions/0012 has what
 they come from. Not here: the search that follows a plan (training.gradual).
@@ -7,6 +7,7 @@ they come from. Not here: the search that follows a plan (training.gradual).
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -14,11 +15,15 @@ import numpy as np
 from core.datasets import Modality
 from core.jobs import EarlyStopping, Hyperparameters
 from training.fit import STRENGTHS, IntArray
+from training.search_state import Step
 from training.tuning import Regularisation
 
 LADDER_GROWTH = 3
 FIRST_RUNG = 0.25
 """The first rung's part of the blocks: two of MiniLM's six, four of EfficientNet-Lite0's 17."""
+
+MISSES = 2
+"""The ladder ends after so many rungs in a row that are not kept: one block may be too few."""
 
 FEW_ROWS = 400
 FEW_ROWS_BATCH, BATCH = 16, 32
@@ -29,6 +34,14 @@ SLOWDOWNS = 2
 """How often a search lowers a rate that training diverges at."""
 
 FEWEST_EPOCHS, MOST_EPOCHS = 3, 30
+
+
+@dataclass(frozen=True)
+class Rung:
+    """Something to try: deltas on the top `blocks`, with a `contrast` of this weight."""
+
+    blocks: int
+    contrast: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -126,3 +139,20 @@ def ladder(blocks: int, deepest: float = 1.0) -> list[int]:
     while rungs[-1] < blocks:
         rungs.append(min(rungs[-1] * LADDER_GROWTH, blocks))
     return [rungs[0], *(rung for rung in rungs[1:] if rung <= deepest * blocks)]
+
+
+def next_rung(steps: Sequence[Step], ladder: Sequence[int], contrast: float) -> Rung | None:
+    """Return what to try after these steps, of which the first is the frozen head; None at the end.
+
+    The top blocks alone, the same with `contrast` if it is not 0, then deeper with whichever of
+    the two was better.
+    """
+    if len(steps) == 1:
+        return Rung(ladder[0])
+    if contrast and not any(step.contrast for step in steps):
+        return Rung(ladder[0], contrast)
+    if not any(step.kept for step in steps[-MISSES:]):
+        return None
+    best = next(step for step in reversed(steps) if step.kept)
+    deeper = [blocks for blocks in ladder if blocks > steps[-1].blocks]
+    return Rung(deeper[0], best.contrast) if deeper else None

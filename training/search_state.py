@@ -35,7 +35,8 @@ class Step(BaseModel, frozen=True):
     gain_error: float
     kept: bool
     seconds: float
-    contrast: float = 0.0
+    learning_rate: float
+    contrast: float
 
     @property
     def name(self) -> str:

@@ -299,8 +299,9 @@ def test_deltas_that_only_torch_can_use_do_not_ship(stand: Stand) -> None:
 
 def test_a_rate_at_which_training_diverges_is_lowered(stand: Stand) -> None:
     watcher = Watcher()
-    Bare(stand).run(watcher, learning_rate=900.0, slowdowns=2)
+    outcome = Bare(stand).run(watcher, learning_rate=900.0, slowdowns=2)
     assert watcher.rates == [300.0, 100.0]
+    assert {step.learning_rate for step in outcome.steps[1:]} == {100.0}
 
 
 def test_the_same_job_gives_the_same_bytes(

@@ -11,8 +11,7 @@ from torch.nn import functional
 
 from core.datasets import Modality
 from core.jobs import EarlyStopping, Hyperparameters
-from training.gradual import Rung, next_rung
-from training.plan import DEFAULTS, ladder
+from training.plan import DEFAULTS, Rung, ladder, next_rung
 from training.search_state import Step
 from training.tuning import CONTRAST_TEMPERATURE, contrastive_loss
 
@@ -21,8 +20,8 @@ FROZEN = (0, 0.0, True)
 
 def step(blocks: int, contrast: float, kept: bool) -> Step:
     return Step(
-        blocks=blocks, contrast=contrast, kept=kept, epochs=1, strength=0, accuracy=0, nll=0,
-        gain=0, gain_error=0, seconds=0,
+        blocks=blocks, contrast=contrast, kept=kept, epochs=1, learning_rate=0, strength=0,
+        accuracy=0, nll=0, gain=0, gain_error=0, seconds=0,
     )  # fmt: skip
 
 
