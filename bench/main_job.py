@@ -12,47 +12,22 @@ from __future__ import annotations
 
 import argparse
 import base64
-import csv
 import io
-import random
 import tempfile
 import time
 import zipfile
-from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import httpx
+from data_sets import Row, as_csv, few_shot, read_banking
 from openai import OpenAI
 
 from cli.stack import Stack, StackOptions, free_port
 
 PREDICT_BATCH = 64
-Row = tuple[Any, str]
 Stages = list[tuple[str, float]]
-
-
-def read_banking(path: Path) -> list[Row]:
-    """Rows of one Banking77 file, as (text, label)."""
-    with path.open(newline="", encoding="utf-8") as lines:
-        return [(row["text"], row["category"]) for row in csv.DictReader(lines)]
-
-
-def few_shot(rows: list[Row], per_class: int, seed: int) -> list[Row]:
-    """Draw `per_class` rows of each class, without replacement."""
-    by_class: dict[str, list[Row]] = defaultdict(list)
-    for row in rows:
-        by_class[row[1]].append(row)
-    numbers = random.Random(seed)
-    return [row for label in sorted(by_class) for row in numbers.sample(by_class[label], per_class)]
-
-
-def as_csv(rows: Sequence[Row]) -> bytes:
-    """The rows as an upload."""
-    text = io.StringIO(newline="")
-    csv.writer(text).writerows([("text", "label"), *rows])
-    return text.getvalue().encode()
 
 
 def read_images(folder: Path) -> list[Row]:

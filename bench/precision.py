@@ -22,8 +22,8 @@ from pathlib import Path
 
 import numpy as np
 import psutil
+from data_sets import Row, few_shot, read_banking
 
-from bench.main_job import Row, few_shot, read_banking
 from core.manifests import Precision
 from core.preprocessing import Prepared, PreparedText, TextPreprocessor
 from core.registry import Registry

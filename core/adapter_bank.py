@@ -2,8 +2,9 @@
 
 For each slot and rank there is a *shelf*: two arrays, `a` [capacity, in, rank] and `b` [capacity,
 rank, out]. A model has a place on the shelf of each slot that it changes; place 0 is zeros, for the
-rows that have no delta there. So a batch costs one indexing of two arrays for each slot, whatever
-its models are.
+rows that have no delta there. A batch is fed the shelves as they are, and which place each row
+takes. Only where its rows have deltas of several ranks in one slot, or for a trunk of before, which
+takes each row's own, they are copied together.
 
 A place is taken for as long as anybody holds the `BankedAdapter`, and its numbers do not change
 meanwhile. Shelves double when they are full; `shrink` halves those whose upper half is free. Both
@@ -26,7 +27,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from core.adapters import Adapter, Delta, Deltas, input_names, no_delta
+from core.adapters import ROWS, Adapter, Delta, Deltas, input_names, no_delta
 from core.manifests import Slot
 from core.preprocessing import FloatArray
 
@@ -34,6 +35,7 @@ FIRST_CAPACITY = 4
 _NO_SCRATCH: FloatArray = np.empty(0, np.float32)
 
 Places = npt.NDArray[np.intp]
+Pair = tuple[FloatArray, FloatArray]
 
 
 @dataclass(frozen=True, eq=False)
@@ -52,11 +54,17 @@ class _Shelf:
     """The deltas of one rank on one slot. Changed under the bank's lock, read without."""
 
     def __init__(self, slot: Slot, rank: int) -> None:
-        self.a: FloatArray = np.zeros((FIRST_CAPACITY, slot.in_dim, rank), np.float32)
-        self.b: FloatArray = np.zeros((FIRST_CAPACITY, rank, slot.out_dim), np.float32)
+        self.arrays: Pair = (
+            np.zeros((FIRST_CAPACITY, slot.in_dim, rank), np.float32),
+            np.zeros((FIRST_CAPACITY, rank, slot.out_dim), np.float32),
+        )
         self._end = 1
         """Places from here on were never taken, or not since they were last given back."""
         self._free: list[int] = []
+
+    @property
+    def bytes(self) -> int:
+        return sum(array.nbytes for array in self.arrays)
 
     @property
     def is_empty(self) -> bool:
@@ -66,9 +74,10 @@ class _Shelf:
         """Return the place of a delta that was copied there."""
         place = heapq.heappop(self._free) if self._free else self._end
         self._end = max(self._end, place + 1)
-        if place == len(self.a):
+        if place == len(self.arrays[0]):
             self._resize(2 * place)
-        self.a[place], self.b[place] = delta.a, delta.b
+        a, b = self.arrays
+        a[place], b[place] = delta.a, delta.b
         return place
 
     def give_back(self, place: int) -> None:
@@ -80,14 +89,15 @@ class _Shelf:
         while self._end - 1 in free:
             self._end -= 1
         self._free = sorted(place for place in free if place < self._end)
-        capacity = len(self.a)
+        capacity = len(self.arrays[0])
         while capacity > FIRST_CAPACITY and self._end <= capacity // 2:
             capacity //= 2
-        if capacity < len(self.a):
+        if capacity < len(self.arrays[0]):
             self._resize(capacity)
 
     def _resize(self, capacity: int) -> None:
-        self.a, self.b = (_resized(array, capacity) for array in (self.a, self.b))
+        a, b = self.arrays
+        self.arrays = _resized(a, capacity), _resized(b, capacity)
 
 
 class _Room:
@@ -108,10 +118,11 @@ class _Room:
 
 
 class AdapterBank:
-    """The deltas of the models on a trunk with these slots."""
+    """The deltas of the models on a trunk with these slots; does it take them by `rows`?"""
 
-    def __init__(self, slots: Sequence[Slot]) -> None:
+    def __init__(self, slots: Sequence[Slot], *, takes_rows: bool = False) -> None:
         self._slots = slots
+        self._takes_rows = takes_rows
         self._numbers = {slot.name: number for number, slot in enumerate(slots)}
         self._shelves: dict[tuple[int, int], _Shelf] = {}
         self._none = [(delta.a[None], delta.b[None]) for delta in map(no_delta, slots)]
@@ -125,7 +136,7 @@ class AdapterBank:
     def bytes(self) -> int:
         """What the shelves would take if every place of theirs were written."""
         with self._lock:
-            return sum(shelf.a.nbytes + shelf.b.nbytes for shelf in self._shelves.values())
+            return sum(shelf.bytes for shelf in self._shelves.values())
 
     def add(self, adapter: Adapter) -> BankedAdapter:
         """Copy an adapter's deltas into the bank; its slots must be the bank's."""
@@ -158,9 +169,9 @@ class AdapterBank:
     def gather(self, rows: Sequence[BankedAdapter | None]) -> Deltas:
         """Return what to feed for a batch whose rows have these adapters; {} if no row has one.
 
-        Rows that all have the same adapter share it: the leading axis is then 1. A slot that none
-        of them names is fed zeros of rank 1, for rank 0 is what a wholly plain batch feeds. What is
-        returned is good until the next batch of several adapters is gathered, by one thread at a
+        Rows that all have the same adapter share it: all is fed with a leading axis of 1. A slot
+        that none names is fed zeros of rank 1, for rank 0 is what a wholly plain batch feeds. What
+        is returned is good until the next batch of several adapters is gathered, by one thread at a
         time, and while the adapters are held.
         """
         first = rows[0] if rows else None
@@ -175,14 +186,26 @@ class AdapterBank:
         is_longest = ranks == longest[:, None]
         # Shorter deltas are written over the zeros of their rows.
         own = np.where(is_longest, places, 0)
-        has_shorter = ((ranks > 0) & ~is_longest).any(axis=1).tolist()
-        room = _Room(self._scratch_of(len(rows), longest))
-        deltas: dict[str, FloatArray] = {}
+        has_shorter = ((ranks > 0) & ~is_longest).any(axis=1)
+        is_copied = has_shorter | (not self._takes_rows)
+        room = _Room(self._scratch_of(len(rows), np.where(is_copied, longest, 0)))
+        deltas: dict[str, FloatArray | npt.NDArray[np.int64]] = {}
         for number, slot in enumerate(self._slots):
-            a, b = self._pair(number, int(longest[number]), own[number], room)
-            if has_shorter[number]:
-                self._add_shorter(number, ranks[number], places[number], a, b)
-            deltas.update(zip(input_names(slot), (a, b), strict=True))
+            rank = int(longest[number])
+            if not rank:
+                pair = self._none[number]
+            elif len(rows) == 1:
+                pair = self._view(number, rank, int(own[number, 0]))
+            elif is_copied[number]:
+                pair = self._copied(number, rank, own[number], room)
+                if has_shorter[number]:
+                    self._add_shorter(number, ranks[number], places[number], *pair)
+            else:
+                pair = self._shelves[number, rank].arrays
+            deltas.update(zip(input_names(slot), pair, strict=True))
+        if self._takes_rows and len(rows) > 1:
+            taken = np.where(is_copied[:, None], np.arange(len(rows)), own)
+            deltas[ROWS] = taken.astype(np.int64)
         return deltas
 
     # -- inside ------------------------------------------------------------------------------
@@ -197,24 +220,21 @@ class AdapterBank:
             self._scratch = np.empty(needed, np.float32)
         return self._scratch
 
-    def _pair(
-        self, number: int, rank: int, places: Places, room: _Room
-    ) -> tuple[FloatArray, FloatArray]:
-        if not rank:
-            return self._none[number]
-        shelf = self._shelves[number, rank]
-        if len(places) == 1:
-            (place,) = places.tolist()
-            return shelf.a[place : place + 1], shelf.b[place : place + 1]
-        return room.take(shelf.a, places), room.take(shelf.b, places)
+    def _view(self, number: int, rank: int, place: int) -> Pair:
+        a, b = self._shelves[number, rank].arrays
+        return a[place : place + 1], b[place : place + 1]
+
+    def _copied(self, number: int, rank: int, places: Places, room: _Room) -> Pair:
+        a, b = self._shelves[number, rank].arrays
+        return room.take(a, places), room.take(b, places)
 
     def _add_shorter(
         self, number: int, ranks: Places, places: Places, a: FloatArray, b: FloatArray
     ) -> None:
         for rank in {*ranks.tolist()} - {0, a.shape[2]}:
             (rows,) = np.nonzero(ranks == rank)
-            shelf = self._shelves[number, rank]
-            a[rows, :, :rank], b[rows, :rank] = shelf.a[places[rows]], shelf.b[places[rows]]
+            shorter_a, shorter_b = self._shelves[number, rank].arrays
+            a[rows, :, :rank], b[rows, :rank] = shorter_a[places[rows]], shorter_b[places[rows]]
 
     def _take_back(self) -> None:
         while self._left:

@@ -3,7 +3,9 @@
     y = layer(x) + (x a) b        a [in, rank], b [rank, out], the scale folded into b
 
 A trunk has a *slot* for every layer that takes a delta (`TrunkManifest.slots`), and two inputs for
-each slot, `a` [n or 1, in, rank] and `b` [n or 1, rank, out]. A missing delta is zeros.
+each slot, `a` [m, in, rank] and `b` [m, rank, out]. A missing delta is zeros. One more input,
+`rows` int64 [slots, n or 1], says which of a slot's m deltas each row takes; not fed, all take the
+first. Trunks of before had no such input: there m is n, each row's own, or 1.
 
 Files are those of `peft` (`adapter_config.json`, `adapter_model.safetensors`), so adapters go both
 ways (training.deltas makes them). Not here: batches whose rows have several (core.adapter_bank),
@@ -20,6 +22,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 from safetensors import SafetensorError
 from safetensors.numpy import load, save
 
@@ -41,7 +44,10 @@ _PLAIN = {
 }
 """What makes an adapter more than deltas on slots, and the value that says it does not."""
 
-Deltas = Mapping[str, FloatArray]
+ROWS = "rows"
+"""The input that says which delta of each slot a row takes."""
+
+Deltas = Mapping[str, FloatArray | npt.NDArray[np.int64]]
 """A batch's deltas by the names of the graph's inputs."""
 
 

@@ -15,9 +15,16 @@ it does (training.pipeline), how it looks over HTTP (service.api.jobs).
 from __future__ import annotations
 
 from enum import StrEnum
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, JsonValue, StringConstraints
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    JsonValue,
+    StringConstraints,
+    model_validator,
+)
 
 from core.identifiers import Identifier
 
@@ -76,6 +83,30 @@ class Progress(BaseModel, frozen=True):
     seconds_remaining: float | None = None
 
 
+STAGES = {
+    "data": 0.0, "trunk": 0.05, "features": 0.1, "inspect": 0.6, "fit": 0.62, "unfreeze": 0.7,
+    "evaluate": 0.85, "report": 0.87, "export": 0.94, "publish": 0.95,
+}  # fmt: skip
+"""A fine-tune job's stages in order, and the fraction of the job at which each begins."""
+
+
+class Estimate(BaseModel, frozen=True):
+    """How many seconds each of a job's stages is expected to take, by the size of its data.
+
+    `pace` is shared by jobs whose estimates are wrong by about the same factor, which the queue
+    learns. While nothing was learned, one that `is_rough` only tells larger jobs from smaller ones.
+    """
+
+    pace: str
+    stages: dict[str, float]
+    is_rough: bool = False
+
+    @property
+    def seconds(self) -> float:
+        """Of all stages."""
+        return sum(self.stages.values())
+
+
 class JobEvent(BaseModel, frozen=True):
     """One line of a job's history. `id` orders the events of one job; `created_at` is Unix time."""
 
@@ -121,6 +152,7 @@ class NewJob(BaseModel, frozen=True):
     priority: int = Field(default=0, ge=-100, le=100)
     after: tuple[Identifier, ...] = ()
     once: Once | None = None
+    estimate: Estimate | None = None
 
 
 class Job(BaseModel, frozen=True):
@@ -147,6 +179,7 @@ class Job(BaseModel, frozen=True):
     keep_best: bool = False
     publishing: bool = False
     worker: str | None = None
+    estimate: Estimate | None = None
     progress: Progress | None = None
     result: Json | None = None
     error: Failure | None = None
@@ -156,27 +189,29 @@ class Running(BaseModel, frozen=True):
     """A running job as a forecast needs it, whoever's it is."""
 
     id: str
-    spec: Json
     claimed_at: float
+    estimate: Estimate | None = None
+    progress: Progress | None = None
+
+
+class Line(BaseModel, frozen=True):
+    """A tenant's pending jobs: how many, and what is expected of the first of them, in order."""
+
+    count: int
+    first: tuple[Estimate | None, ...] = ()
 
 
 class Outlook(BaseModel, frozen=True):
     """What a forecast of one kind of job is made from; `now` is Unix time by the queue's clock.
 
-    `paces` has the average seconds of recent jobs by `pace_name`, `pending` how many jobs wait by
-    tenant, beginning with the tenant whose turn is next.
+    `ratios` has by pace how long recent jobs took, divided by their estimates; `pending` has a line
+    for each tenant, beginning with the tenant whose turn is next.
     """
 
     now: float
     running: tuple[Running, ...] = ()
-    paces: dict[str, float] = Field(default_factory=dict)
-    pending: dict[str, int] = Field(default_factory=dict)
-
-
-def pace_name(spec: Json) -> str | None:
-    """What jobs have in common that take about as long: model and strategy; None without them."""
-    model = spec.get("model")
-    return f"{model} {spec.get('strategy')}" if isinstance(model, str) else None
+    ratios: dict[str, float] = Field(default_factory=dict)
+    pending: dict[str, Line] = Field(default_factory=dict)
 
 
 class Hyperparameters(BaseModel):
@@ -225,6 +260,12 @@ class QualityGate(BaseModel):
 
     min_accuracy: Annotated[float, Field(ge=0, le=1)] | None = None
     min_improvement_over_current: Annotated[float, Field(ge=-1, le=1)] | None = None
+
+    @model_validator(mode="after")
+    def _has_a_limit(self) -> Self:
+        if self.min_accuracy is None and self.min_improvement_over_current is None:
+            raise ValueError("give min_accuracy, min_improvement_over_current or both")
+        return self
 
 
 MetadataValue = Annotated[str, StringConstraints(max_length=512)]

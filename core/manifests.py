@@ -37,7 +37,8 @@ class TrunkManifest(BaseModel, frozen=True):
     """An exported backbone. `files` maps names to SHA-256; `digest` is taken over all of them.
 
     Graph: the token or pixel inputs that `preprocess.json` names, to `features` [n, dim] float32.
-    For each of `slots` it has two more inputs (core.adapters), which are empty unless they are fed.
+    For each of `slots` it has two more inputs, which are empty unless they are fed, and one that
+    says which row takes which delta (core.adapters).
     `blocks` is how many blocks the slots are spread over. `max_difference` is the largest absolute
     difference from torch that was found at export, with and without deltas.
     """

@@ -205,11 +205,14 @@ class Registry:
         listed = self.versions(tenant, name)
         doomed = listed if version is None else [n for n in listed if n == version]
         if not doomed:
-            raise NotFound(f"no model {name}", param="model")
+            raise NotFound(f"no model {ModelReference(name, version)}", param="model")
         current = self.releases.current(tenant, name)
         used = current.versions if current else frozenset()
-        if used & set(doomed) and doomed != listed:
-            raise Conflict(f"{name}@{version} is released; release another version first")
+        if version in used:
+            raise Conflict(
+                f"{name}@{version} is released; release another version first, or delete {name}",
+                param="model",
+            )
         if doomed == listed:
             self.releases.delete(tenant, name)
         for number in doomed:

@@ -23,7 +23,7 @@ os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
 import onnxruntime as ort
 
 from core.adapter_bank import AdapterBank
-from core.adapters import Deltas
+from core.adapters import ROWS, Deltas
 from core.datasets import Modality
 from core.errors import Conflict
 from core.manifests import Precision, TrunkManifest
@@ -88,9 +88,10 @@ class Trunk:
         self.preprocessor = preprocessor
         self.golden_rows: Sequence[Prepared] = ()
         """The inputs that every head with an adapter is replayed on; none unless it was loaded."""
-        self.bank = AdapterBank(manifest.slots)
-        """The adapters of the heads that are loaded on it."""
         self._session = create_session(graph, threads)
+        optional = {value.name for value in self._session.get_overridable_initializers()}
+        self.bank = AdapterBank(manifest.slots, takes_rows=ROWS in optional)
+        """The adapters of the heads that are loaded on it."""
 
     @classmethod
     def load(cls, registry: Registry, digest: str, *, threads: int, max_pixels: int) -> Trunk:

@@ -1,7 +1,7 @@
 """The BentoML service: start here to follow a request.
 
-    BentoML's server ──▶ Guard (id, key, limits) ──▶ service.routes ──▶ service.api.<resource>
-                                                └──▶ BentoML's own routes and the API method
+    service.connection ──▶ Guard (id, key, limits) ──▶ service.routes ──▶ service.api.<resource>
+                                               └──▶ BentoML's own routes and the API method
 
 `bentoml serve service.app:Graft` imports this module in a parent and in every worker process;
 nothing is opened before `on_startup`, so that `bentoml build` may import it too.
@@ -16,17 +16,21 @@ from typing import Any
 import bentoml
 import click
 from bentoml.exceptions import BentoMLException
+from pydantic import ValidationError
+from uvicorn.config import HTTP_PROTOCOLS
 
-from core.errors import GraftError, InvalidRequest
+from core.errors import GraftError
 from core.identifiers import DEFAULT_TENANT
 from core.settings import Settings
 from service.api import embeddings, predict
 from service.api.errors import status_of
+from service.api.responses import validated
 from service.guard import Guard, is_loopback
 from service.metrics import forget_dead_processes
 from service.routes import api, probes
 from service.runtime import Runtime
 
+HTTP_PROTOCOLS["auto"] = "service.connection:Connection"
 SETTINGS = Settings()
 START_SECONDS = 15.0
 
@@ -37,6 +41,16 @@ class Refused(BentoMLException):
     def __init__(self, error: GraftError) -> None:
         super().__init__(error.message)
         self.error_code = HTTPStatus(status_of(error)[0])
+
+
+def is_no_refusal(record: logging.LogRecord) -> bool:
+    """Keep BentoML from logging what was refused, with a trace and pieces of the caller's input.
+
+    The request log has it. `Input` is what BentoML calls the arguments of an API method.
+    """
+    error = record.exc_info[1] if record.exc_info else None
+    is_bad_input = isinstance(error, ValidationError) and error.title == "Input"
+    return not (is_bad_input or isinstance(error, Refused))
 
 
 @bentoml.service(
@@ -70,6 +84,7 @@ class Graft:
     async def start(self) -> None:
         """Once in each worker process, in its event loop."""
         logging.getLogger("graft").setLevel(logging.INFO)
+        logging.getLogger("bentoml._internal.server.http_app").addFilter(is_no_refusal)
         forget_dead_processes()
         self.runtime = Runtime.start(SETTINGS)
         # A process that takes requests before its models are loaded would answer 503 to them, while
@@ -86,12 +101,14 @@ class Graft:
     async def predict(self, model: str, inputs: list[Any], top_k: int = 3) -> dict[str, Any]:
         """Predict texts or images; the same as `POST /v1/predict`."""
         try:
+            body = {"model": model, "inputs": inputs, "top_k": top_k}
+            asked = validated(predict.PredictRequest, body)
             return await predict.predict(
                 self.runtime,
                 DEFAULT_TENANT,
-                model,
-                [predict.parse_input(item) for item in inputs],
-                max(1, min(top_k, predict.MAX_TOP_K)),
+                asked.model,
+                [predict.parse_input(item) for item in asked.inputs],
+                asked.top_k,
                 SETTINGS.predict_timeout_seconds,
             )
         except GraftError as error:
@@ -101,13 +118,9 @@ class Graft:
     async def embed(self, model: str, input: list[Any]) -> dict[str, Any]:
         """Return the features of texts, or images as data URLs; as `POST /v1/embeddings`."""
         try:
-            if not 0 < len(model) <= embeddings.MAX_MODEL_CHARS:
-                raise InvalidRequest("name a model", param="model")
+            asked = validated(embeddings.EmbeddingsRequest, {"model": model, "input": input})
             return await embeddings.embed(
-                self.runtime,
-                DEFAULT_TENANT,
-                embeddings.EmbeddingsRequest(model=model, input=input),
-                SETTINGS.predict_timeout_seconds,
+                self.runtime, DEFAULT_TENANT, asked, SETTINGS.predict_timeout_seconds
             )
         except GraftError as error:
             raise Refused(error) from None

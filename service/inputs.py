@@ -80,7 +80,10 @@ class InputPreparer:
 
 def _image(preprocessor: ImagePreprocessor, item: Input) -> Prepared | GraftError:
     if not isinstance(item, ImageInput):
-        return InvalidRequest('this model reads images; send {"image": "<base64>"}', param="inputs")
+        return InvalidRequest(
+            'this model reads images; send {"image": "<base64>"}, or for embeddings a data URL',
+            param="inputs",
+        )
     try:
         data = item.data
         if isinstance(data, str):

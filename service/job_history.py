@@ -15,7 +15,7 @@ import time
 from dataclasses import dataclass
 
 from core.datasets import UploadedFile
-from core.errors import NotFound
+from core.errors import InvalidRequest, NotFound
 from core.jobs import Job, JobEvent, JobKind, event_order
 from core.queue import JobQueue
 from core.runs import Place, RunStore, parse_result_file_id, result_file_ids
@@ -57,11 +57,12 @@ class JobHistory:
     ) -> builtins.list[Job]:
         """Return up to `limit` jobs, newest first, beginning behind the job `after`.
 
-        The page behind an unknown job is empty. At most `limit` records are read from the store.
+        Raises `InvalidRequest` when there is no job `after`. At most `limit` records are read from
+        the store.
         """
         start = None if after is None else await self.get(tenant, after)
         if after is not None and start is None:
-            return []
+            raise InvalidRequest("no such job to list after", param="after")
         page = await self._in_redis(tenant, start, limit)
         known = {job.id for job in page}
         # A full page of Redis holds all of Redis down to its last job, and nothing older belongs.

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from starlette.requests import Request
 
+from core.appraisal import Appraiser
 from core.bootstrap import open_queue
 from core.changes import ChangeFeed
 from core.files import FileStore
@@ -35,6 +36,7 @@ class Runtime:
     queue: JobQueue
     history: JobHistory
     runs: RunStore
+    appraiser: Appraiser
     forecaster: Forecaster
     feed: ChangeFeed
     registry: Registry
@@ -79,9 +81,10 @@ class Runtime:
         )
         runs = RunStore(store)
         history, forecast = JobHistory(queue, runs), Forecaster(queue, presence)
+        appraiser = Appraiser(store, settings.hf_models)
         return cls(
-            settings, store, queue, history, runs, forecast, feed, registry, loader, attendance,
-            watch, rollback, BackboneTrunks(registry, loader.live), predictor,
+            settings, store, queue, history, runs, appraiser, forecast, feed, registry, loader,
+            attendance, watch, rollback, BackboneTrunks(registry, loader.live), predictor,
         )  # fmt: skip
 
     async def close(self) -> None:

@@ -18,7 +18,7 @@ from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
 from tokenizers.pre_tokenizers import Whitespace
 
-from core.adapters import Adapter, Delta, feed, input_names, write_adapter
+from core.adapters import ROWS, Adapter, Delta, feed, input_names, write_adapter
 from core.datasets import Modality
 from core.files import sha256
 from core.identifiers import PRODUCTION
@@ -26,6 +26,7 @@ from core.manifests import DatasetReference, ModelManifest, Release, Slot, Trunk
 from core.preprocessing import FloatArray, ImagePreprocess, TextPreprocess
 from core.registry import Registry
 from core.trunk import Trunk
+from training.branches import rows_input, take_by_row
 
 TENANT = "default"
 WORDS = ["[PAD]", "[UNK]", "good", "bad", "red", "blue", "cat", "dog"]
@@ -74,8 +75,11 @@ def text_trunk_graph(table: FloatArray) -> bytes:
     return _graph(nodes, tokens, output, constants)
 
 
-def adaptable_text_graph(table: FloatArray) -> bytes:
-    """`text_trunk_graph` with two slots: a token's embedding, and the mean of all."""
+def adaptable_text_graph(table: FloatArray, *, by_row: bool = True) -> bytes:
+    """`text_trunk_graph` with two slots: a token's embedding, and the mean of all.
+
+    It takes deltas by `rows`, or, as trunks did before, those that are fed, one for each row.
+    """
     dim = table.shape[1]
     nodes = [
         helper.make_node("Gather", ["table", "input_ids"], ["tokens"]),
@@ -96,10 +100,17 @@ def adaptable_text_graph(table: FloatArray) -> bytes:
     ]
     for slot in SLOTS:
         for name, shape in zip(input_names(slot), ((1, dim, 1), (1, 1, dim)), strict=True):
-            named = ["rows", *("rank" if size == 1 else size for size in shape[1:])]
+            named = [
+                f"{name}.m",
+                *(f"{slot.name}.rank" if size == 1 else size for size in shape[1:]),
+            ]
             inputs.append(helper.make_tensor_value_info(name, TensorProto.FLOAT, named))
             constants[name] = np.zeros(shape, np.float32)
     output = helper.make_tensor_value_info("features", TensorProto.FLOAT, ["n", dim])
+    if by_row:
+        nodes = take_by_row(nodes, SLOTS)
+        inputs.append(rows_input(SLOTS))
+        constants[ROWS] = np.zeros((len(SLOTS), 1), np.int64)
     return _graph(nodes, inputs, output, constants)
 
 
@@ -143,13 +154,17 @@ def npz(**arrays: np.ndarray) -> bytes:
     return buffer.getvalue()
 
 
-def add_text_trunk(registry: Registry, seed: int = 0, *, adaptable: bool = False) -> TrunkManifest:
+def add_text_trunk(
+    registry: Registry, seed: int = 0, *, adaptable: bool = False, by_row: bool = True
+) -> TrunkManifest:
     table = embedding(seed)
     ids, mask = np.array([[2, 4, 6], [3, 5, 0]]), np.array([[1, 1, 1], [1, 1, 0]])
     expected = np.stack([text_features(table, [2, 4, 6]), text_features(table, [3, 5])])
     config = TextPreprocess(max_tokens=MAX_TOKENS, pad_id=0, inputs=("input_ids", "attention_mask"))
     files = {
-        "trunk.onnx": adaptable_text_graph(table) if adaptable else text_trunk_graph(table),
+        "trunk.onnx": (
+            adaptable_text_graph(table, by_row=by_row) if adaptable else text_trunk_graph(table)
+        ),
         "tokenizer.json": tokenizer_json(),
         "preprocess.json": config.model_dump_json().encode(),
         "golden.npz": npz(input_ids=ids, attention_mask=mask, features=expected),

@@ -49,7 +49,7 @@ from training.process import (
     StoppedMessage,
     SucceededMessage,
 )
-from training.settlement import Decision, Settlement
+from training.settlement import Decision, Expectation, Settlement
 
 logger = logging.getLogger("graft.worker")
 T = TypeVar("T")
@@ -80,12 +80,13 @@ class Attempt:
         stop_seconds: float,
         stopping: asyncio.Event,
         withdraw: Withdraw,
+        expect: Expectation,
         presence: Presence,
     ) -> None:
         """`stop_seconds` is what a child may take to save its state; `stopping` is the worker's.
 
         `withdraw` keeps earlier attempts from publishing, and is False if one of them has; it may
-        raise `Unavailable`.
+        raise `Unavailable`. `expect` is as in `Settlement`.
         """
         self._queue = queue
         self._claim = claim
@@ -96,7 +97,7 @@ class Attempt:
         self._stop_seconds = stop_seconds
         self._stopping = stopping
         self._withdraw = withdraw
-        self._settlement = Settlement(queue, claim, presence)
+        self._settlement = Settlement(queue, claim, presence, expect)
         self._renewed = time.monotonic()
         self._progress: Progress | None = None
         self._publishing = claim.job.publishing

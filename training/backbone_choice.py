@@ -3,11 +3,11 @@
     each allowed backbone of the modality ─▶ features of a sample ─▶ head ─▶ out-of-fold likelihood
 
 The candidates are cross-validated with the head and the folds that the job itself would use, on at
-most `SAMPLE_ROWS` rows. The quickest of those within one standard error of the best is taken: which
-is quicker is known from the table of backbones and the size of the features, not from a clock, so
-that a job that is run again decides the same. What is computed here the feature cache keeps.
+most `SAMPLE_ROWS` rows. The first of those within one standard error of the best is taken: their
+order, the quickest first, is the table's and not a clock's, so that a job that is run again decides
+the same. What is computed here the feature cache keeps.
 
-Not here: the backbones (core.backbones), their precision (training.precision).
+Not here: the backbones and their order (core.backbones), their precision (training.precision).
 """
 
 from __future__ import annotations
@@ -67,7 +67,7 @@ def choose_backbone(
     data: Dataset,
     seed: int,
 ) -> BackboneChoice:
-    """Return the best of `models`, which are in order of speed; None features are another modality.
+    """Return the best of `models`, of equal ones the first; None features are another modality.
 
     Raises `DataError` if there is no backbone for the data.
     """
@@ -114,7 +114,7 @@ def _choice(tried: list[_Tried], failed: list[BackboneCandidate], rows: int) -> 
     elif tried[taken] is best:
         reason = f"the best of {len(tried)} by cross-validated likelihood"
     else:
-        reason = f"the quickest within one standard error of the best, {best.model}"
+        reason = f"the first in order within one standard error of the best, {best.model}"
     return BackboneChoice(
         model=tried[taken].model, reason=reason, rows=rows, candidates=(*candidates, *failed)
     )

@@ -7,19 +7,28 @@ convolutions lose their fusions (docs/decisions). So the graph asks once, at the
 
 Both branches read the same weights, which are stored once; but for those of convolutions, which
 ONNX Runtime lays out for the processor only in the graph that owns them. An input for deltas that
-is not fed is empty, so that a plain row is fed like any other model's. Not here: how the two come
-to be (training.trunks).
+is not fed is empty, so that a plain row is fed like any other model's. The adapted branch takes
+each row's deltas, just before it multiplies by them, out of as many as are fed: what it copies is
+then still in the processor's cache. Not here: how the two come to be (training.trunks).
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 
 import numpy as np
-import onnx
-from onnx import AttributeProto, GraphProto, ModelProto, TensorProto, helper, numpy_helper
+from onnx import (
+    AttributeProto,
+    GraphProto,
+    ModelProto,
+    NodeProto,
+    TensorProto,
+    ValueInfoProto,
+    helper,
+    numpy_helper,
+)
 
-from core.adapters import input_names
+from core.adapters import ROWS, input_names
 from core.files import sha256
 from core.manifests import Slot
 
@@ -33,6 +42,9 @@ def join(plain: ModelProto, adapted: ModelProto, slots: Sequence[Slot]) -> Model
     branches = [
         _branch(m.graph, name, weights) for name, m in (("plain", plain), ("adapted", adapted))
     ]
+    by_row = take_by_row(branches[1].node, slots)
+    del branches[1].node[:]
+    branches[1].node.extend(by_row)
     nodes, is_adapted = _asks_for_ranks(slots)
     nodes.append(
         helper.make_node(
@@ -50,9 +62,14 @@ def join(plain: ModelProto, adapted: ModelProto, slots: Sequence[Slot]) -> Model
     graph = helper.make_graph(
         nodes,
         "trunk",
-        list(adapted.graph.input),
+        [*adapted.graph.input, rows_input(slots)],
         list(plain.graph.output),
-        [*weights.values(), *defaults, numpy_helper.from_array(np.array([0], np.int64), "zero")],
+        [
+            *weights.values(),
+            *defaults,
+            numpy_helper.from_array(np.zeros((len(slots), 1), np.int64), ROWS),
+            numpy_helper.from_array(np.array([0], np.int64), "zero"),
+        ],
     )
     return helper.make_model(
         graph,
@@ -62,7 +79,31 @@ def join(plain: ModelProto, adapted: ModelProto, slots: Sequence[Slot]) -> Model
     )
 
 
-def _asks_for_ranks(slots: Sequence[Slot]) -> tuple[list[onnx.NodeProto], str]:
+def take_by_row(graph: Iterable[NodeProto], slots: Sequence[Slot]) -> list[NodeProto]:
+    """Return a graph's nodes such that they take each row's deltas, by `rows`, out of the fed."""
+    taken: dict[str, str] = {}
+    nodes: list[NodeProto] = []
+    for number, slot in enumerate(slots):
+        index, chosen = f"{slot.name}.number", f"{slot.name}.rows"
+        tensor = numpy_helper.from_array(np.array(number, np.int64), index)
+        nodes.append(helper.make_node("Constant", [], [index], value=tensor))
+        nodes.append(helper.make_node("Gather", [ROWS, index], [chosen], axis=0))
+        for name in input_names(slot):
+            taken[name] = f"{name}.by_row"
+            nodes.append(helper.make_node("Gather", [name, chosen], [taken[name]], axis=0))
+    for node in graph:
+        nodes.append(NodeProto())
+        nodes[-1].CopyFrom(node)
+        nodes[-1].input[:] = [taken.get(name, name) for name in node.input]
+    return nodes
+
+
+def rows_input(slots: Sequence[Slot]) -> ValueInfoProto:
+    """Return the input `rows` of a graph with these slots."""
+    return helper.make_tensor_value_info(ROWS, TensorProto.INT64, [len(slots), "rows"])
+
+
+def _asks_for_ranks(slots: Sequence[Slot]) -> tuple[list[NodeProto], str]:
     """Return nodes that tell whether any slot's `a` has a rank above 0, and their output."""
     nodes = [
         helper.make_node("Shape", [input_names(slot)[0]], [f"{slot.name}.rank"], start=2)

@@ -11,6 +11,7 @@ import os
 import resource
 import sys
 import threading
+import time
 from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO
 
@@ -187,8 +188,10 @@ def main() -> None:
         return
     job = Job.model_validate_json(line)
     reporter = Reporter(messages, answers)
+    begun = time.monotonic()
     try:
-        reporter.send(run(job, settings, reporter, trunk))
+        done = run(job, settings, reporter, trunk)
+        reporter.send(done.model_copy(update={"seconds": time.monotonic() - begun}))
     except BaseException as error:
         outcome = outcome_of(error)
         if isinstance(outcome, RetryMessage):

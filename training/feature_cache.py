@@ -61,6 +61,7 @@ class FeatureCache:
         self._folder = f"{tenant}/features/{trunk.manifest.digest}"
         self._max_bytes = max_bytes
         self._max_days = max_days
+        self._listed: list[_Block] | None = None
 
     def extract(
         self,
@@ -74,6 +75,7 @@ class FeatureCache:
         What is not known is computed, each distinct item once, and kept for the next job. As
         `training.features.extract` otherwise; `on_progress` counts distinct items.
         """
+        self._listed = None
         keys = [_key(item) for item in items]
         first = {key: row for row, key in reversed(list(enumerate(keys)))}
         known = self._find(set(first))
@@ -104,9 +106,10 @@ class FeatureCache:
         """Return what blocks hold of `wanted`, newest block first."""
         found: dict[bytes, FloatArray] = {}
         try:
-            blocks = self._blocks()[::-1]
+            self._listed = self._blocks()
         except Unavailable:
             return found
+        blocks = self._listed[::-1]
         with ThreadPoolExecutor(_READERS, thread_name_prefix="feature-cache") as pool:
             for block, keys in zip(blocks, pool.map(self._keys, blocks), strict=True):
                 hits = {key: row for row, key in enumerate(keys.rows) if key in wanted}
@@ -144,21 +147,32 @@ class FeatureCache:
         try:
             self._evict(len(data))
             self._store.put_new(f"{name}.features", data)
-            self._store.put_new(f"{name}.keys", _digest(data, keys) + b"".join(keys))
+            known = _digest(data, keys) + b"".join(keys)
+            self._store.put_new(f"{name}.keys", known)
+            self._known_blocks().append(_Block(name, len(data) + len(known)))
         except (NoSpace, Unavailable):
             self._store.delete(f"{name}.features")
 
     def _evict(self, coming_bytes: int) -> None:
-        """Remove the oldest blocks until the next one has room."""
-        blocks = self._blocks()
+        """Remove the oldest blocks until the next one has room.
+
+        The folder is listed once for all that is added in one go. What other workers add meanwhile
+        the next job counts, and to remove what they have removed changes nothing.
+        """
+        blocks = self._known_blocks()
         total = sum(block.bytes for block in blocks) + coming_bytes
         oldest = time.time() - self._max_days * _SECONDS_PER_DAY
-        for number, block in enumerate(blocks):
-            is_excess = total > self._max_bytes or len(blocks) - number >= MAX_BLOCKS
-            if not is_excess and block.created_at() >= oldest:
+        while blocks:
+            is_excess = total > self._max_bytes or len(blocks) >= MAX_BLOCKS
+            if not is_excess and blocks[0].created_at() >= oldest:
                 break
-            self._store.delete(f"{block.name}.keys", f"{block.name}.features")
-            total -= block.bytes
+            self._store.delete(f"{blocks[0].name}.keys", f"{blocks[0].name}.features")
+            total -= blocks.pop(0).bytes
+
+    def _known_blocks(self) -> list[_Block]:
+        if self._listed is None:
+            self._listed = self._blocks()
+        return self._listed
 
     def _blocks(self) -> list[_Block]:
         """Return every block, oldest first; one whose keys were never written is among them."""

@@ -20,6 +20,7 @@ from core.errors import Unavailable
 from core.registry import Registry
 from core.settings import Settings
 from core.store import ArtifactStore
+from training.backbones.sources import is_installed
 from training.process import child_environment, end_with_supervisor
 
 logger = logging.getLogger("graft.worker")
@@ -32,8 +33,13 @@ LOWEST_PRIORITY = 19
 async def export_when_idle(
     registry: Registry, is_idle: Callable[[], bool], stopping: asyncio.Event
 ) -> None:
-    """Export what is missing, then return; a backbone that cannot be exported is left out."""
-    for backbone in BACKBONES:
+    """Export what is missing, then return.
+
+    A backbone whose package is not installed, or that cannot be exported, is left out.
+    """
+    for backbone, row in BACKBONES.items():
+        if not is_installed(row):
+            continue
         while not stopping.is_set():
             if await _stays_idle(is_idle, stopping) and await _is_done(
                 registry, backbone, is_idle, stopping

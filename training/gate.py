@@ -13,7 +13,7 @@ gate lets it pass (docs/decisions/0013).
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 
@@ -108,11 +108,13 @@ def compare_with_current(
     name: str,
     held_out: HeldOut,
     load: Callable[[ModelManifest], tuple[Head, FloatArray]],
+    contents: Mapping[str, set[bytes]] | None = None,
 ) -> Comparison | None:
     """Judge the version that production names on the same rows; None if it names none.
 
     `load` gives another version's head, and the held-out items' features as that version sees them:
-    on another trunk, or with deltas.
+    on another trunk, or with deltas. `contents` is what has been read of files already
+    (training.lineage).
     """
     try:
         current = registry.resolve(tenant, ModelReference(name))
@@ -121,7 +123,7 @@ def compare_with_current(
     right = np.array(
         [said == label for said, label in zip(held_out.answers, held_out.labels, strict=True)]
     )
-    seen = _content_of(files, current)
+    seen = _content_of(files, current, contents or {})
     fresh = np.array([content_key(item) not in seen for item in held_out.items])
     if fresh.sum() < MIN_FRESH_ROWS:
         is_alike = (
@@ -152,10 +154,15 @@ def compare_with_current(
     )
 
 
-def _content_of(files: FileStore, model: ModelManifest) -> set[bytes]:
+def _content_of(
+    files: FileStore, model: ModelManifest, contents: Mapping[str, set[bytes]]
+) -> set[bytes]:
     """Return what a version was fitted on, as far as its files have not been deleted since."""
     seen: set[bytes] = set()
     for file in files_of(model):
+        if file in contents:
+            seen |= contents[file]
+            continue
         with suppress(DataError, NotFound):
             dataset = read_dataset(files, file, param="training_file")
             seen |= {content_key(item) for item in dataset.items}

@@ -28,10 +28,14 @@ from training.duplicates import content_key
 
 @dataclass(frozen=True)
 class Continued:
-    """All rows of a continued model; `earlier` names the older files, newest first."""
+    """All rows of a continued model; `earlier` names the older files, newest first.
+
+    `contents` has by file what its rows are known by (training.duplicates).
+    """
 
     data: Dataset
     earlier: tuple[str, ...]
+    contents: dict[str, set[bytes]]
     new_rows: int
     replaced_rows: int
 
@@ -70,13 +74,15 @@ def continue_data(files: FileStore, parent: ModelManifest, new: Dataset) -> Cont
     items: list[object] = []
     labels: list[str] = []
     seen: set[bytes] = set()
+    contents: dict[str, set[bytes]] = {}
     for part in parts:
         keys = [content_key(item) for item in part.items]
         # Within one file nothing is left out: that is for the data report to find.
         fresh = [row for row, key in enumerate(keys) if key not in seen]
         items += [part.items[row] for row in fresh]
         labels += [part.labels[row] for row in fresh]
-        seen.update(keys)
+        contents[part.file] = set(keys)
+        seen |= contents[part.file]
     digest = sha256("\n".join(part.manifest.sha256 for part in parts).encode()).hexdigest()
     manifest = new.manifest.model_copy(
         update={"rows": len(items), "counts": dict(Counter(labels)), "sha256": digest}
@@ -84,6 +90,7 @@ def continue_data(files: FileStore, parent: ModelManifest, new: Dataset) -> Cont
     return Continued(
         data=replace(new, manifest=manifest, items=items, labels=labels),  # type: ignore[arg-type]
         earlier=earlier,
+        contents=contents,
         new_rows=new.manifest.rows,
         replaced_rows=sum(part.manifest.rows for part in parts) - len(items),
     )

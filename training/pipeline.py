@@ -53,7 +53,7 @@ from training.reporting import Choices, Evidence, write_report
 from training.search_state import Step
 from training.stopping import Stoppable
 from training.strategies import Setting, Tuned, decide, unfreeze
-from training.trunks import ensure_trunk
+from training.trunks import ensure_trunk, require_quantisable
 
 RELEASED_BY = "fine_tune"
 SOURCES: dict[Source, str] = {
@@ -120,6 +120,7 @@ class FineTune:
         self._steps: tuple[Step, ...] = ()
         self._parent: ModelManifest | None = None
         self._earlier: tuple[str, ...] = ()
+        self._contents: dict[str, set[bytes]] = {}
 
     def run(self) -> ModelManifest:
         """Return the published version's manifest; raises the errors of `core.errors`."""
@@ -190,12 +191,18 @@ class FineTune:
 
     def _choose_backbone(self, train: Dataset) -> None:
         """Settle which backbone `auto` is, and go on as if the request had named it."""
-        models = candidates(train.manifest.modality, self._settings.hf_models)
+        models = candidates(
+            train.manifest.modality,
+            self._settings.hf_models,
+            to_tune=self._request.strategy != "feature_extraction",
+        )
 
         def features(model: str, sample: Dataset) -> FloatArray | None:
             trunk = self._load_trunk(model, "fp32")
             if trunk.modality is not train.manifest.modality:
                 return None
+            if self._request.precision == "int8":
+                require_quantisable(model, trunk.manifest.slots)
             return self._extract(trunk, sample, 0.05, 0.1)
 
         choice = choose_backbone(models, features, train, self._request.seed)
@@ -211,7 +218,7 @@ class FineTune:
         """From here on this is a job on the parent's backbone and on all rows so far."""
         self._request = self._request.model_copy(update={"model": parent.backbone})
         continued = continue_data(self._files, parent, new)
-        self._earlier = continued.earlier
+        self._earlier, self._contents = continued.earlier, continued.contents
         rows = continued.data.manifest.rows
         self._reporter.event(
             "continued",
@@ -394,7 +401,7 @@ class FineTune:
         if gate.min_improvement_over_current is not None:
             comparison = compare_with_current(
                 self._registry, self._files, self._job.tenant,
-                model_name(self._job, self._request), held_out, load,
+                model_name(self._job, self._request), held_out, load, self._contents,
             )  # fmt: skip
         return comparison, judge(gate, assessment.metrics.accuracy, comparison)
 

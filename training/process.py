@@ -52,12 +52,16 @@ class AskMessage(BaseModel, frozen=True):
 
 
 class SucceededMessage(BaseModel, frozen=True):
-    """The job's result. `model` and `version` name what was published, if anything was."""
+    """The job's result. `model` and `version` name what was published, if anything was.
+
+    `seconds` is what it took, from when the child had the job; None if it did not measure.
+    """
 
     type: Literal["succeeded"] = "succeeded"
     result: Json
     model: str | None = None
     version: int | None = None
+    seconds: float | None = None
 
 
 class FailedMessage(BaseModel, frozen=True):

@@ -13,22 +13,27 @@ from dataclasses import asdict
 from functools import partial
 
 from core.changes import Change
-from core.jobs import Failure, JobKind, JobStatus
+from core.jobs import Estimate, Failure, Job, JobKind, JobStatus
 from core.presence import Presence
 from core.queue import Claim, JobQueue
 from training.acknowledgement import wait_served
 from training.process import SucceededMessage
 
 Decision = Callable[[], Awaitable[object]]
+Expectation = Callable[[Job], Awaitable[Estimate | None]]
 
 
 class Settlement:
     """The ends of one claimed job."""
 
-    def __init__(self, queue: JobQueue, claim: Claim, presence: Presence) -> None:
+    def __init__(
+        self, queue: JobQueue, claim: Claim, presence: Presence, expect: Expectation
+    ) -> None:
+        """`expect` tells what is expected of a job whose files have been parsed."""
         self._queue = queue
         self._claim = claim
         self._presence = presence
+        self._expect = expect
         self._told_serving = False
 
     async def succeed(self, message: SucceededMessage) -> None:
@@ -41,7 +46,17 @@ class Settlement:
             await self._queue.announce(self._claim, change, message.result)
             if not self._told_serving:
                 await self._tell_serving(model, version)
-        await self._queue.settle(self._claim, JobStatus.SUCCEEDED, result=message.result)
+        if self._claim.job.kind is JobKind.INGEST:
+            await self._note_estimates()
+        await self._queue.settle(
+            self._claim, JobStatus.SUCCEEDED, result=message.result, seconds=message.seconds
+        )
+
+    async def _note_estimates(self) -> None:
+        """Of the jobs that wait for this file, before they are let into the line."""
+        for waiter in await self._queue.waiters(self._claim.job):
+            if (estimate := await self._expect(waiter)) is not None:
+                await self._queue.note_estimate(waiter.tenant, waiter.id, estimate)
 
     async def _tell_serving(self, model: str, version: int) -> None:
         served = await wait_served(self._presence, self._claim.job.tenant, model, version)

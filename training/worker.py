@@ -17,9 +17,13 @@ import os
 import signal
 from contextlib import suppress
 
+from pydantic import ValidationError
+
+from core.appraisal import Appraiser
 from core.bootstrap import open_queue
-from core.errors import NoSpace, Unavailable
-from core.jobs import Job, JobKind
+from core.errors import GraftError, NoSpace, Unavailable
+from core.estimate import estimate
+from core.jobs import Estimate, FineTuneRequest, Job, JobKind
 from core.presence import Presence, Role, keep_presence, process_name
 from core.queue import Claim, JobQueue
 from core.registry import Registry
@@ -48,6 +52,7 @@ class Lane:
         queue: JobQueue,
         presence: Presence,
         registry: Registry,
+        appraiser: Appraiser,
         settings: Settings,
         stopping: asyncio.Event,
     ) -> None:
@@ -55,6 +60,7 @@ class Lane:
         self._queue = queue
         self._presence = presence
         self._registry = registry
+        self._appraiser = appraiser
         self._settings = settings
         self._stopping = stopping
         self._worker = process_name()
@@ -137,6 +143,7 @@ class Lane:
             stop_seconds=self._settings.stop_seconds if self._kind is JobKind.FINE_TUNE else 0,
             stopping=self._stopping,
             withdraw=self._withdraw,
+            expect=self._expect,
             presence=self._presence,
         ).run()
         logger.info("%s: attempt %d ended", job.id, claim.attempt)
@@ -149,6 +156,16 @@ class Lane:
             # Nor was there room to publish. Waiting for some would keep the job from ending.
             found = await asyncio.to_thread(self._registry.publication, job.tenant, job.id)
         return found is None
+
+    async def _expect(self, job: Job) -> Estimate | None:
+        """Return what is expected of a fine-tune job; never raises."""
+        try:
+            request = FineTuneRequest.model_validate(job.spec)
+            work = await asyncio.to_thread(self._appraiser.appraise, job.tenant, request)
+        except (GraftError, ValidationError) as error:
+            logger.warning("%s: it is not known how long it will take: %s", job.id, error)
+            return None
+        return estimate(work) if work else None
 
     def _max_seconds(self, claim: Claim) -> float:
         if self._kind is JobKind.INGEST:
@@ -170,8 +187,10 @@ async def work(settings: Settings) -> None:
     try:
         async with asyncio.TaskGroup() as lanes:
             registry = Registry(store)
+            appraiser = Appraiser(store, settings.hf_models)
             started = [
-                Lane(kind, queue, presence, registry, settings, stopping) for kind in JobKind
+                Lane(kind, queue, presence, registry, appraiser, settings, stopping)
+                for kind in JobKind
             ]
             for lane in started:
                 lanes.create_task(lane.run())

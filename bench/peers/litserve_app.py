@@ -38,4 +38,6 @@ class Peer(ls.LitAPI):
 
 if __name__ == "__main__":
     api = Peer(max_batch_size=32, batch_timeout=0.001)
-    ls.LitServer(api, accelerator="cpu").run(port=int(sys.argv[1]), host="127.0.0.1")
+    ls.LitServer(api, accelerator="cpu").run(
+        port=int(sys.argv[1]), host="127.0.0.1", generate_client_file=False
+    )

@@ -21,7 +21,6 @@ from core.jobs import (
     Once,
     StopReason,
     event_order,
-    pace_name,
 )
 from core.queue.entries import Entry, Request, wanted
 
@@ -35,7 +34,7 @@ ENDINGS = {
 PUBLISHING_LOSSES = 20
 STATES = frozenset({"checkpoint", "epoch_ended", "state_saved"})
 """Events that tell of a state to go on from."""
-PACE_WEIGHT = 0.5
+WEIGHT_OF_OLDER = 0.8
 
 
 class Ledger:
@@ -48,7 +47,7 @@ class Ledger:
         self.unarchived: list[Entry] = []
         self.wakes = dict.fromkeys(JobKind, 0)
         self.requests: dict[tuple[str, str], Request] = {}
-        self.paces: dict[JobKind, dict[str, float]] = {kind: {} for kind in JobKind}
+        self.speeds: dict[JobKind, dict[str, tuple[float, float]]] = {kind: {} for kind in JobKind}
         self._retention_seconds = retention_seconds
         self._seq = 0
 
@@ -167,8 +166,6 @@ class Ledger:
         error: Failure | None = None,
     ) -> None:
         """End a job, and free or fail what waits for it."""
-        if status is JobStatus.SUCCEEDED:
-            self._learn_pace(entry.job)
         entry.update(
             status=status, finished_at=self.clock(), result=result or entry.job.result,
             error=error, progress=None, publishing=False, pause_requested=False,
@@ -201,13 +198,16 @@ class Ledger:
             turns.remove(job.tenant)
         self.wakes[job.kind] += 1  # a cap may have held back another of the tenant's
 
-    def _learn_pace(self, job: Job) -> None:
-        name = pace_name(job.spec)
-        if name is None or job.attempt != 1 or job.claimed_at is None:
+    def learn(self, job: Job, seconds: float) -> None:
+        """Add what a job took, and what it was expected to, to the sums of its pace."""
+        if job.estimate is None or job.attempt != 1 or job.estimate.seconds <= 0:
             return
-        paces, seconds = self.paces[job.kind], self.clock() - job.claimed_at
-        before = paces.get(name, seconds)
-        paces[name] = PACE_WEIGHT * seconds + (1 - PACE_WEIGHT) * before
+        speeds, pace = self.speeds[job.kind], job.estimate.pace
+        took, expected = speeds.get(pace, (0.0, 0.0))
+        speeds[pace] = (
+            WEIGHT_OF_OLDER * took + seconds,
+            WEIGHT_OF_OLDER * expected + job.estimate.seconds,
+        )
 
     def park(self, entry: Entry) -> None:
         """Put a job aside until it is resumed or cancelled."""

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 
 from core.errors import LeaseLost, NotFound, Overloaded
 from core.jobs import (
+    Estimate,
     Failure,
     Job,
     JobEvent,
@@ -84,6 +85,12 @@ class MemoryJobQueue(MemoryJobViews, JobQueue):
             self._ledger.admit(entry, waited=bool(awaited))
         self._ring()
         return entry.job
+
+    async def note_estimate(self, tenant: str, job_id: str, estimate: Estimate) -> None:
+        """Note what is expected of a job; for one that is unknown or has ended, do nothing."""
+        entry = self._ledger.find(tenant, job_id)
+        if entry is not None and not entry.job.status.is_terminal:
+            entry.update(estimate=estimate)
 
     async def recall(self, tenant: str, once: Once) -> Job | None:
         """Return the job that an earlier request made and this one repeats; None if it is new."""
@@ -194,10 +201,13 @@ class MemoryJobQueue(MemoryJobViews, JobQueue):
         *,
         result: Json | None = None,
         error: Failure | None = None,
+        seconds: float | None = None,
     ) -> Job:
         """End the job with a terminal status, once, with an event, and free what waits for it."""
         ending(status, result, error)
         entry = self._held(claim)
+        if status is JobStatus.SUCCEEDED and seconds is not None:
+            self._ledger.learn(entry.job, seconds)
         self._ledger.finish(entry, status, result=result, error=error)
         self._ring()
         return entry.job

@@ -10,10 +10,12 @@ import builtins
 import time
 from contextlib import suppress
 
-from core.jobs import Job, JobEvent, JobKind, Outlook, Running, event_order
+from core.jobs import Job, JobEvent, JobKind, Line, Outlook, Running, event_order
 from core.queue.ledger import Ledger
 from core.queue.protocol import JobViews
 from core.queue.records import require_event_id
+
+OUTLOOK_JOBS = 500
 
 
 class MemoryJobViews(JobViews):
@@ -40,12 +42,30 @@ class MemoryJobViews(JobViews):
         return Outlook(
             now=ledger.clock(),
             running=tuple(
-                Running(id=e.job.id, spec=e.job.spec, claimed_at=e.job.claimed_at or 0)
+                Running(
+                    id=e.job.id, claimed_at=e.job.claimed_at or 0,
+                    estimate=e.job.estimate, progress=e.job.progress,
+                )
                 for e in sorted(running, key=lambda e: (e.lease_ends, e.job.tenant, e.job.id))
             ),
-            paces=dict(ledger.paces[kind]),
-            pending={tenant: len(ledger.pending(kind, tenant)) for tenant in ledger.turns[kind]},
-        )
+            ratios={pace: took / due for pace, (took, due) in ledger.speeds[kind].items()},
+            pending={tenant: self._line(kind, tenant) for tenant in ledger.turns[kind]},
+        )  # fmt: skip
+
+    def _line(self, kind: JobKind, tenant: str) -> Line:
+        share = OUTLOOK_JOBS // len(self._ledger.turns[kind])
+        jobs = [entry.job for entry in self._ledger.pending(kind, tenant)]
+        return Line(count=len(jobs), first=tuple(job.estimate for job in jobs[:share]))
+
+    async def waiters(self, job: Job, limit: int = 100) -> builtins.list[Job]:
+        """Return jobs that wait for this one and have no estimate yet."""
+        waiting = [
+            entry.job
+            for entry in self._ledger.entries.values()
+            if job.id in entry.waits_for and not entry.job.status.is_terminal
+        ]
+        found = [each for each in waiting if each.tenant == job.tenant and each.estimate is None]
+        return found[:limit]
 
     async def events(
         self,

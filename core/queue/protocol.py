@@ -23,6 +23,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
 from core.jobs import (
+    Estimate,
     Failure,
     Job,
     JobEvent,
@@ -63,7 +64,13 @@ class JobViews(Protocol):
         """How many jobs of the tenant and kind go before this queued one; None if not queued."""
 
     async def outlook(self, kind: JobKind) -> Outlook:
-        """Return what a forecast is made from, of all tenants, to a bound of 100 of each."""
+        """Return what a forecast is made from, of all tenants.
+
+        At most 100 running jobs and 100 tenants, whose lines share 500 jobs.
+        """
+
+    async def waiters(self, job: Job, limit: int = 100) -> builtins.list[Job]:
+        """Return jobs that wait for this one and have no estimate yet."""
 
     async def events(
         self, tenant: str, job_id: str, *, after: str | None = None, limit: int = 100,
@@ -108,6 +115,9 @@ class JobQueue(JobViews, Protocol):
         Raises `Overloaded` when the tenant already has `max_queued` unfinished jobs of the kind,
         and `NotFound` when a job in `after` is unknown.
         """
+
+    async def note_estimate(self, tenant: str, job_id: str, estimate: Estimate) -> None:
+        """Note what is expected of a job; for one that is unknown or has ended, do nothing."""
 
     async def recall(self, tenant: str, once: Once) -> Job | None:
         """Return the job that an earlier request made and this one repeats; None if it is new.
@@ -177,8 +187,13 @@ class JobQueue(JobViews, Protocol):
         *,
         result: Json | None = None,
         error: Failure | None = None,
+        seconds: float | None = None,
     ) -> Job:
         """End the job with a terminal status, once, with an event, and free what waits for it.
+
+        `seconds` is what the attempt took. If it is the first and succeeds, they are added to what
+        `outlook` tells of how far estimates are off: sums of seconds and of estimates, in which
+        older jobs weigh ever less.
 
         Raises `LeaseLost` when the claim is not current, which includes a second settle.
         """

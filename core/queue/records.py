@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 from core.errors import Conflict, InvalidRequest
 from core.jobs import Failure, Job, JobEvent, JobStatus, Json
 
-_JSON_FIELDS = ("spec", "progress", "result", "error")
+_JSON_FIELDS = ("spec", "estimate", "progress", "result", "error")
 _REFUSALS = {
     "cancelling": "The job is being cancelled.",
     "publishing": "The job is publishing its model and can no longer be paused.",

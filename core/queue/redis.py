@@ -19,7 +19,7 @@ of them into one Cluster slot, which is why a script may build the names of the 
     tenants:<kind>             sorted set: the tenants with pending jobs, by whose turn it is
     delayed:<kind>             sorted set: `<tenant>/<id>` by the time it is due, ms
     leases:<kind>              sorted set: `<tenant>/<id>` by the time the lease runs out, ms
-    paces:<kind>               hash: how long jobs took of late, by model and strategy, s
+    speeds:<kind>              hash: by pace, how long jobs took of late and were expected to, s
     wake:<kind>                stream of one entry: something became pending
     unarchived                 sorted set: `<tenant>/<id>` of the ended fine_tune jobs that are not
                                known to be in the artifact store, by the time they ended, s
@@ -42,6 +42,7 @@ from redis.asyncio import Redis
 from core.changes import FEED_LENGTH, Change
 from core.errors import LeaseLost, NotFound, Overloaded
 from core.jobs import (
+    Estimate,
     Failure,
     Job,
     JobEvent,
@@ -98,7 +99,9 @@ class RedisJobQueue(RedisJobViews, JobQueue):
             "enqueue",
             new.tenant, new.id, new.kind, encode(new.spec), new.priority,
             self._max_queued, self._retention_seconds,
-            _once(new.once) if new.once else "", *dict.fromkeys(new.after),
+            _once(new.once) if new.once else "",
+            new.estimate.model_dump_json() if new.estimate else "",
+            *dict.fromkeys(new.after),
         )  # fmt: skip
         if word == "missing":
             raise NotFound(f"There is no job {answer[0]} to wait for.", param="after")
@@ -108,6 +111,10 @@ class RedisJobQueue(RedisJobViews, JobQueue):
                 retry_after_seconds=RETRY_AFTER_SECONDS,
             )
         return _recalled(new.tenant, word, *answer)
+
+    async def note_estimate(self, tenant: str, job_id: str, estimate: Estimate) -> None:
+        """Note what is expected of a job; for one that is unknown or has ended, do nothing."""
+        await self._run("note_estimate", tenant, job_id, estimate.model_dump_json())
 
     async def recall(self, tenant: str, once: Once) -> Job | None:
         """Return the job that an earlier request made and this one repeats; None if it is new."""
@@ -188,11 +195,13 @@ class RedisJobQueue(RedisJobViews, JobQueue):
         *,
         result: Json | None = None,
         error: Failure | None = None,
+        seconds: float | None = None,
     ) -> Job:
         """End the job with a terminal status, once, with an event, and free what waits for it."""
         answer = await self._run_fenced(
-            "settle", claim, *ending(status, result, error), self._retention_seconds
-        )
+            "settle", claim, *ending(status, result, error), self._retention_seconds,
+            "" if seconds is None else seconds,
+        )  # fmt: skip
         return decode_job(claim.job.tenant, claim.job.id, answer[0])
 
     async def retry(self, claim: Claim, delay_seconds: float, failure: Failure) -> Job:

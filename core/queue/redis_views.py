@@ -7,19 +7,20 @@ Plain reads are commands, and what needs several keys at one moment is a script.
 from __future__ import annotations
 
 import builtins
-import json
 from collections.abc import Iterable, Sequence
 from importlib.resources import files
 from typing import Any, cast
 
 from redis.asyncio import Redis
 
-from core.jobs import Job, JobEvent, JobKind, Outlook, Running
+from core.jobs import Estimate, Job, JobEvent, JobKind, Line, Outlook, Progress, Running
 from core.queue.connection import Entry, StreamReader, translated
 from core.queue.protocol import JobViews
 from core.queue.records import decode_event, decode_job, require_event_id
 
 OUTLOOK_LIMIT = 100
+OUTLOOK_JOBS = 500
+"""Pending jobs whose estimates are told, of all tenants."""
 
 
 class RedisJobViews(JobViews):
@@ -53,17 +54,35 @@ class RedisJobViews(JobViews):
         return cast("int | None", rank)
 
     async def outlook(self, kind: JobKind) -> Outlook:
-        """Return what a forecast is made from, of all tenants, to a bound of 100 of each."""
-        _, now, running, paces, pending = await self._run("outlook", kind, OUTLOOK_LIMIT)
+        """Return what a forecast is made from, of all tenants."""
+        _, now, running, speeds, pending = await self._run(
+            "outlook", kind, OUTLOOK_LIMIT, OUTLOOK_JOBS
+        )
         return Outlook(
             now=float(now),
             running=tuple(
-                Running(id=running[n], spec=json.loads(running[n + 1]), claimed_at=running[n + 2])
-                for n in range(0, len(running), 3)
+                Running(
+                    id=running[n],
+                    claimed_at=running[n + 1],
+                    estimate=_estimate(running[n + 2]),
+                    progress=_progress(running[n + 3]),
+                )
+                for n in range(0, len(running), 4)
             ),
-            paces=dict(zip(paces[::2], map(float, paces[1::2]), strict=True)),
-            pending=dict(zip(pending[::2], pending[1::2], strict=True)),
+            ratios=dict(zip(speeds[::2], map(_ratio, speeds[1::2]), strict=True)),
+            pending={
+                pending[n]: Line(count=pending[n + 1], first=tuple(map(_estimate, pending[n + 2])))
+                for n in range(0, len(pending), 3)
+            },
         )
+
+    async def waiters(self, job: Job, limit: int = 100) -> builtins.list[Job]:
+        """Return jobs that wait for this one and have no estimate yet."""
+        _, found = await self._run("waiters", job.tenant, job.id, limit)
+        return [
+            decode_job(job.tenant, job_id, fields)
+            for job_id, fields in zip(found[::2], found[1::2], strict=True)
+        ]
 
     async def events(
         self,
@@ -127,3 +146,16 @@ class RedisJobViews(JobViews):
 
 def _events(entries: Iterable[Entry]) -> list[JobEvent]:
     return [decode_event(event_id, fields) for event_id, fields in entries]
+
+
+def _estimate(text: str) -> Estimate | None:
+    return Estimate.model_validate_json(text) if text else None
+
+
+def _progress(text: str) -> Progress | None:
+    return Progress.model_validate_json(text) if text else None
+
+
+def _ratio(sums: str) -> float:
+    took, expected = map(float, sums.split())
+    return took / expected

@@ -17,13 +17,13 @@ from pydantic import BaseModel, ValidationError
 from starlette.requests import Request
 from starlette.responses import Response
 
-from core.backbones import AUTO, BACKBONES, candidates
+from core.backbones import AUTO, BACKBONES
 from core.datasets import DatasetManifest, FileErrors, FileStatus, UploadedFile
 from core.errors import DataError, InvalidRequest, NotFound
+from core.estimate import Workload, estimate, memory_bytes
 from core.identifiers import is_identifier
 from core.jobs import FineTuneRequest, Hyperparameters
 from core.manifests import ModelManifest
-from core.settings import Settings
 from service.api.errors import error_body
 from service.api.files import file_object
 from service.api.job_creation import (
@@ -36,7 +36,6 @@ from service.api.job_creation import (
     no_file,
 )
 from service.api.responses import field_errors, json_response, read_json
-from service.estimate import estimate
 from service.runtime import Runtime, runtime, tenant
 
 MAX_ERRORS = 100
@@ -119,8 +118,8 @@ async def preview(request: Request) -> Response:
     _check_data(model, sources, findings)
     if wanted is None or findings.total:
         return _refusal(findings)
-    wanted = _resolve_model(wanted, sources, run.settings)
-    return json_response(_answer(wanted, sources, parent))
+    work = await asyncio.to_thread(run.appraiser.appraise, owner, wanted)
+    return json_response(_answer(wanted, sources, parent, work))
 
 
 def _parse(body: Any, findings: Findings) -> FineTuneRequest | None:
@@ -203,8 +202,9 @@ def _refusal(findings: Findings) -> Response:
 
 
 def _answer(
-    wanted: FineTuneRequest, sources: dict[str, Source], parent: ModelManifest | None
-) -> dict[str, Any]:
+    wanted: FineTuneRequest, sources: dict[str, Source], parent: ModelManifest | None,
+    work: Workload | None,
+) -> dict[str, Any]:  # fmt: skip
     train, held_out = (sources.get(param) for param in FILE_PARAMS)
     assert train is not None
     if parent is not None:
@@ -216,21 +216,8 @@ def _answer(
         "validation_file": held_out.described() if held_out else None,
         "waits_for_files": any(source.manifest is None for source in sources.values()),
         "resolved": _resolved(wanted),
-        "estimate": _estimate(wanted.model, train, held_out)
-        if wanted.strategy == "feature_extraction"
-        else None,
+        "estimate": None if work is None or work.is_rough else _estimate(work),
     }
-
-
-def _resolve_model(
-    wanted: FineTuneRequest, sources: dict[str, Source], settings: Settings
-) -> FineTuneRequest:
-    """Put the backbone in place of `auto` if only one reads the data; else the job measures."""
-    train = sources.get("training_file")
-    if wanted.model != AUTO or train is None or train.manifest is None:
-        return wanted
-    models = candidates(train.manifest.modality, settings.hf_models)
-    return wanted.model_copy(update={"model": models[0]}) if len(models) == 1 else wanted
 
 
 def _resolved(wanted: FineTuneRequest) -> dict[str, Any]:
@@ -256,16 +243,16 @@ def _resolved(wanted: FineTuneRequest) -> dict[str, Any]:
     }
 
 
-def _estimate(model: str, train: Source, held_out: Source | None) -> dict[str, Any] | None:
-    """Estimate a job whose data is known; None for a backbone whose costs are not."""
-    backbone = BACKBONES.get(model)
-    if backbone is None or train.manifest is None:
-        return None
-    if held_out is not None and held_out.manifest is None:
-        return None
-    return estimate(
-        train.manifest,
-        held_out.manifest if held_out else None,
-        backbone.dim,
-        train.file.bytes + (held_out.file.bytes if held_out else 0),
-    ).as_json()
+def _estimate(work: Workload) -> dict[str, Any]:
+    expected = estimate(work)
+    parts = ("features", "fit", "unfreeze", "report")
+    return {
+        "seconds": _rounded(expected.seconds),
+        **{f"{name}_seconds": _rounded(expected.stages.get(name, 0.0)) for name in parts},
+        "memory_bytes": memory_bytes(work),
+    }
+
+
+def _rounded(seconds: float) -> float:
+    """Two digits are all that an estimate knows."""
+    return float(f"{seconds:.2g}")

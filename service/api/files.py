@@ -91,14 +91,16 @@ async def list_files(request: Request) -> Response:
     run, owner = runtime(request), tenant(request)
     files = run.files(owner)
     limit = query_int(request, "limit", 10_000, low=1, high=10_000)
-    newest_first = request.query_params.get("order", "desc") != "asc"
+    order = request.query_params.get("order", "desc")
+    if order not in ("asc", "desc"):
+        raise InvalidRequest("order must be asc or desc", param="order")
     purpose = request.query_params.get("purpose", PURPOSE)
     if purpose == RESULTS_PURPOSE:
         raise InvalidRequest(
             "result files are not listed; a job names its own in `result_files`", param="purpose"
         )
     complete = await asyncio.to_thread(_complete_files, files) if purpose == PURPOSE else []
-    complete.sort(key=lambda file: (file.created_at, file.id), reverse=newest_first)
+    complete.sort(key=lambda file: (file.created_at, file.id), reverse=order == "desc")
     after = request.query_params.get("after")
     if after is not None:
         ids = [file.id for file in complete]

@@ -14,6 +14,7 @@ from starlette.requests import Request
 from core.backbones import AUTO, BACKBONES, allowed, is_allowed
 from core.datasets import FileErrors, FileStatus
 from core.errors import InvalidRequest, NotFound
+from core.estimate import estimate
 from core.identifiers import ModelReference, new_id
 from core.jobs import FineTuneRequest, Job, JobKind, NewJob
 from core.manifests import ModelManifest
@@ -52,6 +53,8 @@ async def create(request: Request) -> tuple[Job, bool]:
         if file_id is not None and await _needs_ingest(run, owner, file_id, param):
             await start_ingest(run, owner, file_id)
             waits_for.append(ingest_job_id(file_id))
+    # Of a file that is still being parsed, the worker that parses it will know more.
+    work = None if waits_for else await asyncio.to_thread(run.appraiser.appraise, owner, wanted)
     if once is not None:
         once = once.model_copy(update={"age_seconds": time.monotonic() - arrived})
     new = NewJob(
@@ -62,6 +65,7 @@ async def create(request: Request) -> tuple[Job, bool]:
         priority=wanted.priority,
         after=tuple(dict.fromkeys(waits_for)),
         once=once,
+        estimate=estimate(work) if work else None,
     )
     job = await run.queue.enqueue(new)
     return job, job.id != new.id

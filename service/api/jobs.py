@@ -73,22 +73,17 @@ async def list_events(request: Request) -> Response:
     """GET /v1/fine_tuning/jobs/{job_id}/events, paged or streamed"""
     run = runtime(request)
     job = await find_job(request)
-    wants_stream = request.query_params.get("stream") == "true"
+    last_seen = request.headers.get("last-event-id")
+    cursor = _event_cursor(request.query_params.get("after"), "after")
+    wants_stream = query_bool(request, "stream")
     if wants_stream or "text/event-stream" in request.headers.get("accept", ""):
-        after = request.headers.get("last-event-id") or request.query_params.get("after")
         return EventStream(
-            _stream(run, job, after and _event_cursor(after, "Last-Event-ID")),
+            _stream(run, job, _event_cursor(last_seen, "Last-Event-ID") or cursor),
             media_type="text/event-stream",
             headers={"Cache-Control": "no-cache", "X-Accel-Buffering": "no"},
         )
     limit = query_int(request, "limit", 20, low=1, high=100)
-    cursor = request.query_params.get("after")
-    events = await run.history.events(
-        job,
-        after=cursor and _event_cursor(cursor, "after"),
-        limit=limit + 1,
-        newest_first=True,
-    )
+    events = await run.history.events(job, after=cursor, limit=limit + 1, newest_first=True)
     page = [event_object(event) for event in events[:limit]]
     return json_response({"object": "list", "data": page, "has_more": len(events) > limit})
 
@@ -225,7 +220,9 @@ def _cursor(request: Request, name: str) -> str | None:
     return None if text is None else require_identifier(text, param=name)
 
 
-def _event_cursor(text: str, param: str) -> str:
+def _event_cursor(text: str | None, param: str) -> str | None:
+    if not text:
+        return None
     cursor = text.removeprefix("ftevent-")
     if _EVENT_ID.fullmatch(cursor) is None:
         raise InvalidRequest("an event id looks like 'ftevent-1700000000000-0'", param=param)

@@ -109,9 +109,19 @@ def _require_sense(body: ReleaseRequest) -> None:
         raise InvalidRequest(
             f"aliases beginning with {CHECKPOINT_PREFIX!r} mean checkpoints", param="aliases"
         )
+    if body.guard is not None:
+        _require_limits(body.guard, body.shadow)
     versions = [share.version for share in body.traffic]
     if len(versions) != len(set(versions)):
         raise InvalidRequest("traffic names a version twice", param="traffic")
+
+
+def _require_limits(guard: Guard, shadow: int | None) -> None:
+    """Raise `InvalidRequest` for a guard that could never take its release back."""
+    if guard.max_error_rate is None and guard.max_disagreement is None:
+        raise InvalidRequest("give max_error_rate, max_disagreement or both", param="guard")
+    if guard.max_disagreement is not None and shadow is None:
+        raise InvalidRequest("max_disagreement is with a shadow; give one", param="guard")
 
 
 def _content(body: ReleaseRequest, current: ReleaseContent | None) -> ReleaseContent:

@@ -9,6 +9,7 @@ from typing import Any, TypeVar
 
 import orjson
 from pydantic import BaseModel, ValidationError
+from pydantic_core import ErrorDetails
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 
@@ -52,8 +53,13 @@ async def read_json(request: Request) -> Any:
 
 async def read_body(request: Request, model: type[Body]) -> Body:
     """Return the body as `model`; raise `InvalidRequest` naming every field at fault."""
+    return validated(model, await read_json(request))
+
+
+def validated(model: type[Body], content: Any) -> Body:
+    """Return parsed JSON as `model`; raise `InvalidRequest` naming every field at fault."""
     try:
-        return model.model_validate(await read_json(request))
+        return model.model_validate(content)
     except ValidationError as error:
         raise invalid_body(error) from None
 
@@ -70,8 +76,16 @@ def field_errors(error: ValidationError) -> list[tuple[str, str]]:
     found = error.errors(include_url=False, include_context=False, include_input=False)
     # A name may be the caller's own, as of a field that does not exist, and as long as the body.
     return [
-        (".".join(str(part)[:60] for part in item["loc"]) or "body", item["msg"]) for item in found
+        (".".join(str(part)[:60] for part in item["loc"]) or "body", _what_is_wrong(item))
+        for item in found
     ]
+
+
+def _what_is_wrong(item: ErrorDetails) -> str:
+    # Pydantic names our class, which tells a caller nothing.
+    if item["type"] == "model_type":
+        return "Input should be a JSON object"
+    return item["msg"].removeprefix("Value error, ")
 
 
 def query_int(request: Request, name: str, default: int, *, low: int, high: int) -> int:

@@ -90,9 +90,10 @@ def test_holds_the_service_and_nothing_of_the_worker(bento: Bento) -> None:
     assert packed == ours | {Path("bentofile.yaml"), Path("constraints.txt")}
 
 
-def test_requires_what_the_service_extra_requires(bento: Bento) -> None:
+def test_requires_what_serving_and_its_traces_require(bento: Bento) -> None:
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
-    wanted = project["dependencies"] + project["optional-dependencies"]["service"]
+    extras = project["optional-dependencies"]
+    wanted = project["dependencies"] + extras["service"] + extras["tracing"]
     assert names(bento.requirements("in")) == names(wanted)
 
 

@@ -29,6 +29,7 @@ ORPHAN_SECONDS = 3.0
 GIL_SECONDS = 3
 FOLDER = "FAULTS_FOLDER"
 WITHOUT = "FAULTS_WITHOUT"
+SWITCH = "without-room"
 
 
 def folder() -> Path:

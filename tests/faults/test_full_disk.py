@@ -9,6 +9,7 @@ import httpx
 import pytest
 
 from tests.faults.disk import Disk, mounted
+from tests.faults.faults import FOLDER, SWITCH
 from tests.faults.rig import InvariantBroken, Rig
 from tests.integration.service_process import ServiceProcess
 from tests.waiting import eventually
@@ -82,8 +83,10 @@ def test_without_collection_a_full_disk_leaves_half_a_version(disk: Disk, rig: R
         rig.check_nothing_temporary()
 
 
-def test_an_upload_is_refused(disk: Disk, tmp_path: Path) -> None:
+def test_an_upload_is_refused(disk: Disk, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(FOLDER, str(tmp_path))
     service = ServiceProcess(tmp_path, workers=1)
+    service.app = "tests.faults.service:Graft"
     try:
         service.start()
         files = f"{service.url}/v1/files"
@@ -97,6 +100,9 @@ def test_an_upload_is_refused(disk: Disk, tmp_path: Path) -> None:
         assert refused.status_code == 507
         assert refused.json()["error"]["code"] == "no_space"
         assert str(tmp_path) not in refused.text
+        (tmp_path / SWITCH).touch()
+        assert post().status_code == 503, "the guard is no guard"
+        (tmp_path / SWITCH).unlink()
         assert httpx.get(files).json()["data"] == []
         disk.free()
         assert [path.name for path in disk.folder.rglob("*") if path.is_file()] == []

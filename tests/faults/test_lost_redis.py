@@ -8,8 +8,9 @@ from collections.abc import Iterator
 
 import pytest
 
+from tests.faults.faults import GIL_SECONDS
 from tests.faults.proxy import Mode, Proxy
-from tests.faults.rig import InvariantBroken, Rig, is_running, resume
+from tests.faults.rig import LEASE_SECONDS, InvariantBroken, Rig, is_running, resume
 from tests.waiting import eventually
 
 
@@ -20,21 +21,38 @@ def proxy(rig: Rig) -> Iterator[Proxy]:
     proxy.close()
 
 
+def be_away(rig: Rig, job_id: str, seconds: float, child_ends: bool) -> None:
+    """Kill Redis in the middle of a job, and start it again when it was away for so long."""
+    struck = rig.struck(job_id)
+    rig.server.kill()
+    gone = time.monotonic()
+    if child_ends:
+        eventually(lambda: not is_running(struck.child), 10, "the child ends with its lease")
+    time.sleep(max(0, seconds - (time.monotonic() - gone)))
+    assert is_running(struck.child) is not child_ends
+    rig.server.start()
+    rig.finish(30)
+
+
 def test_redis_away_for_fifteen_seconds(rig: Rig) -> None:
     """Three times the lease that workers have by default."""
     worker = rig.start(lease=5)
     job_id = rig.enqueue("lost", "gil@fit!")
-    struck = rig.struck(job_id)
-    rig.server.kill()
-    gone = time.monotonic()
-    eventually(lambda: not is_running(struck.child), 10, "the child ends with its lease")
-    time.sleep(max(0, 15 - (time.monotonic() - gone)))
-    rig.server.start()
-    rig.finish(30)
+    behind = [rig.enqueue("behind") for _ in range(3)]
+    be_away(rig, job_id, 15, child_ends=True)
     assert worker.poll() is None
     assert (rig.job(job_id).status, rig.job(job_id).attempt) == ("succeeded", 2)
     assert rig.registry.versions("default", "lost") == [1]
+    assert all(rig.job(each).status == "succeeded" for each in behind)
     rig.check()
+
+
+def test_a_worker_without_a_clock_would_not_end_its_child(rig: Rig) -> None:
+    """It believes in its lease for as long as nobody answers, be it fifteen seconds or four."""
+    rig.start(lease=LEASE_SECONDS, without=("clock",))
+    job_id = rig.enqueue("kept", "gil@fit!")
+    be_away(rig, job_id, GIL_SECONDS + LEASE_SECONDS, child_ends=False)
+    assert rig.job(job_id).attempt == 1
 
 
 @pytest.mark.parametrize("is_guarded", [True, False], ids=["guarded", "unguarded"])

@@ -37,22 +37,6 @@ def test_redis_killed_and_back_within_a_lease(rig: Rig, without: tuple[str, ...]
     rig.check()
 
 
-def test_redis_away_for_longer_than_a_lease(rig: Rig) -> None:
-    """The worker must take its lease for lost, and ends its child."""
-    worker = rig.start()
-    job_id = rig.enqueue("lost", "pause@fit")
-    behind = [rig.enqueue("behind") for _ in range(3)]
-    rig.struck(job_id)
-    rig.server.kill()
-    time.sleep(AWAY_SECONDS)
-    rig.server.start()
-    rig.finish(30)
-    assert worker.poll() is None
-    assert (rig.job(job_id).status, rig.job(job_id).attempt) == ("succeeded", 2)
-    assert all(rig.job(each).status == "succeeded" for each in behind)
-    rig.check()
-
-
 def out_of_memory(server: redis.Redis) -> Callable[[], object]:
     server.config_set("maxmemory-policy", "noeviction")
     server.config_set("maxmemory", "1")

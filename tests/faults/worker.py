@@ -28,6 +28,7 @@ DECISION = (
     "redis.call('HSET', job_key(ARGV[1], ARGV[2]), 'result', ARGV[7])",
 )
 LEASE = "redis.call('ZADD', leases, now_ms + tonumber(lease), tenant .. '/' .. id)"
+RENEWAL = "redis.call('ZADD', leases, now_ms"
 FENCE = "return job[1] == 'running' and job[2] == attempt and job[3] == worker"
 
 
@@ -68,6 +69,8 @@ def install() -> None:
         around(RedisJobQueue, "__init__", after=remove_lease)
     if without("fence"):
         around(RedisJobQueue, "__init__", after=remove_fence)
+    if without("shortening"):
+        around(RedisJobQueue, "__init__", after=lengthen_leases)
     if without("withdrawal"):
         registry: Any = Registry
         registry.withdraw = lambda self, tenant, job, _: self.publication(tenant, job)
@@ -98,6 +101,14 @@ def remove_lease(queue: RedisJobQueue, client: Any, **_: object) -> None:
     script = queue._scripts["claim"].script
     assert LEASE in script
     queue._scripts["claim"] = client.register_script(script.replace(LEASE, ""))
+
+
+def lengthen_leases(queue: RedisJobQueue, client: Any, **_: object) -> None:
+    """Let a heartbeat only ever move the end of a lease away."""
+    script = queue._scripts["heartbeat"].script
+    assert RENEWAL in script
+    longer = RENEWAL.replace("leases,", "leases, 'GT',")
+    queue._scripts["heartbeat"] = client.register_script(script.replace(RENEWAL, longer))
 
 
 def remove_decision(queue: RedisJobQueue, client: Any, **_: object) -> None:

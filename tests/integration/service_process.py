@@ -45,6 +45,8 @@ def free_port() -> int:
 class ServiceProcess:
     """`bentoml serve` with its worker processes, its store and its Redis."""
 
+    app = "service.app:Graft"
+
     def __init__(self, folder: Path, *, host: str = "127.0.0.1", workers: int = 2, **env: str):
         self.folder = folder
         self.host = host
@@ -79,7 +81,7 @@ class ServiceProcess:
     def launch(self) -> subprocess.Popen[bytes]:
         with self.log.open("ab") as log:
             self._process = subprocess.Popen(
-                [sys.executable, "-m", "bentoml", "serve", "service.app:Graft",
+                [sys.executable, "-m", "bentoml", "serve", self.app,
                  "--host", self.host, "--port", str(self.port)],
                 cwd=ROOT, env=self._env, stdout=log, stderr=subprocess.STDOUT,
                 start_new_session=True,
@@ -131,11 +133,13 @@ class ServiceProcess:
         clients: list[httpx.AsyncClient] = []
         found: dict[int, httpx.AsyncClient] = {}
         try:
-            async with asyncio.timeout(20):
+            async with asyncio.timeout(60):
                 while len(found) < len(self.pids()):
                     one = httpx.Limits(max_connections=1, max_keepalive_connections=1)
                     client = self.http(limits=one)
                     clients.append(client)
+                    # A process that starts needs the processor that the next question would take.
+                    await asyncio.sleep(0.02)
                     pid = self._other_end(await client.get("/livez"))
                     if pid is not None:
                         found.setdefault(pid, client)

@@ -23,12 +23,12 @@ from training import backbones, parity, trunks
 from training.backbones import TorchBackbone
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*is_gradient_checkpointing.*:FutureWarning")
-PACKAGED = ("minilm", "efficientnet-lite0")
+PACKAGED = ("minilm", "mobilenet-v2", "efficientnet-lite0")
 
 
 @pytest.fixture(scope="module")
 def loaded(tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[TorchBackbone, Trunk]]:
-    """Both packaged backbones, in torch and as trunks."""
+    """The packaged backbones that take deltas, in torch and as trunks."""
     registry = Registry(ArtifactStore(str(tmp_path_factory.mktemp("store"))))
     made = {}
     for model in PACKAGED:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import importlib
 import io
 import json
@@ -16,6 +17,7 @@ import torch
 import transformers
 from PIL import Image
 
+from core.backbones import BACKBONES
 from core.datasets import Modality
 from core.errors import DataError
 from core.preprocessing import ImagePreprocess, ImagePreprocessor, TextPreprocess, TextPreprocessor
@@ -29,7 +31,7 @@ from tests.integration.hf_models import (
 )
 from training import backbones
 from training.backbones import TorchBackbone
-from training.backbones.efficientnet_lite import EfficientNetLite0
+from training.backbones.inverted_residuals import InvertedResiduals
 
 TEXT = "Where is my card"
 
@@ -62,6 +64,14 @@ def test_the_digest_is_of_the_files_and_needs_no_torch() -> None:
         [sys.executable, "-c", code], capture_output=True, text=True, check=True
     ).stdout.split()
     assert printed == [backbones.digest("minilm", ()), "False"]
+
+
+def test_a_package_that_is_not_installed_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    row = dataclasses.replace(BACKBONES["mobilenet-v2"], package="weights-that-nobody-has")
+    monkeypatch.setitem(BACKBONES, "mobilenet-v2", row)
+    with pytest.raises(DataError, match="weights-that-nobody-has is not installed") as caught:
+        backbones.load("mobilenet-v2", ())
+    assert caught.value.param == "model"
 
 
 def test_the_digest_changes_with_any_file_that_is_read(tmp_path: Path) -> None:
@@ -259,20 +269,20 @@ def reference_hidden(folder: Path, text: str) -> np.ndarray:
 # -- images ----------------------------------------------------------------------------------
 
 
-def test_efficientnet_loads_every_weight_it_has() -> None:
-    backbone = backbones.load("efficientnet-lite0", ())
-    assert (backbone.modality, backbone.dim) == (Modality.IMAGE, 1280)
-    module = backbone.module
-    assert isinstance(module, EfficientNetLite0)
-    assert len(module.blocks) == 16
-    assert sum(p.numel() for p in module.parameters()) == 4_652_008
-
-
-def test_efficientnet_recognises_photographs() -> None:
-    """Through its own ImageNet classifier: temple roofs in China, and a flower with a bee near."""
+@pytest.mark.parametrize(
+    ("model", "blocks", "parameters"),
+    [("efficientnet-lite0", 16, 4_652_008), ("mobilenet-v2", 17, 3_504_872)],
+)
+def test_packaged_image_backbones_recognise_photographs(
+    model: str, blocks: int, parameters: int
+) -> None:
+    """Through their own ImageNet classifiers: temple roofs in China, a flower with a bee near."""
     samples = importlib.import_module("sklearn.datasets").load_sample_images().images
-    backbone = backbones.load("efficientnet-lite0", ())
-    assert isinstance(backbone.module, EfficientNetLite0)
+    backbone = backbones.load(model, ())
+    assert (backbone.modality, backbone.dim) == (Modality.IMAGE, 1280)
+    assert isinstance(backbone.module, InvertedResiduals)
+    assert len(backbone.module.blocks) == blocks
+    assert sum(p.numel() for p in backbone.module.parameters()) == parameters
     assert isinstance(backbone.preprocess, ImagePreprocess)
     preprocessor = ImagePreprocessor(backbone.preprocess, 10**7)
     pixels = np.stack([preprocessor.prepare(png(sample)).pixels for sample in samples])

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -14,7 +14,7 @@ from PIL import Image
 from core.errors import DataError
 from core.preprocessing import FloatArray, Prepared
 from core.registry import Registry
-from core.store import ArtifactStore
+from core.store import ArtifactStore, StoredObject
 from core.trunk import Trunk
 from tests.builders import TENANT, add_image_trunk, add_text_trunk
 from tests.fakes import FlakyStore
@@ -164,6 +164,27 @@ def test_the_number_of_blocks_is_bounded(
     for text in TEXTS[:8]:
         features(store, trunk, [text])
     assert len(stored(store, ".keys")) == len(stored(store, ".features")) == 3
+
+
+def test_a_job_lists_the_folder_once_and_stays_within_its_bounds(
+    store: ArtifactStore, trunk: Counting, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(feature_cache, "BLOCK_ROWS", 2)
+    monkeypatch.setattr(feature_cache, "MAX_BLOCKS", 4)
+    walked: list[str] = []
+
+    class Watched(ArtifactStore):
+        def walk(self, prefix: str) -> Iterator[StoredObject]:
+            walked.append(prefix)
+            return super().walk(prefix)
+
+    features(store, trunk, ["before"])
+    features(Watched(str(tmp_path)), trunk)
+    assert len(walked) == 1
+    assert len(stored(store, ".keys")) == len(stored(store, ".features")) == 4
+    trunk.rows = 0
+    features(store, trunk, TEXTS[-8:])
+    assert trunk.rows == 0
 
 
 def test_old_blocks_go(store: ArtifactStore, trunk: Counting, tmp_path: Path) -> None:

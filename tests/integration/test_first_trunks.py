@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from dataclasses import replace
 from pathlib import Path
 
 import psutil
@@ -70,11 +71,17 @@ async def test_a_job_ends_the_export_and_the_next_idle_time_does_it(
 
 
 async def test_what_cannot_be_exported_is_left_out_and_stopping_ends_it(
-    registry: Registry, monkeypatch: pytest.MonkeyPatch
+    registry: Registry, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ):
-    monkeypatch.setattr(first_trunks, "BACKBONES", {"nothing": BACKBONES["minilm"]})
+    absent = replace(BACKBONES["minilm"], package="weights-that-nobody-has")
+    rows = {"absent": absent, "nothing": BACKBONES["minilm"]}
+    monkeypatch.setattr(first_trunks, "BACKBONES", rows)
     async with worker(registry, [True]) as task:
         await asyncio.wait_for(asyncio.shield(task), SECONDS)
+    # What is not installed is not tried, so it is no error either.
+    assert [record.args for record in caplog.records if record.levelname == "ERROR"] == [
+        ("nothing",)
+    ]
     monkeypatch.setattr(first_trunks, "BACKBONES", BACKBONES)
     async with worker(registry, [True]):
         await until(lambda: bool(exporting()), seconds=30)

@@ -19,6 +19,7 @@ import pytest
 import torch
 from transformers.models.bert.modeling_bert import BertLayer
 
+from core.backbones import BACKBONES
 from core.checkpoints import Checkpoints
 from core.datasets import Modality, UploadedFile
 from core.files import FileStore
@@ -311,16 +312,30 @@ def test_the_same_job_gives_the_same_bytes(
     assert stand.files(again) == stand.files(whole[0])
 
 
-def test_auto_compares_the_backbones_that_read_the_data(stand: Stand) -> None:
+def test_auto_compares_the_backbones_that_read_the_data(
+    stand: Stand, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One of them is not installed here, and one cannot be had in int8."""
+    absent = replace(BACKBONES["minilm"], package="weights-that-nobody-has")
+    monkeypatch.setitem(BACKBONES, "minilm", absent)
     listener = Listener()
-    job = stand.job("ftjob-open", strategy="feature_extraction", model="auto")
+    job = stand.job("ftjob-open", strategy="feature_extraction", model="auto", precision="int8")
     manifest = stand.run(job, listener)
     [backbone] = listener.of("backbone_chosen")
     candidates = {each["model"]: each for each in backbone["candidates"]}
     assert manifest.backbone == backbone["model"]
-    assert set(candidates) == {"minilm", f"hf:{stand.model}"}
-    assert all(each["accuracy"] > 0 for each in candidates.values())
+    assert set(candidates) == {"wordllama", "minilm", f"hf:{stand.model}"}
+    assert "weights-that-nobody-has is not installed" in candidates["minilm"]["problem"]
+    assert "no linear layers" in candidates["wordllama"]["problem"]
+    assert candidates[manifest.backbone]["accuracy"] > 0
     assert '"what": "Backbone"' in stand.registry.file(manifest, "report.json").decode()
+
+
+def test_a_backbone_without_layers_for_deltas_keeps_the_frozen_head(stand: Stand) -> None:
+    listener = Listener()
+    manifest = stand.run(stand.job("ftjob-static", model="wordllama"), listener)
+    assert len(listener.of("frozen_head_kept")) == 1
+    assert (manifest.backbone, manifest.kind, manifest.dim) == ("wordllama", "linear", 256)
 
 
 def test_auto_tunes_where_that_can_pay_and_says_why(stand: Stand) -> None:
@@ -418,7 +433,8 @@ def test_every_kind_of_encoder_can_be_cut(kind: str, tmp_path: Path) -> None:
 
 
 def test_packaged_encoders_can_be_cut_anywhere() -> None:
-    for model, cuts in (("minilm", (0, 3, 5)), ("efficientnet-lite0", (0, 8, 15))):
+    cuts_of = {"minilm": (0, 3, 5), "mobilenet-v2": (0, 8, 16), "efficientnet-lite0": (0, 8, 15)}
+    for model, cuts in cuts_of.items():
         backbone = backbones.load(model, ())
         for cut in cuts:
             Upper(backbone, cut)

@@ -257,24 +257,6 @@ class TestCap:
         assert await queue.claim(JobKind.INGEST, "w", LONG) is not None
 
 
-class TestOutlook:
-    async def test_tells_what_runs_waits_and_how_long_jobs_take(self, queue: JobQueue) -> None:
-        spec = {"model": "minilm", "strategy": "gradual"}
-        for n in range(4):
-            await queue.enqueue(new_job(f"j{n}", spec=spec))
-        await queue.enqueue(new_job("b", "bolt"))
-        await queue.settle(await next_claim(queue), JobStatus.SUCCEEDED)
-        await queue.settle(await next_claim(queue), JobStatus.FAILED, error=BAD_DATA)
-        claim = await next_claim(queue)
-        outlook = await queue.outlook(TUNE)
-        assert [(job.id, job.spec) for job in outlook.running] == [(claim.job.id, spec)]
-        assert outlook.running[0].claimed_at == claim.job.claimed_at
-        assert outlook.now >= outlook.running[0].claimed_at
-        assert outlook.pending == {"acme": 2}
-        assert list(outlook.paces) == ["minilm gradual"]
-        assert 0 <= outlook.paces["minilm gradual"] < LONG
-
-
 class TestCheckpoints:
     async def test_restart_says_which_step_it_goes_on_from(self, queue: JobQueue) -> None:
         claim = await running(queue)

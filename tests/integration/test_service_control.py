@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from functools import partial
 from typing import TYPE_CHECKING
 
 import openai as sdk
@@ -118,32 +119,37 @@ async def test_a_cancel_takes_only_what_it_knows(
     assert (await http.post(path, json={})).json()["status"] == "cancelled"
 
 
-async def test_forecasts_are_null_until_something_was_measured(
+async def test_forecasts_follow_from_the_size_of_the_data_and_what_was_learned(
     openai: AsyncOpenAI, worker: FakeWorker, file_id: str
 ):
     jobs = openai.fine_tuning.jobs
-    first = await openai.fine_tuning.jobs.create(model="efficientnet-lite0", training_file=file_id)
+    create = partial(jobs.create, model="efficientnet-lite0", training_file=file_id)
+    first = await create()
     claim = await worker.claim(first.id)
+    estimate = claim.job.estimate
+    assert estimate is not None
+    assert not estimate.is_rough
     await worker.queue.heartbeat(claim, 30, Progress(stage="data", fraction=0.01))
-    waiting = await openai.fine_tuning.jobs.create(
-        model="efficientnet-lite0", training_file=file_id
-    )
-    assert waiting.estimated_start is None  # type: ignore[attr-defined]
-    progress = (await jobs.retrieve(first.id)).progress  # type: ignore[attr-defined]
-    assert progress["seconds_remaining"] is None
-    await worker.queue.settle(claim, JobStatus.SUCCEEDED)
+    behind = await create()
 
-    claim = await worker.claim(waiting.id)
-    await worker.queue.heartbeat(claim, 30, Progress(stage="fit", fraction=0.5))
-    behind = await openai.fine_tuning.jobs.create(model="efficientnet-lite0", training_file=file_id)
+    async def remaining(job_id: str) -> float:
+        progress = (await jobs.retrieve(job_id)).progress  # type: ignore[attr-defined]
+        seconds = progress["seconds_remaining"]
+        assert isinstance(seconds, float)
+        return seconds
+
     # A process keeps its picture for a moment.
     async with asyncio.timeout(10):
-        while (await jobs.retrieve(waiting.id)).progress["seconds_remaining"] is None:  # type: ignore[attr-defined]
-            await asyncio.sleep(0.1)
         while (await jobs.retrieve(behind.id)).estimated_start is None:  # type: ignore[attr-defined]
             await asyncio.sleep(0.1)
+    assert await remaining(first.id) < 60
+    await worker.queue.settle(claim, JobStatus.SUCCEEDED, seconds=100 * estimate.seconds)
+    claim = await worker.claim(behind.id)
+    await worker.queue.heartbeat(claim, 30, Progress(stage="data", fraction=0.01))
+    async with asyncio.timeout(10):
+        while await remaining(behind.id) < 20 * estimate.seconds:
+            await asyncio.sleep(0.1)
     await worker.queue.settle(claim, JobStatus.SUCCEEDED)
-    await jobs.cancel(behind.id)
 
 
 async def test_every_live_process_acknowledges_a_version(

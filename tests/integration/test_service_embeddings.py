@@ -58,7 +58,7 @@ BAD: list[tuple[dict[str, Any], str]] = [
     ({"input": ["good", " "]}, "input 1: the text is empty"),
     ({"input": IMAGE_URL}, "reads text"),
     ({"input": "x", "dimensions": 2}, "dimensions"),
-    ({"input": "x", "model": "shapes"}, "reads images"),
+    ({"input": "x", "model": "shapes"}, "reads images.*for embeddings a data URL"),
     ({"input": "data:image/png;base64,%%%", "model": "shapes"}, "base64"),
     ({"input": "data:image/png,abc", "model": "shapes"}, "base64"),
     ({"input": "x", "encoding_format": "hex"}, "encoding_format"),

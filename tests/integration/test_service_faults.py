@@ -137,16 +137,23 @@ async def test_a_killed_process_does_not_haunt_the_metrics(
     service: ServiceProcess, http: httpx.AsyncClient
 ):
     """The gauge is the least of all processes; one that is dead must not hold it down."""
+    before = service.pids()
     publish(service.registry, add_text_trunk(service.registry), "newest")
-    os.kill(service.pids()[0], signal.SIGKILL)
-    await until(lambda: all_alive(service), 30, "two processes")
+    os.kill(before[0], signal.SIGKILL)
+
+    async def replaced() -> bool:
+        pids = service.pids()  # the victim is among them for as long as it dies
+        return before[0] not in pids and len(pids) == len(before)
+
+    await until(replaced, 60, "another process")
     async with service.one_client_per_process() as processes:
         for client in processes.values():
             await until(lambda c=client: predicts(c, "newest"), 10, "newest")  # type: ignore[misc]
-        for client in processes.values():
-            ready = (await client.get("/readyz")).json()
-            assert (await metrics(client))["graft_live_versions"] == ready["versions"]
 
+        async def agree() -> bool:
+            ready = [(await client.get("/readyz")).json() for client in processes.values()]
+            told = [(await metrics(client))["graft_live_versions"] for client in processes.values()]
+            return {*told} == {min(answer["versions"] for answer in ready)}
 
-async def all_alive(service: ServiceProcess) -> bool:
-    return len(service.pids()) == 2
+        # What a process has loaded besides is its own, and it may load or unload at any moment.
+        await until(agree, 10, "the least of the living")

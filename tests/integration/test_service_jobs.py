@@ -183,7 +183,23 @@ async def test_a_bad_cursor_is_refused_before_the_stream_begins(
     for params in ({"stream": "true", "after": cursor}, {"after": cursor}):
         response = await http.get(path, params=params)
         assert response.status_code == 400
-        assert response.json()["error"]["type"] == "invalid_request_error"
+        assert response.json()["error"]["param"] == "after"
+
+
+async def test_a_flag_and_a_cursor_that_make_no_sense_are_refused(
+    http: httpx.AsyncClient, openai: AsyncOpenAI, file_id: str
+):
+    jobs = "/v1/fine_tuning/jobs"
+    events = f"{jobs}/{(await create(openai, file_id)).id}/events"
+    for path, param in (
+        (f"{events}?stream=maybe", "stream"),
+        (f"{jobs}?after=ftjob-none", "after"),
+        (f"{jobs}?after=ftjob-none&metadata=null", "after"),
+        ("/v1/files?order=up", "order"),
+    ):
+        response = await http.get(path)
+        assert response.status_code == 400, path
+        assert response.json()["error"]["param"] == param
 
 
 BAD: list[tuple[dict[str, Any], str]] = [
@@ -205,6 +221,7 @@ BAD: list[tuple[dict[str, Any], str]] = [
     ({"strategy": "magic"}, "strategy"),
     ({"unknown": 1}, "unknown"),
     ({"method": {"type": "dpo"}}, "method"),
+    ({"quality_gate": {}}, "quality_gate"),
 ]
 
 

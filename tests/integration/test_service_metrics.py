@@ -40,6 +40,8 @@ def busy(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServiceProcess]:
             post(running, {"model": name, "inputs": ["good cat", " ", SECRET]})
         post(running, {"model": "nothing", "inputs": ["cat"]})
         post(running, {"model": "one", "inputs": ["cat"] * 9})
+        for body in ({"model": "one", "inputs": SECRET}, {"model": SECRET, "inputs": [SECRET]}):
+            assert httpx.post(f"{running.url}/predict", json=body).status_code == 400
         httpx.get(f"{running.url}/v1/models/{SECRET}")
         httpx.get(f"{running.url}/nowhere/{SECRET}")
         yield running
@@ -128,7 +130,9 @@ def test_the_log_has_a_line_for_each_request_and_no_input(busy: ServiceProcess):
     assert (first["status"], first["model"], first["rows"]) == (200, "one@1", 3)
     assert first["failed_rows"] == 1
     assert first["timing_ms"].keys() == {"prepare", "queue", "trunk", "head", "total"}
-    assert SECRET not in busy.log.read_text()
+    text = busy.log.read_text()
+    assert SECRET not in text
+    assert "Traceback" not in text
 
 
 def read(path: Path) -> list[str]:

@@ -12,6 +12,7 @@ import httpx
 import openai as sdk
 import pytest
 
+from core.backbones import BACKBONES
 from core.changes import Change
 from core.manifests import ModelManifest, TrunkManifest
 from tests.builders import TENANT, add_text_trunk, head_files, publish
@@ -126,7 +127,7 @@ async def test_a_bad_version_is_refused_and_the_old_one_serves_on(
 
 async def test_the_models_that_there_are(openai: AsyncOpenAI):
     models = {model.id: model async for model in openai.models.list()}
-    assert {"minilm", "efficientnet-lite0", "pets", "shapes"} <= models.keys()
+    assert {*BACKBONES, "pets", "shapes"} <= models.keys()
     pets = models["pets"]
     assert (pets.object, pets.owned_by) == ("model", "default")
     extra = pets.model_extra or {}

@@ -270,9 +270,9 @@ BENTOML_CLIENT = """
 import bentoml, json, sys
 with bentoml.SyncHTTPClient(sys.argv[1]) as client:
     print(json.dumps(client.predict(model="pets", inputs=["good cat", ""], top_k=1)))
-    for model in ("cats", "../x"):
+    for bad in ({"model": "cats"}, {"model": "../x"}, {"inputs": []}, {"top_k": 0}):
         try:
-            client.predict(model=model, inputs=["a"])
+            client.predict(**{"model": "pets", "inputs": ["a"]} | bad)
         except bentoml.exceptions.BentoMLException as error:
             print(json.dumps({"status": error.error_code, "message": str(error)}))
 """
@@ -284,7 +284,7 @@ def test_bentomls_own_client(service: ServiceProcess):
         capture_output=True, text=True, timeout=60, check=False,
     )  # fmt: skip
     assert run.returncode == 0, run.stderr
-    answer, unknown, malformed = map(json.loads, run.stdout.splitlines())
+    answer, unknown, malformed, empty, top_0 = map(json.loads, run.stdout.splitlines())
     assert answer["model"] == "pets@1"
     good, bad = answer["predictions"]
     assert good.keys() == {"label", "score", "scores"}
@@ -293,3 +293,6 @@ def test_bentomls_own_client(service: ServiceProcess):
     assert "no model cats" in unknown["message"]
     assert malformed["status"] == 400
     assert "model must look like" in malformed["message"]
+    for refused, field in ((empty, "inputs"), (top_0, "top_k")):
+        assert refused["status"] == 400
+        assert f"{field}: " in refused["message"]

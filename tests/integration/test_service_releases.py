@@ -105,6 +105,8 @@ BAD: dict[str, tuple[dict[str, Any], str]] = {
     "too many shares": ({"traffic": [{"version": 1, "weight": 1}] * 17}, "traffic"),
     "no production left": ({"aliases": {"production": None}, "shadow": 1}, "aliases"),
     "a rate beyond 1": ({"guard": {"max_error_rate": 2}}, "guard"),
+    "a guard without a limit": ({"guard": {"min_rows": 5}}, "guard"),
+    "a guard of no shadow": ({"guard": {"max_disagreement": 0.1}}, "guard"),
     "a rollback with more": ({"rollback_to": 1, "shadow": 1}, "rollback_to"),
     "too long a reason": ({"shadow": 1, "reason": "x" * 501}, "reason"),
 }

@@ -127,6 +127,14 @@ def test_an_early_refusal_leaves_the_connection_usable(keyed: ServiceProcess):
         assert answers(connection, 2) == [401, 200]
 
 
+def test_a_head_that_does_not_end_is_given_up(keyed: ServiceProcess):
+    """Nothing has asked for the key yet."""
+    with socket.create_connection(("127.0.0.1", keyed.port), timeout=20) as connection:
+        connection.sendall(b"GET /livez HTTP/1.1\r\nX-Long: ")
+        with pytest.raises(ConnectionError):
+            connection.sendall(b"a" * 10_000_000)
+
+
 def test_a_body_that_is_too_large_is_refused_before_it_is_sent(service: ServiceProcess):
     head = b"POST /v1/predict HTTP/1.1\r\nHost: localhost\r\nContent-Length: 9000000000\r\n\r\n"
     with socket.create_connection(("127.0.0.1", service.port), timeout=20) as connection:

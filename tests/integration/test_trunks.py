@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import importlib
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -11,10 +12,13 @@ from pathlib import Path
 import numpy as np
 import onnx
 import pytest
+import safetensors.numpy
 import torch
 from onnx import helper
+from tokenizers import Tokenizer
 from torch import Tensor, nn
 
+from core.backbones import BACKBONES
 from core.errors import Conflict, DataError, ExportMismatch
 from core.manifests import TrunkManifest
 from core.preprocessing import Prepared, PreparedImage, PreparedText
@@ -28,7 +32,8 @@ from tests.integration.hf_models import (
     save_text_model,
 )
 from training import backbones, parity, trunks
-from training.backbones import TorchBackbone
+from training.backbones import TorchBackbone, sources, wordllama
+from training.quantization import is_quantisable
 
 
 @pytest.fixture
@@ -87,16 +92,35 @@ def test_image_encoders_end_to_end(kind: str, registry: Registry, tmp_path: Path
     np.testing.assert_allclose(trunk.encode(rows[:1]), expected[:1], atol=tolerance(expected))
 
 
-@pytest.mark.parametrize("model", ["minilm", "efficientnet-lite0"])
+@pytest.mark.parametrize("model", BACKBONES)
 def test_packaged_backbones_equal_torch(model: str, registry: Registry) -> None:
     exports: list[str] = []
     trunk = ensure(registry, model, exports=exports)
     assert exports == [model]
     assert 0 < trunk.manifest.max_difference < 1e-4
-    assert trunk.dim == trunk.manifest.dim == backbones.load(model, ()).dim
+    row, slots = BACKBONES[model], trunk.manifest.slots
+    assert trunk.dim == trunk.manifest.dim == backbones.load(model, ()).dim == row.dim
+    assert (row.has_deltas, row.has_int8) == (bool(slots), is_quantisable(slots))
     again = ensure(registry, model, exports=exports)
     assert exports == [model]
     assert again.manifest == trunk.manifest
+
+
+def test_wordllama_is_what_its_own_package_computes(registry: Registry) -> None:
+    trunk = ensure(registry, "wordllama", exports=[])
+    assert "wordllama" not in sys.modules
+    texts = ["where is my card", " Grüße, 你好 \U0001f98b\n", "x", "a lost transfer " * 1000]
+    # Its loader looks for the tokenizer in a folder that it does not have, and asks the hub.
+    folder = sources.locate("wordllama", ()).root
+    theirs = importlib.import_module("wordllama.inference").WordLlamaInference(
+        safetensors.numpy.load_file(folder / wordllama.WEIGHTS)["embedding.weight"],
+        Tokenizer.from_file(str(folder / wordllama.TOKENIZER)),
+    )
+    rows = [trunk.preprocessor.prepare(text) for text in (*texts, "")]  # type: ignore[arg-type]
+    features = trunk.encode(rows)
+    np.testing.assert_allclose(features[:-1], theirs.embed(texts, norm=True), atol=1e-5)
+    assert not features[-1].any()  # no tokens: theirs divides by zero
+    np.testing.assert_allclose(trunk.encode(rows[:1]), features[:1], atol=1e-6)
 
 
 def test_a_known_trunk_loads_without_transformers(registry: Registry, tmp_path: Path) -> None:

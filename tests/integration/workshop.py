@@ -10,7 +10,7 @@ from typing import Any
 
 from core.datasets import FileErrors, UploadedFile
 from core.files import FileStore
-from core.jobs import EventLevel, FineTuneRequest, Job, JobKind, JobStatus
+from core.jobs import STAGES, EventLevel, FineTuneRequest, Job, JobKind, JobStatus
 from core.manifests import ModelManifest
 from core.registry import Registry
 from core.settings import Settings
@@ -34,7 +34,11 @@ class Recorder:
         pass
 
     def progress(self, stage: str, fraction: float) -> None:
-        assert 0 <= fraction <= 1
+        """Forecasts know the stages by this table (service.forecast)."""
+        if stage == "features":
+            assert STAGES["trunk"] <= fraction <= STAGES["inspect"]
+        else:
+            assert fraction == STAGES[stage]
 
     def authorise(self) -> None:
         pass

@@ -14,7 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from core.adapter_bank import AdapterBank, BankedAdapter
-from core.adapters import Adapter, Delta, feed, input_names
+from core.adapters import ROWS, Adapter, Delta, feed, input_names
 from core.preprocessing import PreparedText
 from core.registry import Registry
 from core.store import ArtifactStore
@@ -31,11 +31,12 @@ STEP = st.one_of(
 )
 
 
-@pytest.fixture(scope="module")
-def trunk(tmp_path_factory: pytest.TempPathFactory) -> Trunk:
+@pytest.fixture(scope="module", params=["by row", "as before"])
+def trunk(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Trunk:
     """The adaptable trunk, whose bank is the tests' to fill."""
     registry = Registry(ArtifactStore(str(tmp_path_factory.mktemp("store"))))
-    digest = add_text_trunk(registry, adaptable=True).digest
+    by_row = request.param == "by row"
+    digest = add_text_trunk(registry, adaptable=True, by_row=by_row).digest
     return Trunk.load(registry, digest, threads=1, max_pixels=1)
 
 
@@ -69,11 +70,12 @@ def test_mixed_rows_equal_unbatched_ones_whatever_was_loaded_between(trunk, step
     asyncio.run(run())
 
 
-def test_gathering_while_others_load_and_unload_gives_each_row_its_own():
+@pytest.mark.parametrize("takes_rows", [True, False])
+def test_gathering_while_others_load_and_unload_gives_each_row_its_own(takes_rows: bool):
     """One thread gathers what it holds; the arrays are replaced under it all the time."""
-    bank = AdapterBank(SLOTS)
+    bank = AdapterBank(SLOTS, takes_rows=takes_rows)
     mine = {number: bank.add(_constant(number)) for number in range(1, 6)}
-    names = [name for slot in SLOTS for name in input_names(slot)]
+    names = [(name, number) for number, slot in enumerate(SLOTS) for name in input_names(slot)]
     is_over, wrong = threading.Event(), []
 
     def gather() -> None:
@@ -81,9 +83,10 @@ def test_gathering_while_others_load_and_unload_gives_each_row_its_own():
         while not is_over.is_set():
             numbers = random.integers(0, 6, size=8).tolist()
             deltas = bank.gather([mine.get(number) for number in numbers])
-            for name in names if deltas else ():
+            for name, slot in names if deltas else ():
+                taken = deltas[name][deltas[ROWS][slot]] if ROWS in deltas else deltas[name]
                 wrong.extend(
-                    n for n, array in zip(numbers, deltas[name], strict=False) if (array != n).any()
+                    n for n, array in zip(numbers, taken, strict=False) if (array != n).any()
                 )
 
     thread = threading.Thread(target=gather)
@@ -125,6 +128,20 @@ def test_rows_of_one_model_share_the_bank_s_own_memory():
     partial = bank.add(random_adapter(3, (0, 2)))
     shapes = [array.shape[0] for array in bank.gather([partial, None]).values()]
     assert shapes == [1, 1, 2, 2]
+
+
+def test_rows_of_several_models_are_fed_the_bank_itself():
+    bank = AdapterBank(SLOTS, takes_rows=True)
+    one, other = bank.add(random_adapter(1)), bank.add(random_adapter(2))
+    first, second = bank.gather([one, other]), bank.gather([other, None, one])
+    names = [name for slot in SLOTS for name in input_names(slot)]
+    assert all(np.shares_memory(first[name], second[name]) for name in names)
+    assert (first[ROWS].tolist(), second[ROWS].tolist()) == ([[1, 2]] * 2, [[2, 0, 1]] * 2)
+    assert ROWS not in bank.gather([one, one])
+    shorter = bank.add(random_adapter(3, (1, 2)))
+    ranks = bank.gather([one, shorter])
+    assert not np.shares_memory(ranks[names[0]], first[names[0]])
+    assert ranks[ROWS].tolist() == [[0, 1], [1, 3]]
 
 
 def _constant(number: int) -> Adapter:

@@ -11,7 +11,7 @@ from typing import cast
 import pytest
 
 from core.errors import Unavailable
-from core.jobs import Failure, Job, JobKind, JobStatus, NewJob, StopReason
+from core.jobs import Estimate, Failure, Job, JobKind, JobStatus, NewJob, StopReason
 from core.presence import Presence, Role
 from core.queue.memory import MemoryJobQueue
 from core.queue.protocol import Claim
@@ -148,8 +148,14 @@ def attempt(
         stop_seconds=STOP_SECONDS,
         stopping=stopping or asyncio.Event(),
         withdraw=_answer(not has_published),
+        expect=_expect,
         presence=presence or FakePresence(),
     )
+
+
+async def _expect(job: Job) -> Estimate | None:
+    """What is expected of the job `small`, and of no other."""
+    return Estimate(pace="p", stages={"fit": 2.0}) if job.id == "small" else None
 
 
 def _answer(withdraws: bool) -> Callable[[Job], Awaitable[bool]]:
@@ -173,6 +179,32 @@ async def test_success_is_settled_with_events_and_result() -> None:
     assert (job.status, job.result) == (JobStatus.SUCCEEDED, DONE.result)
     assert child.got_go
     assert "stage" in [event.type for event in await queue.events("default", "job-1")]
+
+
+async def test_a_file_that_was_parsed_tells_how_long_its_jobs_will_take() -> None:
+    queue = MemoryJobQueue()
+    claim = await claimed(queue, JobKind.INGEST)
+    for id in ("small", "unknown"):
+        await queue.enqueue(
+            NewJob(tenant="default", id=id, kind=JobKind.FINE_TUNE, spec={}, after=("job-1",))
+        )
+    await attempt(queue, claim, FakeChild(SucceededMessage(result={}, seconds=1.0))).run()
+    found = [await queue.get("default", id) for id in ("small", "unknown")]
+    assert [job and (job.status, job.estimate and job.estimate.seconds) for job in found] == [
+        (JobStatus.QUEUED, 2.0), (JobStatus.QUEUED, None),
+    ]  # fmt: skip
+
+
+async def test_what_a_job_took_is_learned() -> None:
+    queue = MemoryJobQueue()
+    estimate = Estimate(pace="p", stages={"fit": 2.0})
+    await queue.enqueue(
+        NewJob(tenant="default", id="j", kind=JobKind.FINE_TUNE, spec={}, estimate=estimate)
+    )
+    claim = await queue.claim(JobKind.FINE_TUNE, "w", LEASE_SECONDS)
+    assert claim is not None
+    await attempt(queue, claim, FakeChild(SucceededMessage(result={}, seconds=6.0))).run()
+    assert (await queue.outlook(JobKind.FINE_TUNE)).ratios == {"p": 3.0}
 
 
 async def test_failure_is_final() -> None:

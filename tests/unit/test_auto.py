@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from core.backbones import candidates
 from core.datasets import DatasetManifest, Modality
 from core.errors import DataError
 from core.preprocessing import FloatArray
@@ -130,3 +131,10 @@ def test_unseen_rows_tell_how_far_away_an_ordinary_row_is() -> None:
     ordinary = unseen_quantiles(seen, targets[:100], unseen, 2)
     stretched = unseen_quantiles(drawn, targets[:100], unseen, 2)
     assert stretched[100] > 4 * ordinary[100]
+
+
+def test_a_backbone_that_cannot_be_tuned_is_the_last_choice_of_a_job_that_tunes() -> None:
+    assert candidates(Modality.TEXT, ("a",)) == ["wordllama", "minilm", "hf:a"]
+    assert candidates(Modality.TEXT, ("a",), to_tune=True) == ["minilm", "hf:a", "wordllama"]
+    images = ["mobilenet-v2", "efficientnet-lite0"]
+    assert candidates(Modality.IMAGE, ()) == candidates(Modality.IMAGE, (), to_tune=True) == images

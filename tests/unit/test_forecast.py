@@ -1,69 +1,129 @@
-"""Forecasts follow from what was measured, and are None where nothing was."""
+"""Forecasts follow from what is expected of jobs and what was learned, or are None."""
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+from itertools import pairwise
+
 import pytest
 
-from core.jobs import Job, JobKind, JobStatus, Json, Outlook, Progress, Running
-from service.forecast import estimated_start, seconds_remaining
+from core.jobs import STAGES, Estimate, Job, JobKind, JobStatus, Line, Outlook, Progress, Running
+from service.forecast import NEXT_CHILD_SECONDS, WARM_UP_SECONDS, schedule, seconds_remaining
 
 NOW = 1000.0
-SPEC: Json = {"model": "minilm", "strategy": "gradual"}
-PACES = {"minilm gradual": 60.0}
+BETWEEN = NEXT_CHILD_SECONDS + WARM_UP_SECONDS
+ROUGH = Estimate(pace="hf", stages={"fit": 60}, is_rough=True)
+
+STAGED = Estimate(pace="minilm", stages={"data": 1, "features": 5, "fit": 2, "report": 2})
 
 
-def job(status: JobStatus = JobStatus.QUEUED, **fields: object) -> Job:
-    return Job(
-        tenant="acme", id="j", kind=JobKind.FINE_TUNE, status=status, spec=SPEC, created_at=0,
-        **fields,  # type: ignore[arg-type]
+def expected(seconds: float) -> Estimate:
+    return Estimate(pace="minilm", stages={"features": seconds / 2, "fit": seconds / 2})
+
+
+def outlook(
+    *running: tuple[float, Estimate | None], ratio: float | None = None,
+    lines: dict[str, list[Estimate | None]] | None = None, more: int = 0,
+) -> Outlook:  # fmt: skip
+    return Outlook(
+        now=NOW,
+        running=tuple(
+            Running(
+                id="r", claimed_at=at, estimate=each, progress=Progress(stage="fit", fraction=0.62)
+            )
+            for at, each in running
+        ),
+        ratios={} if ratio is None else {"minilm": ratio},
+        pending={
+            tenant: Line(count=len(line) + more, first=tuple(line))
+            for tenant, line in (lines or {}).items()
+        },
+    )
+
+
+def starts(picture: Outlook, workers: int = 1, tenant: str = "acme", count: int = 1) -> list[float]:
+    plan = schedule(picture, workers)
+    found = [plan.start(tenant, place) for place in range(count)]
+    assert None not in found
+    return [round(at - NOW, 1) for at in found if at is not None]
+
+
+def test_a_free_worker_starts_a_job_at_once() -> None:
+    assert starts(outlook(lines={"acme": [expected(9)]})) == [0]
+    assert starts(outlook((NOW - 5, expected(10)), lines={"acme": [expected(9)]}), workers=2) == [0]
+    assert starts(outlook()) == [0]  # one that the picture does not show yet
+    assert starts(outlook(lines={"acme": [None]})) == [0]
+
+
+def test_those_before_it_take_as_long_as_their_size_says() -> None:
+    line = [expected(40), expected(2), expected(7)]
+    found = starts(outlook(lines={"acme": line}), count=3)
+    assert found == [0, 40 + BETWEEN, 42 + 2 * BETWEEN]
+    # One that runs has half of its twenty seconds behind it.
+    behind = starts(outlook((NOW - 10, expected(20)), lines={"acme": line}), count=3)
+    assert behind == [at + 10 + NEXT_CHILD_SECONDS for at in found]
+    # Of two workers, the one that has the short jobs takes them all.
+    assert starts(outlook(lines={"acme": line}), workers=2, count=3) == [0, 0, 2 + BETWEEN]
+
+
+def test_what_was_learned_is_applied() -> None:
+    line = [expected(40), expected(1)]
+    assert starts(outlook(lines={"acme": line}, ratio=0.5), count=2)[1] == 20 + BETWEEN
+
+
+def test_tenants_take_turns() -> None:
+    lines = {"bolt": [expected(30), expected(30)], "acme": [expected(5), expected(5)]}
+    found = starts(outlook(lines=lines), count=2)
+    assert found == [30 + BETWEEN, 65 + 3 * BETWEEN]
+
+
+def test_what_is_too_far_behind_to_be_told_counts_like_the_others() -> None:
+    line = [expected(10), expected(30)]
+    far = schedule(outlook(lines={"acme": line}, more=100), workers=2).start("acme", 2 + 10)
+    assert far == pytest.approx(NOW + 10 + BETWEEN + 10 * (20 + BETWEEN) / 2, abs=0.1)
+
+
+def test_unknown_jobs_count_like_the_others_and_alone_tell_nothing() -> None:
+    line = [expected(10), None, ROUGH, expected(30)]
+    found = starts(outlook(lines={"acme": line}), count=4)
+    assert [b - a for a, b in pairwise(found)] == [10 + BETWEEN, 20 + BETWEEN, 20 + BETWEEN]
+    alone = schedule(outlook(lines={"acme": [None, ROUGH, None]}), workers=1)
+    assert [alone.start("acme", place) for place in range(4)] == [NOW, None, None, None]
+    assert schedule(outlook(lines={"acme": [expected(1)]}), workers=0).start("acme", 0) is None
+
+
+@dataclass(frozen=True)
+class Case:
+    """Whether a running job is where it is expected to be, and what is left of it."""
+
+    name: str
+    elapsed: float
+    progress: Progress | None
+    seconds: float | None
+    estimate: Estimate | None = STAGED
+    ratio: float | None = None
+
+
+HALF_WAY = Progress(stage="features", fraction=(STAGES["features"] + STAGES["inspect"]) / 2)
+
+
+@pytest.mark.parametrize("case", [
+    Case("not begun", 3.0, None, 10.0),
+    Case("on time", 3.5, HALF_WAY, 6.5),
+    Case("twice as fast as expected", 1.75, HALF_WAY, 0.65 * (6.5 + 1.75)),
+    Case("thrice as slow", 10.5, HALF_WAY, 0.65 * (6.5 + 10.5)),
+    Case("known to be twice as slow", 7.0, HALF_WAY, 13.0, ratio=2.0),
+    Case("in a stage that does not tell", 7.0, Progress(stage="fit", fraction=0.62), 3.0),
+    Case("longer in it than expected", 9.0, Progress(stage="fit", fraction=0.62), 0.2 * 11),
+    Case("at the end", 10.0, Progress(stage="publish", fraction=0.95), 0.0),
+    Case("unknown, half done", 20.0, Progress(stage="fit", fraction=0.5), 20.0, estimate=None),
+    Case("unknown, just begun", 20.0, Progress(stage="data", fraction=0.05), None, estimate=None),
+    Case("rough", 20.0, Progress(stage="fit", fraction=0.5), 20.0, estimate=ROUGH),
+], ids=lambda case: case.name)  # fmt: skip
+def test_remaining(case: Case) -> None:
+    running = Job(
+        tenant="acme", id="j", kind=JobKind.FINE_TUNE, status=JobStatus.RUNNING, spec={},
+        created_at=0, claimed_at=NOW - case.elapsed, estimate=case.estimate, progress=case.progress,
     )  # fmt: skip
-
-
-def outlook(*claimed_at: float, paces: dict[str, float] = PACES, **pending: int) -> Outlook:
-    running = tuple(Running(id=f"r{at}", spec=SPEC, claimed_at=at) for at in claimed_at)
-    return Outlook(now=NOW, running=running, paces=paces, pending=pending or {"acme": 1})
-
-
-@pytest.mark.parametrize(
-    ("position", "workers", "picture", "seconds"),
-    [
-        (0, 1, outlook(), 0),  # a worker is free
-        (0, 1, outlook(NOW - 20), 40),
-        (0, 1, outlook(NOW - 90), 0),  # it takes longer than usual: it may end at any moment
-        (2, 1, outlook(NOW - 20), 160),
-        (0, 2, outlook(NOW - 20), 0),
-        (2, 2, outlook(NOW - 20, NOW - 50), 70),
-        (1, 2, outlook(NOW - 20, NOW - 50), 40),
-        (3, 2, outlook(NOW - 20, NOW - 50), 100),
-        (1, 1, outlook(NOW - 20, acme=2, bolt=9), 160),  # bolt's turn comes between
-        (0, 1, outlook(NOW - 20, bolt=9, acme=2), 100),
-    ],
-)
-def test_start(position: int, workers: int, picture: Outlook, seconds: float) -> None:
-    assert estimated_start(job(), position, picture, workers) == NOW + seconds
-
-
-def test_start_is_unknown_without_workers_or_measurements() -> None:
-    assert estimated_start(job(), 0, outlook(), 0) is None
-    assert estimated_start(job(), 0, outlook(NOW - 20, paces={}), 1) is None
-    assert estimated_start(job(), 0, outlook(paces={}), 1) == NOW
-
-
-@pytest.mark.parametrize(
-    ("fraction", "said", "claimed_at", "paces", "seconds"),
-    [
-        (0.5, 7.0, NOW - 20, PACES, 7.0),  # the job knows best
-        (0.5, None, NOW - 20, PACES, 40.0),
-        (0.5, None, NOW - 90, PACES, 90.0),  # longer than usual: from its progress
-        (0.25, None, NOW - 20, {}, 60.0),
-        (0.05, None, NOW - 20, {}, None),
-        (0.05, None, NOW - 90, PACES, None),
-    ],
-)
-def test_remaining(
-    fraction: float, said: float | None, claimed_at: float, paces: dict[str, float],
-    seconds: float | None,
-) -> None:  # fmt: skip
-    progress = Progress(stage="fit", fraction=fraction, seconds_remaining=said)
-    running = job(JobStatus.RUNNING, claimed_at=claimed_at, progress=progress)
-    assert seconds_remaining(running, outlook(claimed_at, paces=paces)) == seconds
+    found = seconds_remaining(running, outlook(ratio=case.ratio))
+    assert found == (case.seconds and pytest.approx(case.seconds, abs=0.06))

@@ -19,6 +19,7 @@ from core.manifests import DatasetReference, ModelManifest
 from core.registry import Registry
 from core.store import ArtifactStore
 from tests.builders import TENANT, add_text_trunk, draft, head_files, promote
+from training.duplicates import content_key
 from training.gate import Comparison, HeldOut, compare_with_current, judge
 
 ROWS = 60
@@ -132,6 +133,18 @@ class TestComparison:
         assert (found.current, found.basis, found.rows) == ("pets@1", "same_rows", 30)
         assert found.current_accuracy == 1.0
         assert found.new_accuracy == np.mean([label == "cat" for label in held_out.labels[30:]])
+
+    def test_what_was_read_already_is_not_read_again(
+        self, registry: Registry, files: FileStore, current: ModelManifest
+    ) -> None:
+        files.delete("file-old")
+        found = compare_with_current(
+            registry, files, TENANT, "pets", self.held_out(registry, current, slice(None)),
+            lambda model: (Head.load(registry, model), np.empty((0, 0), np.float32)),
+            {"file-old": {content_key(text) for text in texts()[:30]}},
+        )  # fmt: skip
+        assert found is not None
+        assert (found.rows, found.current_accuracy) == (30, 1.0)
 
     def test_another_trunk_computes_its_own_features(
         self, registry: Registry, files: FileStore, current: ModelManifest

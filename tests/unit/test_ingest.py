@@ -253,6 +253,13 @@ def test_labels_that_differ_by_whitespace_are_the_same_and_texts_stay_as_they_ar
     assert rows == [(" a ", "x"), ("a", "x"), (" a ", "y"), (" a ", "y")]
 
 
+def test_an_accent_is_the_same_however_it_is_composed() -> None:
+    composed, decomposed = "caf\u00e9", "cafe\u0301"
+    data = f"text,label\n{decomposed},{composed}\nb,{decomposed}\nc,x\nd,x\n".encode()
+    rows = accepted(data, "a.csv")
+    assert rows[:2] == [(decomposed, composed), ("b", composed)]
+
+
 def test_errors_beyond_a_hundred_are_counted_only() -> None:
     outcome, _ = parse(b"text,label\n" + b" ,x\n" * 1000, "a.csv")
     assert isinstance(outcome, FileErrors)

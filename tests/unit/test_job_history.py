@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from core.errors import NotFound, Unavailable
+from core.errors import InvalidRequest, NotFound, Unavailable
 from core.jobs import Failure, Job, JobEvent, JobKind, JobStatus, NewJob
 from core.queue.memory import MemoryJobQueue
 from core.registry import Registry
@@ -272,4 +272,5 @@ class TestHistory:
             seen += [job.id for job in page]
             after = page[-1].id
         assert seen == ["e0", "d0", "c1", "c0", "b2", "b1", "b0", "a2", "a1", "a0"]
-        assert await history.list(TENANT, after="gone") == []
+        with pytest.raises(InvalidRequest):
+            await history.list(TENANT, after="gone")

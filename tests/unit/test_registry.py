@@ -159,6 +159,15 @@ def test_deleting_a_version(registry: Registry, trunk: TrunkManifest, tmp_path: 
     assert registry.file(registry.manifest(TENANT, "pets", 10), "head.onnx") == b"head"
 
 
+def test_the_only_version_is_not_deleted_by_its_number_while_it_is_released(
+    registry: Registry, trunk: TrunkManifest
+):
+    publish(registry, trunk, files=FILES)
+    with pytest.raises(Conflict):
+        registry.delete(TENANT, "pets", 1)
+    assert registry.catalogue(TENANT) == {"pets": Listing((1,), 1)}
+
+
 def test_deleting_a_model_leaves_its_neighbours(registry: Registry, trunk: TrunkManifest):
     publish(registry, trunk, "pets", files=FILES)
     publish(registry, trunk, "pets-2", files=FILES)

@@ -63,6 +63,8 @@ async def test_what_is_wrong_with_a_body_is_said():
     with pytest.raises(InvalidRequest, match="name: ") as refused:
         await read_body(request(b"{}"), Body)
     assert refused.value.param == "name"
+    with pytest.raises(InvalidRequest, match=r"a JSON object$"):
+        await read_body(request(b"[]"), Body)
 
 
 @pytest.mark.parametrize(

@@ -6,8 +6,9 @@ Everything is read from local files: weights that come inside packages, director
 operator listed, or a pinned revision of a hub repository.
 
     sources          which files a backbone is, and their digest
-    hf               any Hugging Face encoder, through `transformers.AutoModel`
-    efficientnet_lite  EfficientNet-Lite0, our own module
+    hf               any Hugging Face encoder, through `transformers.AutoModel`; MiniLM is one
+    wordllama        WordLlama's vectors, our own module
+    inverted_residuals  our own module of which efficientnet_lite and mobilenet are two tables
 
 Not here: the export to ONNX and its check (training.trunks), the table (core.backbones).
 """
@@ -18,11 +19,12 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from core.datasets import Modality
-from core.preprocessing import ImagePreprocess, TextPreprocess
 from training.backbones import sources
 
 if TYPE_CHECKING:
     from torch import nn
+
+    from core.preprocessing import ImagePreprocess, TextPreprocess
 
 
 @dataclass(frozen=True)
@@ -56,13 +58,23 @@ def load(model: str, hf_models: tuple[str, ...]) -> TorchBackbone:
     Raises `DataError` with `param="model"` if it is not offered, or cannot be used as an encoder.
     """
     source = sources.locate(model, hf_models)
-    if source.name == "efficientnet-lite0":
-        from training.backbones import efficientnet_lite
+    match source.name:
+        case "wordllama":
+            from training.backbones import wordllama
 
-        return efficientnet_lite.load(source)
-    from training.backbones import hf
+            return wordllama.load(source)
+        case "mobilenet-v2":
+            from training.backbones import mobilenet
 
-    return hf.load(source)
+            return mobilenet.load(source)
+        case "efficientnet-lite0":
+            from training.backbones import efficientnet_lite
+
+            return efficientnet_lite.load(source)
+        case _:
+            from training.backbones import hf
+
+            return hf.load(source)
 
 
 def digest(model: str, hf_models: tuple[str, ...]) -> str:

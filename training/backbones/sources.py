@@ -1,12 +1,12 @@
 """Which files a backbone is read from, and one digest over them. Imports no torch.
 
-    minilm, efficientnet-lite0        inside installed packages, which are found but not imported
+    those of the table                inside installed packages, which are found but not imported
     hf:<directory>                    a directory in the Hugging Face layout
     hf:<org>/<name>@<revision>        a hub repository, fetched once into the hub's own cache
 
 Only weights in safetensors, JSON, vocabularies and SentencePiece models are read or fetched: no
-code and no pickle. The one exception is EfficientNet-Lite0's own packaged `.pth`, whose hash is
-pinned and which is read with `weights_only=True`.
+code and no pickle. The exceptions are the packaged `.pth` of the image backbones, whose hashes are
+pinned and which are read with `weights_only=True`.
 """
 
 from __future__ import annotations
@@ -17,14 +17,17 @@ from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
 
-from core.backbones import BACKBONES, HF_PREFIX, is_allowed
+from core.backbones import BACKBONES, HF_PREFIX, Backbone, is_allowed
 from core.errors import DataError
 
-_FOLDERS = {"minilm": "model", "efficientnet-lite0": "models"}
-"""Where a packaged backbone's files are inside its package."""
-
 _PATTERNS = ("*.safetensors", "*.json", "*.txt", "*.model")
-_PACKAGED_PATTERNS = (*_PATTERNS, "*.pth")
+_PACKAGED = {
+    "minilm": ("model", _PATTERNS),
+    "efficientnet-lite0": ("models", ("*.pth",)),
+    "mobilenet-v2": ("weights", ("*.pth",)),
+    "wordllama": ("", ("weights/*.safetensors", "tokenizers/*.json")),
+}
+"""In which folder of its package a backbone's files are, and which they are."""
 _HUB_ENTRY = re.compile(r"(?P<repo>[\w.-]+/[\w.-]+)@(?P<revision>[\w.-]+)\Z")
 
 
@@ -56,10 +59,21 @@ def locate(model: str, hf_models: tuple[str, ...]) -> Source:
         raise unusable("this worker does not offer that model")
     if model.startswith(HF_PREFIX):
         return _scan(model, _hugging_face_root(model.removeprefix(HF_PREFIX)), _PATTERNS)
-    spec = find_spec(BACKBONES[model].package.replace("-", "_"))
-    if spec is None or spec.origin is None:
+    package = _package(BACKBONES[model])
+    if package is None:
         raise unusable(f"the package {BACKBONES[model].package} is not installed on this worker")
-    return _scan(model, Path(spec.origin).parent / _FOLDERS[model], _PACKAGED_PATTERNS)
+    folder, patterns = _PACKAGED[model]
+    return _scan(model, package / folder, patterns)
+
+
+def is_installed(backbone: Backbone) -> bool:
+    """Tell whether the package with a backbone's weights is on this machine."""
+    return _package(backbone) is not None
+
+
+def _package(backbone: Backbone) -> Path | None:
+    spec = find_spec(backbone.package.replace("-", "_"))
+    return None if spec is None or spec.origin is None else Path(spec.origin).parent
 
 
 def unusable(reason: str) -> DataError:

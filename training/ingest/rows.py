@@ -87,7 +87,10 @@ def check_text(value: object, limits: Limits) -> str | Unusable:
 
 
 def check_label(value: object) -> str | Unusable:
-    """Return the label stripped of surrounding whitespace, an integer in decimal, or why not."""
+    """Return the label stripped and in Unicode's NFC, an integer in decimal, or why not.
+
+    A Mac's archives decompose the accents of folder names, and the same class must stay one.
+    """
     if isinstance(value, Unusable):
         return value
     if value is None:
@@ -96,7 +99,7 @@ def check_label(value: object) -> str | Unusable:
         value = str(value)
     if not isinstance(value, str):
         return Unusable(f"the label must be a string or an integer, not {kind(value)}")
-    label = value.strip()
+    label = unicodedata.normalize("NFC", value.strip())
     if not label:
         return Unusable("the label is blank; fill it in or remove the row")
     if len(label) > MAX_LABEL_CHARS:

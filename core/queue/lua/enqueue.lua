@@ -9,7 +9,8 @@
 -- ARGV[6]  most unfinished jobs of this tenant and kind
 -- ARGV[7]  retention of a finished job, seconds
 -- ARGV[8]  how a repeat of the request is known (core.jobs.Once), JSON, or ''
--- ARGV[9…] ids of the jobs that must succeed first
+-- ARGV[9]  what is expected of the job (core.jobs.Estimate), JSON, or ''
+-- ARGV[10…] ids of the jobs that must succeed first
 --
 -- Answers {'ok', id, record}, {'reused', id}, {'forgotten', id}, {'missing', id} or {'full'}.
 
@@ -23,7 +24,7 @@ local recalled = once and recall(tenant, once)
 if recalled then return recalled end
 
 local waiting, failure = {}, false
-for n = 9, #ARGV do
+for n = 10, #ARGV do
   local first = redis.call('HMGET', job_key(tenant, ARGV[n]), 'status', 'error')
   local status = first[1]
   if not status then return {'missing', ARGV[n]} end
@@ -45,6 +46,7 @@ redis.call(
   'HSET', key, 'kind', kind, 'status', 'validating_files', 'spec', ARGV[4], 'priority', ARGV[5],
   'attempt', 0, 'created_at', (clock()), 'seq', seq
 )
+if ARGV[9] ~= '' then redis.call('HSET', key, 'estimate', ARGV[9]) end
 redis.call('ZADD', index, seq, id)
 if once then remember(tenant, once, id) end
 if failure then
@@ -56,6 +58,6 @@ if #waiting > 0 then
   redis.call('HSET', key, 'waiting', #waiting)
   for _, first in ipairs(waiting) do redis.call('SADD', waiters_key(tenant, first), id) end
 else
-  admit(tenant, id, #ARGV >= 9)
+  admit(tenant, id, #ARGV >= 10)
 end
 return {'ok', id, record(tenant, id)}

@@ -14,9 +14,6 @@ local CANCELLED_FILE = cjson.encode({
 -- How often more than others a job that may have published is tried: it must end with the truth, but
 -- one that kills whoever publishes it must not do so for ever.
 local PUBLISHING_LOSSES = 20
--- The weight of the newest job in what is remembered of how long jobs take.
-local PACE_WEIGHT = 0.5
-local MAX_PACES = 1000
 -- The kinds of job whose records outlast Redis; what became of a file is told by the file.
 local ARCHIVED = {fine_tune = true}
 local ENDINGS = {succeeded = 'The job succeeded.', cancelled = 'The job was cancelled.'}
@@ -108,22 +105,6 @@ local function leave_worker(tenant, id, kind)
   end
 end
 
--- Remember how long a job took, as an exponential average for its model and strategy.
-local function learn_pace(key, kind)
-  local job = redis.call('HMGET', key, 'spec', 'claimed_at', 'attempt')
-  local spec = cjson.decode(job[1])
-  -- What an attempt took that began in the middle tells nothing.
-  if type(spec.model) ~= 'string' or job[3] ~= '1' then return end
-  local paces, name = shared_key('paces', kind), spec.model .. ' ' .. tostring(spec.strategy)
-  local seconds, before = tonumber((clock())) - tonumber(job[2]), redis.call('HGET', paces, name)
-  if before then
-    seconds = PACE_WEIGHT * seconds + (1 - PACE_WEIGHT) * tonumber(before)
-  elseif redis.call('HLEN', paces) >= MAX_PACES then
-    return
-  end
-  redis.call('HSET', paces, name, string.format('%.3f', seconds))
-end
-
 local function expire_job(tenant, id, retention)
   redis.call('EXPIRE', job_key(tenant, id), retention)
   redis.call('EXPIRE', events_key(tenant, id), retention)
@@ -134,7 +115,6 @@ end
 local function end_job(tenant, id, status, result, failure, retention)
   local key = job_key(tenant, id)
   local kind = redis.call('HGET', key, 'kind')
-  if status == 'succeeded' then learn_pace(key, kind) end
   redis.call('HSET', key, 'status', status, 'finished_at', (clock()))
   redis.call('HDEL', key, 'waiting', 'progress', 'publishing', 'pause_requested', 'last_failure')
   if result then redis.call('HSET', key, 'result', result) end

@@ -1,0 +1,236 @@
+"""The scenarios of the serving bench: each compares what it starts itself, round by round."""
+
+from __future__ import annotations
+
+import io
+import json
+import statistics
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import httpx
+import numpy as np
+from PIL import Image
+from serving_figures import Bench
+from serving_rig import Models, Service, start_load, text_body
+
+from core.head import Head
+from core.identifiers import DEFAULT_TENANT
+from core.manifests import ModelManifest, Precision
+from core.trunk import Trunk
+
+CONCURRENCY = (1, 8, 32)
+FULL_SESSIONS_MB = 2_000
+
+
+def text(bench: Bench) -> None:
+    """17 tokens, fp32, one worker: against the limit, and against the peers."""
+    manifest = bench.models.publish(bench.models.trunk("minilm"), "one")
+    peers = bench.peers
+    servers = peers.prepare(bench.models, manifest)
+    for _ in range(bench.rounds):
+        limit = bench.limit("one", bench.text_file())
+        bench.note("in process: p50 ms", limit["p50_ms"])
+        bench.note("in process: rate at batch 32", limit["rate"])
+        ours: dict[int, dict[str, Any]] = {}
+        with Service(bench.models) as service:
+            for number in CONCURRENCY:
+                ours[number] = bench.load(service, number, [text_body("one")])
+        bench.note("p50 at 1 / in process (≤ 1.15)", ours[1]["p50_ms"] / limit["p50_ms"])
+        for number in CONCURRENCY:
+            bench.note(f"rate at {number} / in process", ours[number]["rate"] / limit["rate"])
+        for name, start in servers.items():
+            with start() as server:
+                for number in CONCURRENCY:
+                    mine, found = ours[number], bench.load(server, number, [peers.body(name)])
+                    if found["statuses"].keys() != {"200"}:
+                        raise SystemExit(f"{name} at {number}: {found}")
+                    bench.note(f"rate at {number}: graft / {name}", mine["rate"] / found["rate"])
+                    times = found["p50_ms"] / mine["p50_ms"]
+                    bench.note(f"p50 at {number}: {name} / graft", times)
+
+
+def workers(bench: Bench) -> None:
+    """Two service processes against one."""
+    bench.models.publish(bench.models.trunk("minilm"), "one")
+    for _ in range(bench.rounds):
+        rates = {}
+        for number in (1, 2):
+            with Service(bench.models, workers=number) as service:
+                rates[number] = bench.load(service, 32, [text_body("one")])["rate"]
+        bench.note("rate at 32: two workers / one (≥ 1.7)", rates[2] / rates[1])
+
+
+def overload(bench: Bench) -> None:
+    """Half more than it can do, with a deadline of one second."""
+    bench.models.publish(bench.models.trunk("minilm"), "one")
+    deadline_ms = 1000
+    for _ in range(bench.rounds):
+        with Service(bench.models) as service:
+            most = bench.load(service, 32, [text_body("one")])["rate"]
+            found = bench.load(
+                service, 400, [text_body("one")], rate=1.5 * most, timeout_ms=deadline_ms
+            )
+        bench.note("goodput at 1.5 x / most (≥ 0.9)", found["rate"] / most)
+        bench.note("p99 of the answered / deadline (≤ 1)", found["p99_ms"] / deadline_ms)
+        bench.note(
+            "refused share", 1 - found["statuses"].get("200", 0) / sum(found["statuses"].values())
+        )
+
+
+def image(bench: Bench) -> None:
+    """A JPEG of 640 x 480, posted raw."""
+    bench.models.publish(bench.models.trunk("efficientnet-lite0"), "picture")
+    path = bench.models.folder / "photo.jpg"
+    path.write_bytes(_photo())
+    body = ["/v1/predict?model=picture", "image/jpeg", path.read_bytes().hex()]
+    for _ in range(bench.rounds):
+        limit = bench.limit("picture", path)
+        with Service(bench.models) as service:
+            one = bench.load(service, 1, [body])
+            eight = bench.load(service, 8, [body])
+        bench.note("p50 at 1 / in process (≤ 1.15)", one["p50_ms"] / limit["p50_ms"])
+        bench.note("rate at 8 / in process", eight["rate"] / limit["rate"])
+
+
+def many(bench: Bench) -> None:
+    """As many models on one trunk: memory, loading, throughput over all, and the start."""
+    for _ in range(bench.rounds):
+        with tempfile.TemporaryDirectory(prefix="graft-many-") as folder:
+            crowd = Models(Path(folder))
+            trunk = crowd.trunk("minilm")
+            one = crowd.publish(trunk, "one")
+            names = [f"model-{number:05d}" for number in range(bench.many)]
+            with Service(crowd, poll_seconds=0.2) as service:
+                alone = bench.load(service, 32, [text_body("one")])["rate"]
+                before = service.resident_bytes()
+                for number, name in enumerate(names):
+                    crowd.publish(trunk, name, number)
+                while (live := _loaded(service)) <= bench.many:
+                    time.sleep(0.1)
+                grown = service.resident_bytes() - before
+                bench.note("kB resident for each (≤ 300)", grown / live / 1000)
+                found = bench.load(service, 32, [text_body(name) for name in names])
+                bench.note("rate at 32 over all / one model (≥ 0.9)", found["rate"] / alone)
+            with Service(crowd) as service:
+                bench.note("start to ready, seconds (≤ 10)", service.start_seconds)
+                bench.note("models in memory then", _loaded(service))
+            bench.note("ms to load a head (≤ 1)", _load_head_ms(crowd, one))
+
+
+def low_rank(bench: Bench) -> None:
+    """Models with deltas of rank 8 on every layer, another each request, against one plain one."""
+    for _ in range(bench.rounds):
+        with tempfile.TemporaryDirectory(prefix="graft-low-rank-") as folder:
+            crowd = Models(Path(folder))
+            trunk = crowd.loaded("minilm")
+            plain = crowd.publish(trunk.manifest, "one")
+            names = [f"model-{number:05d}" for number in range(bench.adapted)]
+            with Service(crowd, poll_seconds=0.2) as service:
+                alone = bench.load(service, 32, [text_body("one")])["rate"]
+                before = service.resident_bytes()
+                for number, name in enumerate(names):
+                    last = crowd.store(*crowd.make_low_rank(trunk, name, number))
+                while (live := _loaded(service)) <= bench.adapted:
+                    time.sleep(0.1)
+                grown = service.resident_bytes() - before
+                bench.note("MB resident for each (≤ 1.5)", grown / live / 1e6)
+                mixed = [text_body(name) for name in names]
+                found = bench.load(service, 32, mixed)["rate"]
+                bench.note("rate at 32, all mixed / one plain (≥ 0.8)", found / alone)
+                same = bench.load(service, 32, mixed[:1])["rate"]
+                bench.note("rate at 32, one with deltas / one plain", same / alone)
+                turns = [text_body(plain.name), *mixed[:1]]
+                half = bench.load(service, 32, turns)["rate"]
+                bench.note("rate at 32, plain and with deltas in turns / one plain", half / alone)
+            bench.note("ms to load one (≤ 5)", _load_head_ms(crowd, last, trunk))
+            full = bench.script(
+                "full_sessions.py", folder, trunk.manifest.digest, bench.adapted,
+                FULL_SESSIONS_MB, bench.seconds,
+            )  # fmt: skip
+            bench.note(f"full sessions, as many as {FULL_SESSIONS_MB} MB hold", full["models"])
+            bench.note("full sessions: MB each", full["mb_each"])
+            bench.note("full sessions: ms to load one", full["load_ms"])
+            bench.note("rate at 32, all mixed / full sessions without HTTP", found / full["rate"])
+
+
+def int8(bench: Bench) -> None:
+    """The int8 trunk against the fp32 one, each with one model."""
+    precisions: tuple[Precision, ...] = ("fp32", "int8")
+    for precision in precisions:
+        bench.models.publish(bench.models.trunk("minilm", precision), precision)
+    for _ in range(bench.rounds):
+        rates = {}
+        for precision in precisions:
+            with Service(bench.models) as service:
+                rates[precision] = bench.load(service, 32, [text_body(precision)])["rate"]
+        bench.note("rate at 32: int8 / fp32 (≥ 1.5)", rates["int8"] / rates["fp32"])
+
+
+def swaps(bench: Bench) -> None:
+    """Hot swaps under load: failures, p99 against none, and memory."""
+    for turn in range(bench.rounds):
+        trunk = bench.models.trunk("minilm")
+        name = f"swapped-{turn}"
+        bench.models.publish(trunk, name)
+        made = [bench.models.make(trunk, name, number) for number in range(bench.swaps)]
+        with Service(bench.models, poll_seconds=0.1) as service:
+            calm = bench.load(service, 8, [text_body(name)])
+            seconds = max(bench.seconds, bench.swaps * 0.15 + 2)
+            load = start_load(
+                port=service.port, concurrency=8, seconds=seconds, bodies=[text_body(name)]
+            )
+            time.sleep(1)
+            memory = []
+            for number, (draft, files) in enumerate(made):
+                bench.models.store(draft, files)
+                time.sleep(0.1)
+                if number + 1 in (bench.swaps // 10, bench.swaps):
+                    memory.append(service.resident_bytes())
+            busy = json.loads(load.communicate(timeout=600)[0])
+        failed = sum(n for status, n in busy["statuses"].items() if status != "200")
+        bench.note("failed requests (0)", failed)
+        bench.note("p99 with swaps / without (≤ 1.25)", busy["p99_ms"] / calm["p99_ms"])
+        bench.note("memory, last swap / a tenth of them (≤ 1.05)", memory[-1] / memory[0])
+
+
+def _loaded(service: Service) -> int:
+    """How many versions the service has in memory."""
+    answer = httpx.get(f"http://127.0.0.1:{service.port}/readyz", timeout=30)
+    return int(answer.json()["versions"])
+
+
+def _load_head_ms(models: Models, model: ModelManifest, trunk: Trunk | None = None) -> float:
+    """Milliseconds to read, check and replay one version; its golden rows go through the trunk."""
+    times = []
+    for _ in range(100):
+        began = time.perf_counter()
+        manifest = models.registry.manifest(DEFAULT_TENANT, model.name, model.version)
+        Head.load(models.registry, manifest, trunk)
+        times.append(time.perf_counter() - began)
+    return statistics.median(times) * 1000
+
+
+def _photo() -> bytes:
+    """Something with edges and gradients, so that its JPEG is as large as a photograph's."""
+    random = np.random.default_rng(0)
+    small = random.integers(0, 255, (60, 80, 3), np.uint8)
+    picture = Image.fromarray(small).resize((640, 480), Image.Resampling.BICUBIC)
+    data = io.BytesIO()
+    picture.save(data, "JPEG", quality=90)
+    return data.getvalue()
+
+
+SCENARIOS: dict[str, Callable[[Bench], None]] = {
+    "text": text,
+    "workers": workers,
+    "overload": overload,
+    "image": image,
+    "many": many,
+    "low_rank": low_rank,
+    "int8": int8,
+    "swaps": swaps,
+}
