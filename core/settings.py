@@ -53,7 +53,7 @@ class Settings(BaseSettings):
         default=None, pattern=r"^https?://",
         description="OTLP/HTTP collector of OpenTelemetry traces, such as "
         "`http://otel:4318/v1/traces`; off without one. "
-        "Needs `graft[tracing]`, which the service's image has.",
+        "Needs `graft[tracing]`, which the service's image and the Bento have.",
     )  # fmt: skip
     trace_fraction: float = Field(
         default=1, ge=0, le=1, description="Part of the requests that are traced."

@@ -38,7 +38,7 @@ SOURCES: dict[Source, str] = {
 class Alternative:
     """A head that was preferred to the fit's own, and how it did when fitted without some rows.
 
-    `probabilities` [n, classes] are of the training rows whose numbers are `rows` [n].
+    `probabilities` [n, classes] are of the training rows whose numbers, rising, are `rows` [n].
     """
 
     head: Head
@@ -50,10 +50,10 @@ class Alternative:
 class Assessment:
     """The calibrated head, and how it did: `probabilities` [n, classes] for `targets` [n].
 
-    `out_of_fold` are the training rows' calibrated probabilities; without a validation file they
-    are the `probabilities`, unless only the training rows numbered `rows` were held out.
-    `cross_validated_accuracy` is of the training rows, by heads on frozen features; `ordinal` is of
-    classes in order.
+    `out_of_fold` are the training rows' calibrated probabilities by heads on frozen features;
+    `rows` are the numbers of those that were held out, None if all were or a validation file was.
+    `cross_validated_accuracy` is that of `out_of_fold`. `ordinal` is of classes in
+    order.
     """
 
     head: Head
@@ -109,8 +109,10 @@ def assess(
     source: Source = "cross_validation"
     before, after, truth = fitted.out_of_fold, out_of_fold, targets
     if alternative is not None:
-        head, rows, source = alternative.head, alternative.rows, "held_out_rows"
-        before, truth = alternative.probabilities, targets[alternative.rows]
+        head, before = alternative.head, alternative.probabilities
+        if len(alternative.rows) < len(targets):
+            rows, source = alternative.rows, "held_out_rows"
+        truth = targets[alternative.rows]
         after, temperature = _cross_calibrate(before, truth)
     if validation is not None:
         features, truth = validation

@@ -3,13 +3,15 @@
     frozen head ─▶ deltas on a quarter of the blocks, on more, each judged on held-out rows
                 ─▶ the best number of blocks once more, on all rows
 
-One row in three is held out, class by class, and of many rows one in five. A step trains deltas and
+One row in three is held out, class by class, of many rows one in five, and of few each third in
+turn (training.judgement). A step trains deltas and
 classifier on the others over activations cached at its cut and keeps the epoch with the lowest loss
 on the held-out rows. It starts from a strongly regularised head: one that is fitted to the end
 separates few rows perfectly and leaves no loss to learn from. Its classifier is the one that was
 trained along, or one refitted on the features that came out, as the held-out rows prefer;
 `strength` is 0 for the former. A step counts if it beats the best so far (training.judgement);
-after two steps in a row that do not, the ladder ends. If none counts, the frozen
+after two steps in a row that do not, the ladder ends. Where rows per class are few, the first step
+is tried with a contrastive loss as well (training.tuning). If none counts, the frozen
 head ships: on few rows any unfreezing may lose to it (docs/decisions).
 
 The final deltas see all rows, for as many epochs as were best, so no row is left to judge them by:
@@ -20,112 +22,43 @@ Not here: one step's training (training.tuning, training.trainer), the features 
 
 from __future__ import annotations
 
-import math
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
 import numpy as np
-import torch
-from pydantic import BaseModel
-from safetensors.torch import load, save
+import numpy.typing as npt
 
 from core.adapters import Adapter
-from core.datasets import Modality
 from core.manifests import Slot
 from core.preprocessing import FloatArray
 from training.backbones import TorchBackbone
-from training.fit import STRENGTHS, Head, IntArray, fit_at
-from training.judgement import Judged, compare, fit_apart, hold_out, likelihoods
+from training.fit import Head, IntArray, fit_at
+from training.judgement import Judged, compare, fit_apart, likelihoods, split
 from training.novelty import unseen_quantiles
+from training.plan import Plan, Rung, next_rung
+from training.search_state import Record, SearchState, Step, Trained
 from training.stopping import Stopped
-from training.trainer import Epoch, Recipe, Trainer, read_metadata
-from training.tuning import DeltaTask, Regularisation, Rows
+from training.trainer import Epoch, Recipe, Trainer
+from training.tuning import DeltaTask, Rows
 
-LADDER_GROWTH = 3
-FIRST_RUNG = 0.25
-"""The first rung's part of the blocks: two of MiniLM's six, four of EfficientNet-Lite0's 17."""
+SLOWDOWN = 3
+"""What the learning rate is divided by where training diverges."""
 
-MISSES = 2
-"""The ladder ends after so many rungs in a row that are not kept: one block may be too few."""
+FINAL_COST = 1.25
+"""What training on all rows costs, measured in trainings of one fold."""
 
-FEW_ROWS = 400
-FEW_ROWS_BATCH, BATCH = 16, 32
-FEWEST_EPOCHS, MOST_EPOCHS = 3, 30
 RESERVED_SHARE = 0.2
 """Of the job's time, for what comes after the search: features, export, publishing."""
-
-
-class Step(BaseModel, frozen=True):
-    """One rung of the ladder on the held-out rows: a line of the report.
-
-    `gain` is the mean log-likelihood above the best before, in nats a row, `gain_error` its
-    standard error. `blocks` 0 is the frozen head.
-    """
-
-    blocks: int
-    epochs: int
-    strength: float
-    accuracy: float
-    nll: float
-    gain: float
-    gain_error: float
-    kept: bool
-    seconds: float
-
-
-@dataclass(frozen=True)
-class Defaults:
-    """What `auto` means for a modality; docs/decisions/0012 has what the numbers come from.
-
-    `start_strength` is the L2, one of `STRENGTHS`, of the classifier that training starts from.
-    Training takes about `steps` steps, however many rows there are. The ladder ends at the part
-    `deepest` of the blocks: lower ones of an image take most of the time for the least gain.
-    """
-
-    rank: int
-    learning_rate: float
-    start_strength: float
-    steps: int
-    regularisation: Regularisation
-    deepest: float = 1.0
-    layer_decay: float = 1.0
-
-    def batch_size(self, rows: int) -> int:
-        """Rows of a batch."""
-        return FEW_ROWS_BATCH if rows < FEW_ROWS else BATCH
-
-    def epochs(self, rows: int) -> int:
-        """Epochs that come near to `steps`."""
-        batches = math.ceil(rows / self.batch_size(rows))
-        return min(max(round(self.steps / batches), FEWEST_EPOCHS), MOST_EPOCHS)
-
-
-DEFAULTS = {
-    Modality.TEXT: Defaults(
-        rank=8,
-        learning_rate=3e-3,
-        start_strength=STRENGTHS[6],
-        steps=160,
-        regularisation=Regularisation(label_smoothing=0.1),
-    ),
-    Modality.IMAGE: Defaults(
-        rank=16,
-        learning_rate=5e-3,
-        start_strength=STRENGTHS[4],
-        steps=190,
-        deepest=0.25,
-        regularisation=Regularisation(label_smoothing=0.1, mixup=0.2),
-    ),
-}
 
 
 @dataclass(frozen=True)
 class Source:
     """What is trained on: the backbone, its slots, the rows' classes, and frozen features.
 
-    `activations(cut)` computes what enters block `cut`; None if that is too much to keep.
+    `activations(cut)` computes what enters block `cut`; None if that is too much to keep. `serve`
+    computes all rows' features as the trunk will with deltas; None if they are the same as torch's.
     """
 
     backbone: TorchBackbone
@@ -134,6 +67,7 @@ class Source:
     classes: int
     features: FloatArray
     activations: Callable[[int], Rows | None]
+    serve: Callable[[Adapter], FloatArray] | None = None
 
 
 @dataclass(frozen=True)
@@ -141,7 +75,8 @@ class Outcome:
     """The ladder's end: what is best on the held-out rows, and deltas trained on all if it is any.
 
     `head` was trained along with them; None if it is to be refitted with the best step's strength.
-    `probabilities` and `targets` are of the rows `held_out`, by the best step, and `distances`
+    `probabilities` and `targets` are of the rows `held_out`, by number, by the best step, and
+    `distances`
     the quantiles of how far they lie from the others (training.novelty).
     """
 
@@ -153,16 +88,6 @@ class Outcome:
     targets: IntArray
     held_out: IntArray
     distances: FloatArray
-
-
-@dataclass(frozen=True)
-class Plan:
-    """What a job asks for; None is `auto`."""
-
-    epochs: int | None
-    batch_size: int | None
-    learning_rate_multiplier: float
-    patience: int
 
 
 class Watcher(Protocol):
@@ -177,6 +102,9 @@ class Watcher(Protocol):
     def on_epoch(self, blocks: int, number: int, epoch: Epoch, step: int) -> None:
         """Hear of an epoch, after which the state of `step` was saved."""
 
+    def on_slowdown(self, blocks: int, learning_rate: float) -> None:
+        """Hear that a rung diverged and is tried again at this rate."""
+
     def on_stop(self, step: int) -> None:
         """Hear that training stops, and that the state of `step` was saved."""
 
@@ -184,20 +112,6 @@ class Watcher(Protocol):
         self, step: Step, trained_steps: int, model: Callable[[], tuple[Adapter, Head]]
     ) -> None:
         """Hear of a rung; `model` gives its deltas and classifier, of the training rows only."""
-
-
-class _Progress(BaseModel):
-    """What a state says beside the tensors."""
-
-    steps: list[Step] = []
-    training: int | None = None
-    """Blocks of the step that is being trained."""
-
-    trained_steps: int = 0
-    """Training steps of the rungs that have ended."""
-
-    saved_at: int = 0
-    """Training steps until this state was saved."""
 
 
 class Gradual:
@@ -208,21 +122,16 @@ class Gradual:
         state: bytes | None = None,
     ) -> None:  # fmt: skip
         self._source = source
-        self._defaults = DEFAULTS[source.backbone.modality]
         self._plan = plan
         self._seed = seed
         self._deadline = deadline
         self._watcher = watcher
-        self._at = _Progress()
-        self._judged: dict[int, FloatArray] = {}
-        self._distances: dict[int, FloatArray] = {}
+        self._at = SearchState() if state is None else SearchState.from_bytes(state)
         self._kept_rows: tuple[int, Rows] | None = None
-        self._trainer_state: bytes | None = None
-        if state is not None:
-            self._restore(state)
-        held_out = hold_out(source.targets, seed)
-        self._train, self._held_out = np.flatnonzero(~held_out), np.flatnonzero(held_out)
-        self._rank = min(self._defaults.rank, *(min(s.in_dim, s.out_dim) for s in source.slots))
+        self._folds = split(source.targets, seed)
+        self._held_out = np.concatenate([fold.held_out for fold in self._folds])
+        self._truth = source.targets[self._held_out]
+        self._rank = min(plan.rank, *(min(s.in_dim, s.out_dim) for s in source.slots))
 
     @property
     def resumed_from(self) -> int:
@@ -231,80 +140,92 @@ class Gradual:
 
     def run(self) -> Outcome:
         """Climb the ladder; raises `Stopped` when asked to, with its state saved."""
-        truth = self._source.targets[self._held_out]
-        frozen = self._judge(self._source.features)
         if not self._at.steps:
-            step = _step(0, 0, frozen, None, truth, 0.0)
-            self._keep(step, frozen, self._source.features)
-        best = max((step for step in self._at.steps if step.kept), key=lambda step: step.blocks)
-        for blocks in ladder(self._cut(0), self._defaults.deepest):
-            if any(step.blocks >= blocks for step in self._at.steps):
-                continue
-            missed = self._at.steps[-MISSES:]
-            if len(missed) == MISSES and not any(step.kept for step in missed):
+            features = [self._source.features] * len(self._folds)
+            self._end(Rung(0), 0, self._judge(features), features, 0.0)
+        ladder = self._plan.ladder(self._cut(0))
+        while rung := next_rung(self._at.steps, ladder, self._plan.contrast):
+            if not self._affords(rung):
                 break
-            if not self._affords(blocks):
-                break
-            rows = self._activations(blocks)
+            rows = self._activations(rung.blocks)
             if rows is None:
                 break
-            step = self._climb(blocks, rows, best, truth)
-            best = step if step.kept else best
+            self._climb(rung, rows)
+        best, record = self._at.steps[self._at.best], self._at.records[self._at.best]
         adapter, head = self._final(best) if best.blocks else (None, None)
+        rising = np.argsort(self._held_out)
         return Outcome(
             steps=tuple(self._at.steps),
             best=best,
             adapter=adapter,
             head=None if best.strength else head,
-            probabilities=self._judged[best.blocks],
-            targets=truth,
-            held_out=self._held_out,
-            distances=self._distances[best.blocks],
+            probabilities=record.probabilities[rising],
+            targets=self._truth[rising],
+            held_out=self._held_out[rising],
+            distances=record.distances,
         )
 
     # -- rungs -------------------------------------------------------------------------------
 
-    def _climb(self, blocks: int, rows: Rows, best: Step, truth: IntArray) -> Step:
+    def _climb(self, rung: Rung, rows: Rows) -> None:
+        """Train a rung on each fold that an earlier attempt has not, and judge it.
+
+        Nothing is judged if training diverges: the rung comes again at a lower rate.
+        """
         began = time.monotonic()
-        head = self._start(self._train)
-        task = self._task(blocks, head, rows.subset(self._train), rows.subset(self._held_out))
-        trainer = Trainer(
-            task, self._recipe(self._epochs, patience=self._plan.patience), seed=self._seed
-        )
-        self._train_task(trainer, blocks)
-        features = task.features(rows)
-        judged = self._better(task.head(), features, truth)
+        for number in range(len(self._at.folds), len(self._folds)):
+            fold = self._folds[number]
+            task = self._task(rung, rows.subset(fold.train), rows.subset(fold.held_out), fold.train)
+            recipe = Recipe(
+                epochs=self._plan.epochs,
+                learning_rate=self._learning_rate,
+                patience=self._plan.patience,
+            )
+            trainer = Trainer(task, recipe, seed=self._seed)
+            self._train(trainer, rung, f"{len(self._at.steps)}/{number}")
+            if trainer.diverged and self._at.slowdowns < self._plan.slowdowns:
+                self._slow_down(rung)
+                return
+            features = self._features(task, rows)
+            along = task.head().predict(features[fold.held_out])
+            self._at.folds.append(Trained(trainer.best_epoch, features, along))
+        trained = self._at.folds
+        epochs = round(sum(each.epochs for each in trained) / len(trained))
+        judged = self._better(task.head(), trained)
         seconds = time.monotonic() - began
-        before = self._judged[best.blocks]
-        step = _step(blocks, trainer.best_epoch, judged, before, truth, seconds)
-        self._at.trained_steps += trainer.step
-        self._keep(step, judged, features)
+        step = self._end(rung, epochs, judged, [each.features for each in trained], seconds)
         self._watcher.on_step(step, self._at.trained_steps, lambda: (task.adapter(), judged.head))
-        return step
+
+    def _slow_down(self, rung: Rung) -> None:
+        self._at.slowdowns += 1
+        self._at.folds = []
+        self._watcher.on_slowdown(rung.blocks, self._learning_rate)
 
     def _final(self, best: Step) -> tuple[Adapter, Head]:
         """Train the best rung's deltas and classifier on all rows."""
         rows = self._activations(best.blocks)
         assert rows is not None  # as it was when the rung was climbed
-        head = self._start(np.arange(self._rows))
-        task = self._task(best.blocks, head, rows, None)
-        trainer = Trainer(task, self._recipe(max(1, best.epochs), patience=None), seed=self._seed)
-        self._train_task(trainer, -best.blocks)
+        rung = Rung(best.blocks, best.contrast)
+        task = self._task(rung, rows, None, np.arange(len(rows)))
+        recipe = Recipe(epochs=max(1, best.epochs), learning_rate=best.learning_rate)
+        trainer = Trainer(task, recipe, seed=self._seed)
+        self._train(trainer, rung, "final")
         return task.adapter(), task.head()
 
-    def _train_task(self, trainer: Trainer, blocks: int) -> None:
+    def _train(self, trainer: Trainer, rung: Rung, name: str) -> None:
         """Run a trainer, keeping its state each epoch and when the job is told to stop."""
-        if self._trainer_state is not None and self._at.training == blocks:
-            trainer.restore(self._trainer_state)
-        self._at.training, self._trainer_state = blocks, None
+        if self._at.trainer is not None and self._at.training == name:
+            trainer.restore(self._at.trainer)
+        self._at.training = name
 
         def save_state() -> None:
             self._at.saved_at = self._at.trained_steps + trainer.step
-            self._watcher.save(self._at.saved_at, self._state(trainer))
+            self._at.trainer = trainer.state()
+            self._watcher.save(self._at.saved_at, self._at.to_bytes())
 
         def on_epoch(epoch: Epoch) -> bool:
             save_state()
-            self._watcher.on_epoch(abs(blocks), len(trainer.history), epoch, self._at.saved_at)
+            self._watcher.on_epoch(rung.blocks, len(trainer.history), epoch, self._at.saved_at)
             return time.monotonic() < self._deadline
 
         try:
@@ -313,46 +234,81 @@ class Gradual:
             save_state()
             self._watcher.on_stop(self._at.saved_at)
             raise
-        self._at.training = None
+        self._at.training = self._at.trainer = None
+        self._at.trained_steps += trainer.step
 
-    def _task(self, blocks: int, head: Head, train: Rows, held_out: Rows | None) -> DeltaTask:
+    def _task(self, rung: Rung, train: Rows, held_out: Rows | None, numbers: IntArray) -> DeltaTask:
+        """Return the training of a rung on the rows of these `numbers`, from their frozen head."""
+        head = fit_at(
+            self._source.features[numbers], self._source.targets[numbers], self._source.classes,
+            self._plan.start_strength,
+        )  # fmt: skip
         return DeltaTask(
-            self._source.backbone, self._source.slots, self._cut(blocks), self._rank, head,
+            self._source.backbone, self._source.slots, self._cut(rung.blocks), self._rank, head,
             train, held_out,
-            batch_size=self._plan.batch_size or self._defaults.batch_size(self._rows),
-            layer_decay=self._defaults.layer_decay,
-            regularisation=self._defaults.regularisation,
+            batch_size=self._plan.batch_size,
+            layer_decay=self._plan.layer_decay,
+            regularisation=self._plan.regularisation.model_copy(update={"contrast": rung.contrast}),
             seed=self._seed,
         )  # fmt: skip
 
-    def _recipe(self, epochs: int, *, patience: int | None) -> Recipe:
-        rate = self._defaults.learning_rate * self._plan.learning_rate_multiplier
-        return Recipe(epochs=epochs, learning_rate=rate, patience=patience)
+    @property
+    def _learning_rate(self) -> float:
+        return self._plan.learning_rate / float(SLOWDOWN**self._at.slowdowns)
 
-    def _start(self, rows: IntArray) -> Head:
-        """Return the head that some rows' training starts from, on frozen features."""
-        return fit_at(
-            self._source.features[rows], self._source.targets[rows], self._source.classes,
-            self._defaults.start_strength,
-        )  # fmt: skip
+    def _features(self, task: DeltaTask, rows: Rows) -> FloatArray:
+        """Return all rows' features as they will be served."""
+        if self._source.serve is None:
+            return task.features(rows)
+        return self._source.serve(task.adapter())
 
-    def _judge(self, features: FloatArray) -> Judged:
-        targets = self._source.targets
-        return fit_apart(
-            features[self._train], targets[self._train],
-            features[self._held_out], targets[self._held_out], self._source.classes,
-        )  # fmt: skip
+    def _judge(self, features: Sequence[FloatArray]) -> Judged:
+        return fit_apart(features, self._source.targets, self._folds, self._source.classes)
 
-    def _better(self, trained: Head, features: FloatArray, truth: IntArray) -> Judged:
-        """Return the classifier that suits the held-out rows better: trained along, or refitted.
+    def _better(self, head: Head, trained: Sequence[Trained]) -> Judged:
+        """Return the classifiers that suit the held-out rows better: trained along, or refitted.
 
         Trained features set the training rows so far apart that a refit may be too sure of itself.
+        `head` is the one of the last fold that was trained along.
         """
-        along = Judged(trained, 0.0, trained.predict(features[self._held_out]))
+        along = Judged(head, 0.0, np.concatenate([each.along for each in trained]))
         return max(
-            (self._judge(features), along),
-            key=lambda judged: float(likelihoods(judged.probabilities, truth).mean()),
+            (self._judge([each.features for each in trained]), along),
+            key=lambda judged: float(likelihoods(judged.probabilities, self._truth).mean()),
         )
+
+    def _end(
+        self, rung: Rung, epochs: int, judged: Judged, features: Sequence[FloatArray],
+        seconds: float,
+    ) -> Step:  # fmt: skip
+        """Compare a rung with the best before it."""
+        after = likelihoods(judged.probabilities, self._truth)
+        first = not self._at.steps
+        before = after if first else self._likelihoods_of(self._at.best)
+        gain = compare(after, before)
+        step = Step(
+            blocks=rung.blocks,
+            contrast=rung.contrast,
+            learning_rate=self._learning_rate,
+            epochs=epochs,
+            strength=judged.strength,
+            accuracy=float((judged.probabilities.argmax(axis=1) == self._truth).mean()),
+            nll=-float(after.mean()),
+            gain=gain.mean,
+            gain_error=gain.error,
+            kept=first or gain.counts,
+            seconds=round(seconds, 2),
+        )
+        targets, classes = self._source.targets, self._source.classes
+        distances = [
+            unseen_quantiles(each[fold.train], targets[fold.train], each[fold.held_out], classes)
+            for each, fold in zip(features, self._folds, strict=True)
+        ]
+        self._at.add(step, Record(judged.probabilities, np.mean(distances, axis=0)))
+        return step
+
+    def _likelihoods_of(self, number: int) -> npt.NDArray[np.float64]:
+        return likelihoods(self._at.records[number].probabilities, self._truth)
 
     def _activations(self, blocks: int) -> Rows | None:
         """Return what enters the top blocks; the last is kept, for it may be trained on again."""
@@ -362,75 +318,12 @@ class Gradual:
             self._kept_rows = None if rows is None else (blocks, rows)
         return None if self._kept_rows is None else self._kept_rows[1]
 
-    def _affords(self, blocks: int) -> bool:
+    def _affords(self, rung: Rung) -> bool:
         """Tell whether a rung, and the final training if it is the best, will be done in time."""
         last = self._at.steps[-1]
-        growth = blocks / last.blocks if last.blocks else 1.0
-        return time.monotonic() + last.seconds * growth * 2.25 < self._deadline
-
-    @property
-    def _epochs(self) -> int:
-        return self._plan.epochs or self._defaults.epochs(self._rows)
-
-    @property
-    def _rows(self) -> int:
-        return len(self._source.targets)
+        growth = rung.blocks / last.blocks if last.blocks else 1.0
+        needed = last.seconds * growth * (1 + FINAL_COST / len(self._folds))
+        return time.monotonic() + needed < self._deadline
 
     def _cut(self, blocks: int) -> int:
         return 1 + max(slot.block for slot in self._source.slots) - blocks
-
-    # -- state -------------------------------------------------------------------------------
-
-    def _keep(self, step: Step, judged: Judged, features: FloatArray) -> None:
-        self._at.steps.append(step)
-        self._judged[step.blocks] = judged.probabilities
-        self._distances[step.blocks] = unseen_quantiles(
-            features[self._train], self._source.targets[self._train],
-            features[self._held_out], self._source.classes,
-        )  # fmt: skip
-
-    def _state(self, trainer: Trainer) -> bytes:
-        tensors = {f"judged/{b}": torch.from_numpy(p) for b, p in self._judged.items()}
-        tensors |= {f"distances/{b}": torch.from_numpy(d) for b, d in self._distances.items()}
-        tensors["trainer"] = torch.frombuffer(bytearray(trainer.state()), dtype=torch.uint8)
-        return save(tensors, {"gradual": self._at.model_dump_json()})
-
-    def _restore(self, state: bytes) -> None:
-        tensors = load(state)
-        self._at = _Progress.model_validate_json(read_metadata(state)["gradual"])
-        self._trainer_state = tensors.pop("trainer").numpy().tobytes()
-        for name, tensor in tensors.items():
-            kind, blocks = name.split("/")
-            kept = {"judged": self._judged, "distances": self._distances}[kind]
-            kept[int(blocks)] = tensor.numpy()
-
-
-def ladder(blocks: int, deepest: float = 1.0) -> list[int]:
-    """Return how many blocks to unfreeze, step by step: for 6 blocks 2 and 6.
-
-    Not more than the part `deepest` of them, unless that is less than the first rung.
-    """
-    rungs = [max(1, round(FIRST_RUNG * blocks))]
-    while rungs[-1] < blocks:
-        rungs.append(min(rungs[-1] * LADDER_GROWTH, blocks))
-    return [rungs[0], *(rung for rung in rungs[1:] if rung <= deepest * blocks)]
-
-
-def _step(
-    blocks: int, epochs: int, judged: Judged, before: FloatArray | None, truth: IntArray,
-    seconds: float,
-) -> Step:  # fmt: skip
-    """Compare a rung with the best before it, whose probabilities are `before`."""
-    after = likelihoods(judged.probabilities, truth)
-    gain = compare(after, None if before is None else likelihoods(before, truth))
-    return Step(
-        blocks=blocks,
-        epochs=epochs,
-        strength=judged.strength,
-        accuracy=float((judged.probabilities.argmax(axis=1) == truth).mean()),
-        nll=-float(after.mean()),
-        gain=gain.mean,
-        gain_error=gain.error,
-        kept=before is None or gain.counts,
-        seconds=round(seconds, 2),
-    )

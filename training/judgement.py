@@ -11,6 +11,7 @@ Not here: what is compared (training.gradual), the temperature (training.calibra
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -23,6 +24,7 @@ from training.fit import FOLDS, MANY_ROWS, Head, IntArray, deal, fold_count, pat
 NEGLIGIBLE = 0.005
 """Nats a row that are not worth deltas: nearly equal models differ by a sure next to nothing."""
 
+FEW_ROWS = 300
 FOLDS_OF_FEW_ROWS = 3
 _SMALLEST = 1e-7
 
@@ -42,9 +44,9 @@ class Gain:
 
 @dataclass(frozen=True)
 class Judged:
-    """A head fitted on some rows, with the strength that other rows chose.
+    """Heads fitted without some rows, of the strength that those chose; `head` is the last fold's.
 
-    `probabilities` [n, classes] are of those others.
+    `probabilities` [n, classes] are of the rows held out, fold by fold.
     """
 
     head: Head
@@ -52,34 +54,56 @@ class Judged:
     probabilities: FloatArray
 
 
-def fit_apart(
-    features: FloatArray, targets: IntArray, held_out: FloatArray, truth: IntArray, classes: int
-) -> Judged:
-    """Fit on features [n, dim] the head whose strength suits `held_out` rows [m, dim] best.
+@dataclass(frozen=True)
+class Fold:
+    """The numbers of rows to fit on, and of those that judge."""
 
-    For features that were trained on the fitted rows: these then look better than they are, and a
-    cross-validation among them would choose too weak a strength. Without calibration the held-out
-    rows would choose too strong a one, only to make up for the sureness.
+    train: IntArray
+    held_out: IntArray
+
+
+def split(targets: IntArray, seed: int) -> tuple[Fold, ...]:
+    """Return how rows judge each other, class by class.
+
+    Of fewer than `FEW_ROWS` every row judges once, by what was fitted on two rows in three: from a
+    third of them no gain could be told from chance. Of more, one in three judges, and of many one
+    in five, for every fold costs a training.
     """
+    rows = len(targets)
+    fold_of = deal(targets, FOLDS_OF_FEW_ROWS if rows < MANY_ROWS else FOLDS, seed)
+    folds = range(FOLDS_OF_FEW_ROWS if rows < FEW_ROWS else 1)
+    return tuple(Fold(np.flatnonzero(fold_of != f), np.flatnonzero(fold_of == f)) for f in folds)
+
+
+def fit_apart(
+    features: Sequence[FloatArray], targets: IntArray, folds: Sequence[Fold], classes: int
+) -> Judged:
+    """Fit heads, one for each fold, of the strength that suits the rows held out best.
+
+    `features` [n, dim] are of all rows, for each fold by deltas that were trained on its rows. They
+    make the trained rows look better than they are, and a cross-validation among those would choose
+    too weak a strength. Without calibration the held-out rows would choose too strong a one, only
+    to make up for the sureness.
+    """
+    truth = targets[np.concatenate([fold.held_out for fold in folds])]
+    paths = [
+        path(each[fold.train], targets[fold.train], classes)
+        for each, fold in zip(features, folds, strict=True)
+    ]
     best: Judged | None = None
     most = -np.inf
-    for strength, head in path(features, targets, classes):
-        judged = Judged(head, strength, head.predict(held_out))
+    for fitted in zip(*paths, strict=True):
+        heads = [head for _, head in fitted]
+        predicted = [
+            head.predict(each[fold.held_out])
+            for head, each, fold in zip(heads, features, folds, strict=True)
+        ]
+        judged = Judged(heads[-1], fitted[0][0], np.concatenate(predicted))
         likelihood = float(likelihoods(judged.probabilities, truth).mean())
         if likelihood > most:
             best, most = judged, likelihood
     assert best is not None  # a path has strengths
     return best
-
-
-def hold_out(targets: IntArray, seed: int) -> npt.NDArray[np.bool_]:
-    """Return which rows judge the others, [n]: one in three of few rows, one in five of many.
-
-    From 150 rows, a gain of two points cannot be told from chance.
-    """
-    folds = FOLDS_OF_FEW_ROWS if len(targets) < MANY_ROWS else FOLDS
-    held_out: npt.NDArray[np.bool_] = deal(targets, folds, seed) == 0
-    return held_out
 
 
 def likelihoods(probabilities: FloatArray, truth: IntArray) -> npt.NDArray[np.float64]:

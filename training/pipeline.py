@@ -40,11 +40,12 @@ from training.drafts import Origin, draft, release
 from training.export import export_adapted, export_head
 from training.fit import Fit
 from training.gate import Comparison, HeldOut, compare_with_current, judge
-from training.gradual import RESERVED_SHARE, Step
+from training.gradual import RESERVED_SHARE
 from training.novelty import estimate_novelty, estimate_tuned_novelty
 from training.preparation import Preparation, Reporter, Rows
 from training.prospect import stay_frozen
 from training.reporting import Evidence, common_fields, write_report
+from training.search_state import Step
 from training.strategies import Setting, Tuned, unfreeze
 from training.tasks import TASKS, Judged
 

@@ -80,9 +80,12 @@ def afford(prospect: Prospect, *, needed: float, left: float) -> Prospect:
     return prospect.model_copy(update=numbers)
 
 
-def foresee(row_seconds: float, rows: int, *, views: int, epochs: int, share: float) -> float:
+def foresee(
+    row_seconds: float, rows: int, *, views: int, epochs: int, folds: int, share: float
+) -> float:
     """Return the seconds of a first rung, of a share of the blocks, and of its last training.
 
     `row_seconds` is one row's way through the whole backbone, without gradients.
     """
-    return 2 * row_seconds * rows * (views + epochs * share * (1 + BACKWARD_COST))
+    training = epochs * share * (1 + BACKWARD_COST)
+    return row_seconds * rows * (2 * views + (1 + folds) * training)

@@ -30,12 +30,12 @@ from training.calibration import Calibration
 from training.data import Dataset, Targets
 from training.data_report import DataReport, RowSet
 from training.fit import Fit, label_losses
-from training.gradual import Step
 from training.imbalance import IMBALANCED
 from training.precision import Choice
 from training.prospect import Prospect
 from training.report import Decision, Lineage, MultiLabelReport, RegressionReport, Report
 from training.report_html import render, thumbnails
+from training.search_state import Step
 
 if TYPE_CHECKING:
     from training.backbone_choice import BackboneChoice
@@ -296,7 +296,7 @@ def _of_auto(choices: Choices) -> Iterator[Decision]:
 def _of_unfreezing(steps: tuple[Step, ...]) -> Iterator[Decision]:
     for step in steps[1:]:
         yield Decision(
-            what=f"Top {step.blocks} blocks",
+            what=step.name,
             chosen="kept" if step.kept else "not kept",
             why=f"log-likelihood {step.gain:+.4f} ± {step.gain_error:.4f} a held-out row against "
             f"the best before; accuracy {step.accuracy:.3f}",

@@ -31,8 +31,11 @@ from training.data import Dataset
 from training.export import export_adapted
 from training.features import extract
 from training.fit import Fit, Head, IntArray, fit_at
-from training.gradual import DEFAULTS, Gradual, Outcome, Plan, Source, Step, ladder
+from training.gradual import Gradual, Outcome, Source
+from training.judgement import split
+from training.plan import DEFAULTS, Plan
 from training.prospect import Prospect, afford, foresee, weigh
+from training.search_state import Step
 from training.trainer import Epoch
 from training.tuning import Rows
 
@@ -101,7 +104,20 @@ def unfreeze(
             seed=request.seed, check=reporter.check,
         )  # fmt: skip
 
-    source = Source(backbone, trunk.manifest.slots, targets, classes, features, activations)
+    def serve(adapter: Adapter) -> FloatArray:
+        return extract(
+            trunk,
+            data.items,
+            threads=setting.threads,
+            on_progress=lambda *_: reporter.check(),
+            deltas=feed(adapter, trunk.manifest.slots),
+        )
+
+    exact = trunk.manifest.precision == "fp32"
+    source = Source(
+        backbone, trunk.manifest.slots, targets, classes, features, activations,
+        serve=None if exact else serve,
+    )  # fmt: skip
     watcher = _Watcher(setting, trunk, backbone)
     outcome = _search(setting, source, watcher).run()
     if outcome.adapter is None:
@@ -111,13 +127,7 @@ def unfreeze(
             steps=[step.model_dump(mode="json") for step in outcome.steps],
         )
         return None, outcome.steps
-    adapted = extract(
-        trunk,
-        data.items,
-        threads=setting.threads,
-        on_progress=lambda *_: reporter.check(),
-        deltas=feed(outcome.adapter, trunk.manifest.slots),
-    )
+    adapted = serve(outcome.adapter)
     reporter.event(
         "deltas_kept",
         f"Deltas of rank {outcome.adapter.rank} on the top {outcome.best.blocks} blocks ship.",
@@ -134,14 +144,14 @@ def decide(
     prospect = weigh(fitted, targets, has_slots=bool(trunk.manifest.slots))
     # Whoever began this search had the time for it; a run that goes on must not decide otherwise.
     if prospect.tune and setting.checkpoints.latest_state() is None:
-        defaults, blocks = DEFAULTS[backbone.modality], trunk.manifest.blocks
-        chosen = setting.request.chosen_hyperparameters.n_epochs
+        plan, blocks = _plan(setting.request, backbone, targets), trunk.manifest.blocks
         needed = foresee(
             _row_seconds(backbone, trunk, data),
             len(targets),
             views=views.view_count(backbone.modality),
-            epochs=defaults.epochs(len(targets)) if chosen == "auto" else chosen,
-            share=ladder(blocks, defaults.deepest)[0] / blocks,
+            epochs=plan.epochs,
+            folds=len(split(targets, setting.request.seed)),
+            share=plan.ladder(blocks)[0] / blocks,
         )
         prospect = afford(prospect, needed=needed, left=setting.deadline - time.monotonic())
     setting.reporter.event(
@@ -168,14 +178,7 @@ def _row_seconds(backbone: TorchBackbone, trunk: Trunk, data: Dataset) -> float:
 
 def _search(setting: Setting, source: Source, watcher: _Watcher) -> Gradual:
     """Return the search, from where an earlier attempt left it if one did."""
-    chosen = setting.request.chosen_hyperparameters
-    multiplier = chosen.learning_rate_multiplier
-    plan = Plan(
-        epochs=None if chosen.n_epochs == "auto" else chosen.n_epochs,
-        batch_size=None if chosen.batch_size == "auto" else chosen.batch_size,
-        learning_rate_multiplier=1.0 if multiplier == "auto" else multiplier,
-        patience=setting.request.early_stopping.patience,
-    )
+    plan = _plan(setting.request, source.backbone, source.targets)
     state = setting.checkpoints.latest_state()
     if state is not None:
         try:
@@ -197,6 +200,11 @@ def _search(setting: Setting, source: Source, watcher: _Watcher) -> Gradual:
     return Gradual(
         source, plan, seed=setting.request.seed, deadline=setting.deadline, watcher=watcher
     )
+
+
+def _plan(request: FineTuneRequest, backbone: TorchBackbone, targets: IntArray) -> Plan:
+    defaults = DEFAULTS[backbone.modality]
+    return defaults.plan(targets, request.chosen_hyperparameters, request.early_stopping)
 
 
 def _tuned(
@@ -232,6 +240,15 @@ class _Watcher:
     def on_stop(self, step: int) -> None:
         self.setting.reporter.event("state_saved", f"Training stops at step {step}.", step=step)
 
+    def on_slowdown(self, blocks: int, learning_rate: float) -> None:
+        self.setting.reporter.event(
+            "learning_rate_lowered",
+            f"{blocks} blocks: training diverged; it starts anew at a rate of {learning_rate:.1e}.",
+            level="warn",
+            blocks=blocks,
+            learning_rate=learning_rate,
+        )
+
     def on_epoch(self, blocks: int, number: int, epoch: Epoch, step: int) -> None:
         self.setting.reporter.event(
             "epoch_ended",
@@ -250,7 +267,7 @@ class _Watcher:
     ) -> None:
         self.setting.reporter.event(
             "unfrozen",
-            f"Top {step.blocks} blocks: accuracy {step.accuracy:.3f} on held-out rows, "
+            f"{step.name}: accuracy {step.accuracy:.3f} on held-out rows, "
             f"log-likelihood {step.gain:+.4f} ± {step.gain_error:.4f} against the best before; "
             + ("kept." if step.kept else "not kept."),
             **step.model_dump(mode="json"),

@@ -8,7 +8,8 @@ there, and ends with the same bits as if it had never stopped. For that, nothing
 along: the order of an epoch's rows is drawn from (seed, epoch), and whatever a step draws, from
 (seed, step).
 
-Not here: what is trained and on what (training.gradual), where states are kept (core.checkpoints).
+Training ends at once when a loss is no number. Not here: what is trained and on what
+(training.gradual), where states are kept (core.checkpoints).
 """
 
 from __future__ import annotations
@@ -23,6 +24,9 @@ import torch
 from pydantic import BaseModel
 from safetensors.torch import load, save
 from torch import Tensor
+
+DIVERGED = 1.25
+"""The last epoch's training loss above this many times the first's: the rate was too high."""
 
 
 class Recipe(BaseModel, frozen=True):
@@ -79,6 +83,7 @@ class _Position(BaseModel):
     batch: int = 0
     step: int = 0
     total: float = 0.0
+    broken: bool = False
     best_epoch: int = 0
     best_loss: float | None = None
     history: list[Epoch] = []
@@ -115,6 +120,12 @@ class Trainer:
         """How many steps have been made."""
         return self._at.step
 
+    @property
+    def diverged(self) -> bool:
+        """True if the loss is no number any more, or training ended with a far larger one."""
+        losses = [epoch.loss for epoch in self._at.history]
+        return self._at.broken or (len(losses) > 1 and losses[-1] > DIVERGED * losses[0])
+
     def run(
         self, *, check: Callable[[], None], on_epoch: Callable[[Epoch], bool] = lambda _: True
     ) -> None:
@@ -125,11 +136,11 @@ class Trainer:
         """
         while not self._is_over():
             batches = self._task.batches(self._seed + 7919 * self._at.epoch)
-            while self._at.batch < len(batches):
+            while self._at.batch < len(batches) and not self._at.broken:
                 check()
                 self._step(batches[self._at.batch], len(batches))
-            epoch = self._end_epoch(len(batches))
-            if not on_epoch(epoch):
+            epoch = None if self._at.broken else self._end_epoch(len(batches))
+            if epoch is None or not on_epoch(epoch):
                 break
         self._set_values(self._best)
 
@@ -165,6 +176,9 @@ class Trainer:
             group["lr"] = rate * group["rate"]
         self._optimiser.zero_grad(set_to_none=True)
         loss = self._task.loss(rows)
+        if not torch.isfinite(loss):
+            self._at.broken = True
+            return
         loss.backward()  # type: ignore[no-untyped-call]
         torch.nn.utils.clip_grad_norm_(
             [p.tensor for p in self._parameters.values()], self._recipe.clip_norm
@@ -174,8 +188,11 @@ class Trainer:
         self._at.batch += 1
         self._at.step += 1
 
-    def _end_epoch(self, batches: int) -> Epoch:
+    def _end_epoch(self, batches: int) -> Epoch | None:
         loss = self._task.validate()
+        if loss is not None and not math.isfinite(loss):
+            self._at.broken = True
+            return None
         epoch = Epoch(loss=self._at.total / batches, validation_loss=loss)
         self._at.history.append(epoch)
         self._at.epoch, self._at.batch, self._at.total = self._at.epoch + 1, 0, 0.0
@@ -187,8 +204,10 @@ class Trainer:
 
     def _is_over(self) -> bool:
         patience = self._recipe.patience
-        return self._at.epoch >= self._recipe.epochs or (
-            patience is not None and self._at.epoch - self._at.best_epoch >= patience
+        return (
+            self._at.broken
+            or self._at.epoch >= self._recipe.epochs
+            or (patience is not None and self._at.epoch - self._at.best_epoch >= patience)
         )
 
     def _values(self) -> dict[str, Tensor]:

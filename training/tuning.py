@@ -103,19 +103,24 @@ class DeltaTask:
         """Every row once, in random order.
 
         For the contrastive loss, rows of one class come in small groups, so that most have a mate.
-        Otherwise texts of one length lie together, to save padding.
+        Texts of about one length lie together, to save padding.
         """
         numbers = torch.Generator().manual_seed(seed)
         order = torch.randperm(len(self._train), generator=numbers)
+        groups = list(torch.split(order, 1))
         if self._regularisation.contrast:
             by_class = order[torch.argsort(self._train.targets[order], stable=True)]
-            groups = torch.split(by_class, CONTRAST_GROUP)
-            chosen = torch.randperm(len(groups), generator=numbers)
-            order = torch.cat([groups[i] for i in chosen])
-        elif self._modality is Modality.TEXT:
-            stretch = SORTED_BATCHES * self._batch_size
-            order = torch.cat([self._by_length(part) for part in torch.split(order, stretch)])
-        batches = list(torch.split(order, self._batch_size))
+            mates = torch.split(by_class, CONTRAST_GROUP)
+            groups = [mates[i] for i in torch.randperm(len(mates), generator=numbers)]
+        if self._modality is Modality.TEXT:
+            stretch = max(1, SORTED_BATCHES * self._batch_size // len(groups[0]))
+            starts = range(0, len(groups), stretch)
+            groups = [
+                group
+                for start in starts
+                for group in sorted(groups[start : start + stretch], key=self._longest)
+            ]
+        batches = list(torch.split(torch.cat(groups), self._batch_size))
         return [batches[i] for i in torch.randperm(len(batches), generator=numbers)]
 
     def loss(self, rows: Tensor) -> Tensor:
@@ -183,9 +188,8 @@ class DeltaTask:
         features = torch.cat(found)
         return features[torch.argsort(order)] if len(indices) == len(rows) else features
 
-    def _by_length(self, rows: Tensor) -> Tensor:
-        lengths = torch.tensor([len(self._train.views[row][0]) for row in rows.tolist()])
-        return rows[torch.argsort(lengths, stable=True)]
+    def _longest(self, rows: Tensor) -> int:
+        return max(len(self._train.views[row][0]) for row in rows.tolist())
 
     def _logits(self, features: Tensor) -> Tensor:
         return (features * self._scale) @ self._weight + self._bias

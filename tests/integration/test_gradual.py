@@ -7,6 +7,7 @@ over tokens can tell, and a block with deltas can.
 from __future__ import annotations
 
 import asyncio
+import math
 import time
 from collections import Counter
 from dataclasses import replace
@@ -20,16 +21,16 @@ from transformers.models.bert.modeling_bert import BertLayer
 
 from core.backbones import BACKBONES
 from core.checkpoints import Checkpoints
-from core.datasets import UploadedFile
+from core.datasets import Modality, UploadedFile
 from core.files import FileStore
 from core.head import Head
-from core.jobs import Job, JobKind, JobStatus, StopReason
+from core.jobs import EarlyStopping, Hyperparameters, Job, JobKind, JobStatus, StopReason
 from core.manifests import ModelManifest
 from core.novelty import NOVELTY_FILE
 from core.registry import Registry
 from core.settings import Settings
 from core.store import ArtifactStore
-from core.trunk import Trunk
+from core.trunk import Trunk, build_preprocessor
 from service.batcher import Batcher
 from tests.integration.hf_models import (
     IMAGE_MODELS,
@@ -39,12 +40,19 @@ from tests.integration.hf_models import (
     save_text_model,
     save_wide_model,
 )
-from training import backbones, parity
+from training import backbones, parity, views
 from training.activations import Batch, Upper, capture
+from training.gradual import Gradual, Outcome, Source
 from training.ingest import Limits, ingest
 from training.pipeline import fine_tune
+from training.plan import DEFAULTS
 from training.stopping import Stopped
+from training.trunks import slots_of
 
+ROWS = 300
+"""Of so many, one in three judges; of fewer, every row in turn."""
+
+FEW_EPOCHS = {"n_epochs": 10, "learning_rate_multiplier": 10, "batch_size": 8}
 FILES = ("head.onnx", "golden.npz", "adapter_config.json", "adapter_model.safetensors")
 
 
@@ -75,6 +83,33 @@ class Listener:
         self.check()
 
 
+class Watcher:
+    """What a search tells, and its last state; it asks to stop after so many epochs."""
+
+    def __init__(self, stop_after_epochs: int | None = None) -> None:
+        self.state: bytes | None = None
+        self.epochs = 0
+        self.rates: list[float] = []
+        self._stop_after = stop_after_epochs
+
+    def check(self) -> None:
+        if self.epochs == self._stop_after:
+            raise Stopped(StopReason.PAUSE)
+
+    def save(self, step: int, state: bytes) -> None:
+        self.state = state
+
+    def on_epoch(self, *_: object) -> None:
+        self.epochs += 1
+
+    def on_slowdown(self, blocks: int, learning_rate: float) -> None:
+        self.rates.append(learning_rate)
+
+    def on_stop(self, *_: object) -> None: ...
+
+    def on_step(self, *_: object) -> None: ...
+
+
 class Stand:
     """A store with a data set and an encoder, to run jobs on."""
 
@@ -82,8 +117,7 @@ class Stand:
         self.model = str(save_wide_model(folder / "model"))
         self.store = ArtifactStore(str(folder / "store"))
         self.settings = Settings(hf_models=(self.model,))
-        files = FileStore(self.store, "default")
-        data = exclusive_or(240)
+        files, data = FileStore(self.store, "default"), exclusive_or(ROWS)
         self.store.put_new(files.upload_key("file-1"), data)
         files.complete(UploadedFile(id="file-1", filename="a.csv", bytes=len(data), created_at=0))
         ingest(files, "file-1", Limits.from_settings(self.settings))
@@ -134,7 +168,7 @@ def test_deltas_ship_when_they_win_by_more_than_the_error(
     assert (manifest.kind, manifest.rank, manifest.blocks) == ("low_rank", 8, kept[-1]["blocks"])
     assert manifest.metrics["accuracy"] == pytest.approx(kept[-1]["accuracy"])
     assert manifest.metrics["accuracy"] > 0.9
-    assert manifest.metrics["rows"] == 80
+    assert manifest.metrics["rows"] == ROWS // 3
     assert NOVELTY_FILE in manifest.files
 
 
@@ -147,7 +181,7 @@ def test_the_served_model_tells_what_the_frozen_one_cannot(
     trunk = Trunk.load(stand.registry, whole[0].trunk, threads=1, max_pixels=1)
     manifests = (plain, whole[0], checkpoint)
     heads = [Head.load(stand.registry, manifest, trunk) for manifest in manifests]
-    data = [line.split(",") for line in exclusive_or(240).decode().splitlines()[1:]]
+    data = [line.split(",") for line in exclusive_or(ROWS).decode().splitlines()[1:]]
     rows = [trunk.preprocessor.prepare(text) for text, _ in data]  # type: ignore[arg-type]
 
     async def encode_all() -> list[list[Any]]:
@@ -185,6 +219,90 @@ def test_a_job_that_was_paused_ends_with_the_same_bytes(
     assert stand.files(manifest) == stand.files(whole[0])
     assert manifest.metrics == whole[0].metrics
     assert Checkpoints(stand.store, "default", "ftjob-paused").latest_state() is None
+
+
+def test_int8_deltas_are_judged_and_served_by_the_trunk_in_int8(stand: Stand) -> None:
+    manifest = stand.run(stand.job("ftjob-int8", precision="int8"), Listener())
+    trunk = Trunk.load(stand.registry, manifest.trunk, threads=1, max_pixels=1)
+    assert (manifest.kind, trunk.manifest.precision) == ("low_rank", "int8")
+    head = Head.load(stand.registry, manifest, trunk)
+    data = [line.split(",") for line in exclusive_or(ROWS).decode().splitlines()[1:]]
+    rows = [trunk.preprocessor.prepare(text) for text, _ in data]  # type: ignore[arg-type]
+    features = trunk.encode(rows, trunk.bank.gather([head.adapter]))
+    answers = [manifest.labels[n] for n in head.predict(features).argmax(axis=1)]
+    right = np.mean([answer == label for answer, (_, label) in zip(answers, data, strict=True)])
+    assert right > 0.9
+    assert manifest.metrics["accuracy"] == pytest.approx(right, abs=0.08)
+
+
+class Bare:
+    """A search without a job: its source and plan, to change."""
+
+    def __init__(self, stand: Stand) -> None:
+        lines = [line.split(",") for line in exclusive_or(96).decode().splitlines()[1:]]
+        backbone = backbones.load(f"hf:{stand.model}", (stand.model,))
+        texts, targets = [text for text, _ in lines], np.array([int(b == "one") for _, b in lines])
+        preprocess = build_preprocessor(
+            backbone.preprocess, backbone.tokenizer_json or b"", max_pixels=1
+        )
+        self.features = np.random.default_rng(0).normal(size=(96, backbone.dim)).astype(np.float32)
+        self.source = Source(
+            backbone, slots_of(backbone), targets, 2, self.features,
+            lambda cut: views.cache(
+                backbone, preprocess, texts, targets, cut, seed=0, check=lambda: None
+            ),
+        )  # fmt: skip
+        chosen = Hyperparameters.model_validate(FEW_EPOCHS)
+        self.plan = DEFAULTS[Modality.TEXT].plan(targets, chosen, EarlyStopping(patience=14))
+
+    def run(
+        self, watcher: Watcher, state: bytes | None = None, serve: Any = None, **changes: Any
+    ) -> Outcome:
+        return Gradual(
+            replace(self.source, serve=serve), replace(self.plan, **changes), seed=0,
+            deadline=time.monotonic() + 600, watcher=watcher, state=state,
+        ).run()  # fmt: skip
+
+
+def test_of_few_rows_each_judges_and_a_search_may_stop_in_any_fold(stand: Stand) -> None:
+    """Stopped in the first fold, in a later one, with contrast, and at the end."""
+    bare, watcher = Bare(stand), Watcher()
+    whole = bare.run(watcher, contrast=1.0)
+    assert list(whole.held_out) == list(range(96))
+    assert [(step.blocks, step.contrast) for step in whole.steps[1:3]] == [(1, 0.0), (1, 1.0)]
+    assert whole.adapter is not None
+
+    stops, state = [3, 11, 24], None
+    stops.append(watcher.epochs - sum(stops) - 2)
+    for epochs in stops:
+        stopped = Watcher(epochs)
+        with pytest.raises(Stopped):
+            bare.run(stopped, state, contrast=1.0)
+        state = stopped.state
+    resumed = bare.run(Watcher(), state, contrast=1.0)
+    untimed = [[step.model_copy(update={"seconds": 0}) for step in each.steps]
+               for each in (resumed, whole)]  # fmt: skip
+    assert untimed[0] == untimed[1]
+    assert np.array_equal(resumed.probabilities, whole.probabilities)
+    assert np.array_equal(resumed.distances, whole.distances)
+    assert resumed.adapter is not None
+    for name, delta in whole.adapter.deltas.items():
+        assert np.array_equal(resumed.adapter.deltas[name].b, delta.b)
+
+
+def test_deltas_that_only_torch_can_use_do_not_ship(stand: Stand) -> None:
+    """Where the trunk gives other features than torch, its are those that are judged."""
+    bare = Bare(stand)
+    outcome = bare.run(Watcher(), serve=lambda _: bare.features.copy())
+    assert len(outcome.steps) > 1
+    assert not any(step.kept for step in outcome.steps[1:])
+
+
+def test_a_rate_at_which_training_diverges_is_lowered(stand: Stand) -> None:
+    watcher = Watcher()
+    outcome = Bare(stand).run(watcher, learning_rate=900.0, slowdowns=2)
+    assert watcher.rates == [300.0, 100.0]
+    assert {step.learning_rate for step in outcome.steps[1:]} == {100.0}
 
 
 def test_the_same_job_gives_the_same_bytes(
@@ -226,7 +344,7 @@ def test_auto_tunes_where_that_can_pay_and_says_why(stand: Stand) -> None:
     few = {"n_epochs": 1, "learning_rate_multiplier": 0.001, "batch_size": 16}
     manifest = stand.run(stand.job("ftjob-auto", strategy="auto", hyperparameters=few), listener)
     [choice] = listener.of("strategy_chosen")
-    assert (choice["strategy"], choice["rows_per_class"]) == ("gradual", 120)
+    assert (choice["strategy"], choice["rows_per_class"]) == ("gradual", ROWS / 2)
     assert choice["seconds_needed"] < choice["seconds_left"]
     assert listener.of("unfrozen")
     assert '"what": "Strategy"' in stand.registry.file(manifest, "report.json").decode()
@@ -263,8 +381,8 @@ def test_frozen_blocks_never_run_in_an_epoch(stand: Stand, runs: Counter[str]) -
             super().event(type, message, **data)
 
     stand.run(stand.job("ftjob-counted"), Counting())
-    # 160 rows in batches of 16, and 80 held-out rows in two.
-    assert marks[1] - marks[0] == 160 // 16 + 2
+    # 200 rows in batches of 16, and 100 held-out rows in two.
+    assert marks[1] - marks[0] == math.ceil(200 / 16) + 2
 
 
 def test_a_step_without_gain_leaves_the_frozen_head(stand: Stand) -> None:

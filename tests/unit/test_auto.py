@@ -12,7 +12,7 @@ from core.preprocessing import FloatArray
 from training.backbone_choice import choose_backbone
 from training.data import Dataset
 from training.fit import IntArray, fit, path
-from training.judgement import compare, fit_apart, hold_out, likelihoods
+from training.judgement import compare, fit_apart, likelihoods, split
 from training.novelty import unseen_quantiles
 from training.prospect import afford, foresee, weigh
 
@@ -49,8 +49,9 @@ def test_tuning_is_tried_only_where_it_can_pay(
 def test_tuning_is_not_begun_without_the_time_for_it() -> None:
     features, targets = clusters(200, 0.5)
     prospect = weigh(fit(features, targets, 2, seed=0), targets, has_slots=True)
-    needed = foresee(0.01, 200, views=1, epochs=10, share=0.5)
+    needed = foresee(0.01, 200, views=1, epochs=10, folds=1, share=0.5)
     assert needed == pytest.approx(2 * 0.01 * 200 * 16)
+    assert foresee(0.01, 200, views=1, epochs=10, folds=3, share=0.5) < 2 * needed
     assert afford(prospect, needed=needed, left=needed + 1).strategy == "gradual"
     refused = afford(prospect, needed=needed, left=10)
     assert refused.strategy == "feature_extraction"
@@ -99,18 +100,24 @@ def test_being_too_sure_is_not_held_against_a_classifier() -> None:
 
 
 def test_a_refit_has_the_strength_that_unseen_rows_prefer() -> None:
-    features, targets = clusters(300, 0.6, dim=64)
-    held_out = hold_out(targets, 0)
-    assert held_out.sum() == 100
-    seen, unseen = (
-        (features[~held_out], targets[~held_out]),
-        (features[held_out], targets[held_out]),
-    )
-    judged = fit_apart(*seen, *unseen, 2)
-    reached = likelihoods(judged.probabilities, unseen[1]).mean()
-    others = [likelihoods(head.predict(unseen[0]), unseen[1]).mean() for _, head in path(*seen, 2)]
-    assert reached == pytest.approx(max(others))
-    assert reached > min(others) + 0.01
+    """Of many rows one fold judges, of few all do, each by what was fitted without it."""
+    for rows, unseen in ((300, 100), (297, 297)):
+        features, targets = clusters(rows, 0.6, dim=64)
+        folds = split(targets, 0)
+        held_out = np.concatenate([fold.held_out for fold in folds])
+        assert (len(held_out), len(set(held_out))) == (unseen, unseen)
+        assert all(not set(fold.train) & set(fold.held_out) for fold in folds)
+        judged = fit_apart([features] * len(folds), targets, folds, 2)
+        paths = [list(path(features[f.train], targets[f.train], 2)) for f in folds]
+        others = []
+        for fitted in zip(*paths, strict=True):
+            predicted = [
+                h.predict(features[f.held_out]) for (_, h), f in zip(fitted, folds, strict=True)
+            ]
+            others.append(likelihoods(np.concatenate(predicted), targets[held_out]).mean())
+        reached = likelihoods(judged.probabilities, targets[held_out]).mean()
+        assert reached == pytest.approx(max(others))
+        assert reached > min(others) + 0.01
 
 
 def test_unseen_rows_tell_how_far_away_an_ordinary_row_is() -> None:

@@ -32,7 +32,6 @@ def compared(current: float | None, new: float, basis: str | None = "same_rows")
 @pytest.mark.parametrize(
     ("gate", "accuracy", "comparison", "passed"),
     [
-        (QualityGate(), 0.1, None, True),
         (QualityGate(min_accuracy=0.8), 0.8, None, True),
         (QualityGate(min_accuracy=0.8), 0.79, None, False),
         (QualityGate(min_improvement_over_current=0.01), 0.5, None, True),

@@ -111,6 +111,27 @@ def test_it_stops_when_validation_gets_no_better_and_keeps_the_best() -> None:
     assert not torch.equal(after[0], after[2])
 
 
+@pytest.mark.parametrize("spoilt", [float("nan"), float("inf"), 8.0])
+def test_a_loss_that_blows_up_is_told_and_one_that_is_no_number_ends_it(spoilt: float) -> None:
+    task = Classifier()
+    loss = task.loss
+
+    def spoil(rows: Tensor) -> Tensor:
+        return loss(rows) * (spoilt if trainer.step >= 6 else 1.0)
+
+    task.loss = spoil  # type: ignore[method-assign]
+    trainer = Trainer(task, RECIPE, seed=3)
+    trainer.run(check=go_on)
+    assert trainer.diverged
+    assert len(trainer.history) == (4 if spoilt == 8.0 else 1)
+    assert torch.isfinite(task.weight).all()
+
+    restored = Trainer(Classifier(), RECIPE, seed=3)
+    restored.restore(trainer.state())
+    restored.run(check=go_on)
+    assert (restored.diverged, restored.history) == (True, trainer.history)
+
+
 def test_the_listener_may_end_it() -> None:
     trainer = Trainer(Classifier(), RECIPE, seed=3)
     trainer.run(check=go_on, on_epoch=lambda _: False)

@@ -1,0 +1,152 @@
+"""What a search knows so far, and its way into bytes and back: what a paused job goes on from.
+
+Numbers are JSON and arrays are tensors, in one safetensors file with the state of the trainer
+(training.trainer) that was at work. Not here: the search (training.gradual), where states are kept
+(core.checkpoints).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from pydantic import BaseModel
+from safetensors.torch import load, save
+from torch import Tensor
+
+from core.preprocessing import FloatArray
+from training.trainer import read_metadata
+
+
+class Step(BaseModel, frozen=True):
+    """One rung of the ladder on the held-out rows: a line of the report.
+
+    `gain` is the mean log-likelihood above the best before, in nats a row, `gain_error` its
+    standard error. `blocks` 0 is the frozen head; `contrast` is the weight of the contrastive loss.
+    """
+
+    blocks: int
+    epochs: int
+    strength: float
+    accuracy: float
+    nll: float
+    gain: float
+    gain_error: float
+    kept: bool
+    seconds: float
+    learning_rate: float
+    contrast: float
+
+    @property
+    def name(self) -> str:
+        """What was tried, for people."""
+        return f"Top {self.blocks} blocks" + (", contrastive" if self.contrast else "")
+
+
+@dataclass(frozen=True)
+class Record:
+    """How a step did: the held-out rows' `probabilities` [m, classes], fold by fold.
+
+    `distances` are quantiles of how far these rows lie from the others (training.novelty).
+    """
+
+    probabilities: FloatArray
+    distances: FloatArray
+
+
+@dataclass(frozen=True)
+class Trained:
+    """A fold's training that has ended, at its best after `epochs`.
+
+    `features` [n, dim] are of all rows, `along` [m, classes] the probabilities of the fold's
+    held-out rows by the classifier that was trained along.
+    """
+
+    epochs: int
+    features: FloatArray
+    along: FloatArray
+
+
+class _Numbers(BaseModel):
+    """What of a state is no array."""
+
+    steps: list[Step] = []
+    epochs: list[int] = []
+    training: str | None = None
+    slowdowns: int = 0
+    trained_steps: int = 0
+    saved_at: int = 0
+
+
+class SearchState:
+    """What a search has found out, step by step, and of the step that it is at, fold by fold.
+
+    `training` names the training that `trainer` is the state of. `slowdowns` says how often the
+    learning rate was lowered. `trained_steps` counts the
+    training steps of trainings that have ended, `saved_at` all until the state was saved.
+    """
+
+    def __init__(self) -> None:
+        self.steps: list[Step] = []
+        self.records: list[Record] = []
+        self.folds: list[Trained] = []
+        self.training: str | None = None
+        self.trainer: bytes | None = None
+        self.slowdowns = 0
+        self.trained_steps = 0
+        self.saved_at = 0
+
+    @property
+    def best(self) -> int:
+        """The number of the last step that was kept."""
+        return max(number for number, step in enumerate(self.steps) if step.kept)
+
+    def add(self, step: Step, record: Record) -> None:
+        """End the step that the search is at."""
+        self.steps.append(step)
+        self.records.append(record)
+        self.folds = []
+
+    def to_bytes(self) -> bytes:
+        """Return it as one safetensors file."""
+        tensors = {"trainer": torch.frombuffer(bytearray(self.trainer or b""), dtype=torch.uint8)}
+        for number, record in enumerate(self.records):
+            tensors[f"probabilities/{number}"] = torch.from_numpy(record.probabilities)
+            tensors[f"distances/{number}"] = torch.from_numpy(record.distances)
+        for number, fold in enumerate(self.folds):
+            tensors[f"features/{number}"] = torch.from_numpy(fold.features)
+            tensors[f"along/{number}"] = torch.from_numpy(fold.along)
+        numbers = _Numbers(
+            steps=self.steps,
+            epochs=[fold.epochs for fold in self.folds],
+            training=self.training,
+            slowdowns=self.slowdowns,
+            trained_steps=self.trained_steps,
+            saved_at=self.saved_at,
+        )
+        return save(tensors, {"gradual": numbers.model_dump_json()})
+
+    @classmethod
+    def from_bytes(cls, data: bytes) -> SearchState:
+        """Return what `to_bytes` wrote; raises `KeyError`, `ValueError` or `SafetensorError`."""
+        tensors = load(data)
+        numbers = _Numbers.model_validate_json(read_metadata(data)["gradual"])
+        state = cls()
+        state.steps, state.training = numbers.steps, numbers.training
+        state.slowdowns = numbers.slowdowns
+        state.trained_steps, state.saved_at = numbers.trained_steps, numbers.saved_at
+        state.trainer = tensors["trainer"].numpy().tobytes()
+        state.records = [
+            Record(_array(tensors, "probabilities", n), _array(tensors, "distances", n))
+            for n in range(len(numbers.steps))
+        ]
+        state.folds = [
+            Trained(epochs, _array(tensors, "features", n), _array(tensors, "along", n))
+            for n, epochs in enumerate(numbers.epochs)
+        ]
+        return state
+
+
+def _array(tensors: dict[str, Tensor], kind: str, number: int) -> FloatArray:
+    return np.asarray(tensors[f"{kind}/{number}"].numpy(), np.float32)
