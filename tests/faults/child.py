@@ -34,7 +34,8 @@ HEAVY = (
     "torch", "training.assessment", "training.data_report", "training.export",
     "training.features", "training.fit", "training.gate", "training.gradual",
     "training.investigation", "training.novelty", "training.precision", "training.reporting",
-    "training.strategies", "training.tasks", "training.trunks", "training.warm_up",
+    "training.search_state", "training.strategies", "training.tasks", "training.trunks",
+    "training.warm_up",
 )  # fmt: skip
 
 
