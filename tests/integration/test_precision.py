@@ -214,7 +214,7 @@ def compare(wrong: dict[str, int], rows: int = 1000) -> Any:
         return FakeTrunk(precision)
 
     def extract(trunk: Any, data: Dataset) -> FloatArray:
-        signs = np.array([1.0 if label == "a" else -1.0 for label in data.labels], np.float32)
+        signs = np.array([1.0 if label == "a" else -1.0 for label in data.answers], np.float32)
         if data.file == "held-out":
             signs[: wrong[trunk.manifest.precision]] *= -1
         return signs[:, None]
@@ -273,7 +273,7 @@ def test_a_sample_has_every_class_by_its_share() -> None:
     assert rows == stratified(labels, 1000, seed=0)
     many = sampled(dataset(labels), 0)
     assert (len(many.items), many.manifest.rows) == (SAMPLE_ROWS, SAMPLE_ROWS)
-    assert all(item.endswith(label) for item, label in zip(many.items, many.labels, strict=True))  # type: ignore[arg-type]
+    assert all(item.endswith(label) for item, label in zip(many.items, many.answers, strict=True))  # type: ignore[arg-type]
     assert stratified(labels[:50], 1000, seed=0) == list(range(50))
 
 
