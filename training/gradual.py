@@ -4,15 +4,14 @@
                 ─▶ the best number of blocks once more, on all rows
 
 One row in three is held out, class by class, of many rows one in five, and of few each third in
-turn (training.judgement). A step trains deltas and
-classifier on the others over activations cached at its cut and keeps the epoch with the lowest loss
-on the held-out rows. It starts from a strongly regularised head: one that is fitted to the end
-separates few rows perfectly and leaves no loss to learn from. Its classifier is the one that was
-trained along, or one refitted on the features that came out, as the held-out rows prefer;
-`strength` is 0 for the former. A step counts if it beats the best so far (training.judgement);
-after two steps in a row that do not, the ladder ends. Where rows per class are few, the first step
-is tried with a contrastive loss as well (training.tuning). If none counts, the frozen
-head ships: on few rows any unfreezing may lose to it (docs/decisions).
+turn (training.judgement). A step trains deltas and classifier on the others over activations cached
+at its cut and keeps the epoch with the lowest loss on the held-out rows. It starts from a strongly
+regularised head: one that is fitted to the end separates few rows perfectly and leaves no loss to
+learn from. Its classifier is the one that was trained along, or one refitted on the features that
+came out, as the held-out rows prefer; `strength` is 0 for the former. A step counts if it beats the
+best so far (training.judgement); after two steps in a row that do not, the ladder ends. Where rows
+per class are few, the first step is tried with a contrastive loss as well (training.tuning). If
+none counts, the frozen head ships: on few rows any unfreezing may lose to it (docs/decisions).
 
 The final deltas see all rows, for as many epochs as were best, so no row is left to judge them by:
 the numbers quoted are those of the same step on the held-out rows.
@@ -76,8 +75,7 @@ class Outcome:
 
     `head` was trained along with them; None if it is to be refitted with the best step's strength.
     `probabilities` and `targets` are of the rows `held_out`, by number, by the best step, and
-    `distances`
-    the quantiles of how far they lie from the others (training.novelty).
+    `distances` the quantiles of how far they lie from the others (training.novelty).
     """
 
     steps: tuple[Step, ...]
