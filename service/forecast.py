@@ -54,6 +54,11 @@ class Schedule:
     then: float = math.inf
     interval: float = math.inf
 
+    def shows(self, tenant: str, position: int | None) -> bool:
+        """Tell whether a tenant's line was as long as that when this was drawn up."""
+        line = self.outlook.pending.get(tenant)
+        return position is None or (line is not None and position < line.count)
+
     def start(self, tenant: str, position: int) -> float | None:
         """Return when the job at `position` of a tenant's line starts; None if it is not known."""
         line = self.starts.get(tenant, [])
@@ -78,7 +83,9 @@ class Forecaster:
         """Forecast a job as it is now; `position` is its place in its tenant's line."""
         if job.status not in (JobStatus.RUNNING, JobStatus.QUEUED):
             return Forecast()
-        if time.monotonic() - self._taken_at > KEPT_SECONDS:
+        is_old = time.monotonic() - self._taken_at > KEPT_SECONDS
+        # Jobs that were posted one after another are not in the picture of the first.
+        if is_old or not self._schedule.shows(job.tenant, position):
             outlook = await self._queue.outlook(JobKind.FINE_TUNE)
             workers = len(await self._presence.live(Role.WORKER))
             self._schedule, self._taken_at = schedule(outlook, workers), time.monotonic()

@@ -2,13 +2,33 @@
 
 from __future__ import annotations
 
+import time
 from dataclasses import dataclass
 from itertools import pairwise
 
 import pytest
 
-from core.jobs import STAGES, Estimate, Job, JobKind, JobStatus, Line, Outlook, Progress, Running
-from service.forecast import NEXT_CHILD_SECONDS, WARM_UP_SECONDS, schedule, seconds_remaining
+from core.jobs import (
+    STAGES,
+    Estimate,
+    Job,
+    JobKind,
+    JobStatus,
+    Line,
+    NewJob,
+    Outlook,
+    Progress,
+    Running,
+)
+from core.presence import Role
+from core.queue.memory import MemoryJobQueue
+from service.forecast import (
+    NEXT_CHILD_SECONDS,
+    WARM_UP_SECONDS,
+    Forecaster,
+    schedule,
+    seconds_remaining,
+)
 
 NOW = 1000.0
 BETWEEN = NEXT_CHILD_SECONDS + WARM_UP_SECONDS
@@ -132,3 +152,30 @@ def test_remaining(case: Case) -> None:
     )  # fmt: skip
     found = seconds_remaining(running, outlook(ratio=case.ratio))
     assert found == (case.seconds and pytest.approx(case.seconds, abs=0.06))
+
+
+class OneWorker:
+    """Presence of one worker."""
+
+    async def live(self, role: Role) -> set[str]:
+        return {"w"}
+
+
+@pytest.mark.anyio
+async def test_a_job_that_the_last_picture_does_not_show_has_a_new_one() -> None:
+    queue = MemoryJobQueue()
+    forecaster = Forecaster(queue, OneWorker())  # type: ignore[arg-type]
+    began, found = time.time(), []
+    for position, seconds in enumerate((40, 1, 1)):
+        new = NewJob(
+            tenant="acme", id=f"j{position}", kind=JobKind.FINE_TUNE, spec={},
+            estimate=expected(seconds),
+        )  # fmt: skip
+        await queue.enqueue(new)
+        job = await queue.get("acme", new.id)
+        assert job is not None
+        found.append((await forecaster.forecast(job, position)).estimated_start)
+    passed = time.time() - began
+    assert [(at or 0) - began for at in found] == pytest.approx(
+        [0, 40 + BETWEEN, 41 + 2 * BETWEEN], abs=passed + 0.1
+    )
