@@ -45,7 +45,6 @@ test-browser: $(VENV)/.installed-dev  ## Needs Chromium, such as apt-get install
 
 test-redis: $(VENV)/.installed-dev  ## What concerns the queue, on another server than Valkey
 	GRAFT_TEST_REDIS_SERVER=$(REDIS_SERVER) $(BIN)/python -m pytest \
-		-n $(TEST_PROCESSES) --dist loadfile \
 		tests/integration/test_queue_contract.py tests/integration/test_queue_redis.py \
 		tests/integration/test_queue_twins.py tests/integration/test_redis_access.py $(ARGS)
 
