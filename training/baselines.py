@@ -19,6 +19,7 @@ import numpy.typing as npt
 from pydantic import BaseModel
 
 from core.datasets import Modality
+from training import judgement
 from training.fit import IntArray
 from training.scratch import predict_pixels, predict_words, read_pixels
 
@@ -28,6 +29,7 @@ ALL_FOLDS_UP_TO = 1_000
 
 Items = Sequence[str] | Sequence[bytes]
 BoolArray = npt.NDArray[np.bool_]
+Split = tuple[IntArray, IntArray]
 
 _SCRATCH = {
     Modality.TEXT: "logistic regression on TF-IDF of words",
@@ -71,15 +73,8 @@ def compare(
     `correct` [n] says of each row whether the model, not having been fitted on it, was right. With
     `train`, the other rows are held out; without, each fold of `fold_of` [n] is in turn.
     """
-    if train is not None:
-        held_out = np.setdiff1d(np.arange(len(items)), train)
-        splits = [(train, held_out)]
-    else:
-        all_folds = modality is Modality.TEXT and len(items) <= ALL_FOLDS_UP_TO
-        splits = [
-            (np.flatnonzero(fold_of != fold), np.flatnonzero(fold_of == fold))
-            for fold in range(int(fold_of.max()) + 1 if all_folds else 1)
-        ]
+    all_folds = modality is Modality.TEXT and len(items) <= ALL_FOLDS_UP_TO
+    splits = cut(len(items), train, fold_of, all_folds=all_folds)
     judged = np.concatenate([held_out for _, held_out in splits])
     commonest = np.bincount(targets if train is None else targets[train]).argmax()
     known = Transfer(
@@ -99,18 +94,29 @@ def compare(
         pixels = read_pixels(cast("Sequence[bytes]", items))
         found = [predict_pixels(pixels, targets, classes, *split, seed) for split in splits]
     scratch = np.concatenate(found) == targets[judged]
-    difference = correct[judged].astype(np.float64) - scratch
-    gain, error = float(difference.mean()), float(difference.std() / np.sqrt(len(judged)))
-    helps = gain > error
+    gain = judgement.compare(correct[judged].astype(np.float64), scratch.astype(np.float64))
+    helps = gain.mean > gain.error
     return known.model_copy(
         update={
             "helps": helps,
             "scratch_accuracy": float(scratch.mean()),
-            "gain": gain,
-            "gain_error": error,
-            "advice": None if helps else _advice(gain, error, known),
+            "gain": gain.mean,
+            "gain_error": gain.error,
+            "advice": None if helps else _advice(gain.mean, gain.error, known),
         }
     )
+
+
+def cut(
+    rows: int, train: IntArray | None, fold_of: IntArray, *, all_folds: bool
+) -> list[Split]:  # fmt: skip
+    """Return the rows to learn from and those to judge by: of the folds all, or the first alone."""
+    if train is not None:
+        return [(train, np.setdiff1d(np.arange(rows), train))]
+    return [
+        (np.flatnonzero(fold_of != fold), np.flatnonzero(fold_of == fold))
+        for fold in range(int(fold_of.max()) + 1 if all_folds else 1)
+    ]
 
 
 def _advice(gain: float, error: float, known: Transfer) -> str:

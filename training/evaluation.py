@@ -10,6 +10,7 @@ percentiles of the bootstrap (Efron 1979) for macro F1. Not here: which rows are
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any, Self
 
 import numpy as np
 import numpy.typing as npt
@@ -35,6 +36,21 @@ class ClassMetrics(BaseModel, frozen=True):
     precision: float
     recall: float
     f1: float
+
+    @classmethod
+    def of(cls, label: str, rows: int, predicted: int, correct: int, **more: Any) -> Self:
+        """Score a class by its counts; `more` are fields of a subclass."""
+        return cls(
+            label=label,
+            rows=int(rows),
+            predicted=int(predicted),
+            correct=int(correct),
+            precision=float(correct / max(predicted, 1)),
+            recall=float(correct / max(rows, 1)),
+            # 2PR / (P + R), which needs no care with zeros when it is written so.
+            f1=float(2 * correct / max(rows + predicted, 1)),
+            **more,
+        )
 
 
 class Metrics(BaseModel, frozen=True):
@@ -79,7 +95,6 @@ def evaluate(
     correct = np.bincount(targets[predictions == targets], minlength=width)
     accuracy = float(correct.sum() / rows)
     chosen = probabilities[np.arange(rows), targets].astype(np.float64)
-    # f1 = 2PR / (P + R) = 2 correct / (rows + predicted), which needs no care with zeros.
     f1 = 2 * correct / np.maximum(counts + predicted, 1)
     return Metrics(
         rows=rows,
@@ -91,16 +106,7 @@ def evaluate(
         nll=float(-np.log(np.maximum(chosen, _SMALLEST)).mean()),
         majority_accuracy=float(counts.max() / rows),
         classes=tuple(
-            ClassMetrics(
-                label=label,
-                rows=int(counts[i]),
-                predicted=int(predicted[i]),
-                correct=int(correct[i]),
-                precision=float(correct[i] / max(predicted[i], 1)),
-                recall=float(correct[i] / max(counts[i], 1)),
-                f1=float(f1[i]),
-            )
-            for i, label in enumerate(labels)
+            ClassMetrics.of(*each) for each in zip(labels, counts, predicted, correct, strict=True)
         ),
     )
 

@@ -126,15 +126,7 @@ def investigate_labels(
     """Compare sets of labels with baselines."""
     said = assessment.outputs >= THRESHOLD
     judged = _Judged.of(train, targets, validation, assessment.targets, said, None)
-    seconds: dict[str, float] = {}
-    standing = _timed(
-        seconds, "baselines",
-        lambda: compare_labels(
-            modality, judged.items, judged.targets, judged.answers,
-            train=judged.learned, fold_of=fitted.fold_of,
-        ),
-    )  # fmt: skip
-    return Comparison(standing, seconds)
+    return _compare(compare_labels, modality, judged, fitted)
 
 
 def investigate_values(
@@ -144,10 +136,16 @@ def investigate_values(
     """Compare values with baselines."""
     said = assessment.outputs[:, 0].astype(np.float64)
     judged = _Judged.of(train, targets, validation, assessment.targets, said, None)
+    return _compare(compare_values, modality, judged, fitted)
+
+
+def _compare(
+    yardstick: Callable[..., Standing], modality: Modality, judged: _Judged, fitted: Fit
+) -> Comparison:
     seconds: dict[str, float] = {}
     standing = _timed(
         seconds, "baselines",
-        lambda: compare_values(
+        lambda: yardstick(
             modality, judged.items, judged.targets, judged.answers,
             train=judged.learned, fold_of=fitted.fold_of,
         ),

@@ -21,26 +21,19 @@ from core.preprocessing import FloatArray
 from core.tasks import THRESHOLD
 from training.assessment import MIN_CALIBRATION_ROWS, SOURCES, Source
 from training.calibration import Calibration, calibration, cross_rescale, fold_into, rescale
-from training.evaluation import RESAMPLES, Interval, wilson
+from training.evaluation import RESAMPLES, ClassMetrics, Interval, wilson
 from training.fit import Fit, Head, IntArray, deal, fold_count, label_losses
 
 BoolArray = npt.NDArray[np.bool_]
 Numbers = npt.NDArray[Any]
 
 
-class LabelMetrics(BaseModel, frozen=True):
+class LabelMetrics(ClassMetrics, frozen=True):
     """One label: rows that have it, rows that were said to, and both; of the ranking, the area.
 
     `average_precision` is None for a label that all rows have, or none.
     """
 
-    label: str
-    rows: int
-    predicted: int
-    correct: int
-    precision: float
-    recall: float
-    f1: float
     average_precision: float | None
 
 
@@ -139,7 +132,6 @@ def evaluate_labels(
     """Score `probabilities` [n, labels] against `targets` [n, labels] of 0 or 1, n ≥ 1."""
     truth, said = targets >= 0.5, probabilities >= THRESHOLD
     counts, predicted, correct = truth.sum(0), said.sum(0), (truth & said).sum(0)
-    f1 = 2 * correct / np.maximum(counts + predicted, 1)
     ranked = [
         float(average_precision_score(truth[:, i], probabilities[:, i]))
         if 0 < counts[i] < len(truth)
@@ -166,17 +158,8 @@ def evaluate_labels(
         nll=float(label_losses(probabilities, targets).mean()),
         threshold=THRESHOLD,
         labels=tuple(
-            LabelMetrics(
-                label=label,
-                rows=int(counts[i]),
-                predicted=int(predicted[i]),
-                correct=int(correct[i]),
-                precision=float(correct[i] / max(predicted[i], 1)),
-                recall=float(correct[i] / max(counts[i], 1)),
-                f1=float(f1[i]),
-                average_precision=ranked[i],
-            )
-            for i, label in enumerate(labels)
+            LabelMetrics.of(*each, average_precision=area)
+            for *each, area in zip(labels, counts, predicted, correct, ranked, strict=True)
         ),
     )
 

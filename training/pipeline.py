@@ -49,8 +49,6 @@ from training.search_state import Step
 from training.strategies import Setting, Tuned, unfreeze
 from training.tasks import TASKS, Judged
 
-__all__ = ["FineTune", "Reporter", "fine_tune"]
-
 
 class FineTune:
     """One attempt at one job; `run` is its table of contents."""

@@ -14,7 +14,7 @@ single labels only (training.strategies).
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Generic, Protocol, TypeVar
 
 import numpy as np
@@ -145,13 +145,7 @@ _CLASSES: TaskRow[Assessment, Investigation] = TaskRow(
     investigate=_investigate_classes,
     report=build_class_report,
 )
-_ORDERED: TaskRow[Assessment, Investigation] = TaskRow(
-    fit=_fit_ordered,
-    likelihoods=judgement.likelihoods,
-    assess=assess,
-    investigate=_investigate_classes,
-    report=build_class_report,
-)
+_ORDERED = replace(_CLASSES, fit=_fit_ordered)
 _LABELS: TaskRow[LabelAssessment, Comparison] = TaskRow(
     fit=_fit_labels,
     likelihoods=lambda outputs, targets: -label_losses(outputs, targets),

@@ -8,7 +8,7 @@ empty sets), values by their absolute error. Images have no model from scratch h
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import cast
 
 import numpy as np
@@ -17,7 +17,8 @@ from pydantic import BaseModel
 
 from core.datasets import Modality
 from core.preprocessing import FloatArray
-from training.baselines import ALL_FOLDS_UP_TO, MAX_TEXTS, Items
+from training import judgement
+from training.baselines import ALL_FOLDS_UP_TO, MAX_TEXTS, Items, Split, cut
 from training.fit import IntArray
 from training.scratch import predict_word_labels, predict_word_values
 
@@ -26,7 +27,6 @@ MAX_CELLS = 400_000
 
 BoolArray = npt.NDArray[np.bool_]
 DoubleArray = npt.NDArray[np.float64]
-Split = tuple[IntArray, IntArray]
 
 
 class Standing(BaseModel, frozen=True):
@@ -106,15 +106,9 @@ def compare_values(
 def _splits(
     modality: Modality, rows: int, train: IntArray | None, fold_of: IntArray
 ) -> list[Split]:
-    if train is not None:
-        return [(train, np.setdiff1d(np.arange(rows), train))]
-    folds = int(fold_of.max()) + 1
     # Without a model from scratch every fold is as cheap as one.
-    few = rows <= ALL_FOLDS_UP_TO or modality is not Modality.TEXT
-    return [
-        (np.flatnonzero(fold_of != fold), np.flatnonzero(fold_of == fold))
-        for fold in range(folds if few else 1)
-    ]
+    is_cheap = rows <= ALL_FOLDS_UP_TO or modality is not Modality.TEXT
+    return cut(rows, train, fold_of, all_folds=is_cheap)
 
 
 def _reason(modality: Modality, rows: int) -> str | None:
@@ -124,24 +118,20 @@ def _reason(modality: Modality, rows: int) -> str | None:
 
 
 def _compared(known: Standing, model: DoubleArray, scratch: DoubleArray, *, sign: int) -> Standing:
-    difference = sign * (model - scratch)
-    gain, error = float(difference.mean()), float(difference.std() / np.sqrt(len(difference)))
-    helps = gain > error
-    how = "does worse than" if gain < -error else "does no better than"
-    no_better: Callable[[float, float], bool] = (
-        (lambda a, b: a <= b) if sign > 0 else (lambda a, b: a >= b)
-    )
+    gain = judgement.compare(sign * model, sign * scratch)
+    helps = gain.mean > gain.error
+    how = "does worse than" if gain.mean < -gain.error else "does no better than"
     what = (
         "even one that always says the same is as good: check the data, or add rows"
-        if no_better(known.model, known.constant)
+        if sign * known.model <= sign * known.constant
         else "its features may not fit this data: try another backbone, or more rows"
     )
     return known.model_copy(
         update={
             "helps": helps,
             "scratch_score": float(scratch.mean()),
-            "gain": gain,
-            "gain_error": error,
+            "gain": gain.mean,
+            "gain_error": gain.error,
             "advice": None
             if helps
             else f"The pretrained model {how} one that was trained from scratch; {what}.",
