@@ -44,6 +44,10 @@ CLOSE_SECONDS = 5.0
 FULL_BATCH_SECONDS = 0.1
 """What a full batch is reckoned to take until one has been measured."""
 
+USABLE_TIME = 0.8
+"""Share of a request's time within which it has to be expected to be done, to be taken on. Under
+overload all that wait have been waiting equally long: if it is a little too long, all is lost."""
+
 SMOOTHING = 0.1
 """Weight of the latest batch in that; one that stalled counts as four times the usual at most."""
 
@@ -177,7 +181,7 @@ class Batcher:
         before = self._running_cost + self._queue.cost_until(model, lane, cost)
         wait = before / _budget(rows[0]) * self._full_batch_seconds
         is_idle = not self._running_cost and not self._queue.rows
-        if not is_idle and now + wait > request.deadline:
+        if not is_idle and wait > USABLE_TIME * (request.deadline - now):
             self._refused_rows.inc(len(rows))
             raise _too_many(wait)
         pushed_out = self._queue.make_room(model, lane, len(rows))
@@ -205,7 +209,7 @@ class Batcher:
         with self._lock:
             rows = self._queue.take(MAX_BATCH_ROWS, _budget)
             self._running_cost = sum(row.prepared.cost for row in rows)
-            # Who adds a row from now on finds the lock free and no thread that would see it.
+            # Told under the lock: a row that is added from now on needs the thread started again.
             self._is_working = bool(rows)
             batch = [(row, self._callers[row.request]) for row in rows]
         now = time.monotonic()
