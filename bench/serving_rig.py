@@ -5,6 +5,7 @@ Everything that is measured runs in fresh processes of its own and is stopped by
 
 from __future__ import annotations
 
+import asyncio
 import json
 import os
 import shutil
@@ -23,12 +24,16 @@ from typing import Any, Self
 import httpx
 import numpy as np
 import psutil
+from pydantic import SecretStr
 
 from cli import embedded_redis
 from core.adapters import feed, write_adapter
+from core.bootstrap import open_queue
+from core.changes import Change
 from core.identifiers import DEFAULT_TENANT, PRODUCTION
 from core.manifests import DatasetReference, ModelManifest, Precision, TrunkManifest
 from core.registry import Registry
+from core.settings import Settings
 from core.store import ArtifactStore
 from core.trunk import Trunk
 from training.export import export_head
@@ -216,6 +221,17 @@ class Service(Server):
         )  # fmt: skip
         assert embedded_redis.wait_until_answering(path, 30)
         return super().__enter__()
+
+    def announce(self, model: str) -> None:
+        """Say that a model has a new version, as the worker does that published it."""
+
+        async def publish() -> None:
+            queue, feed, _ = open_queue(Settings(redis_url=SecretStr(self._env["GRAFT_REDIS_URL"])))
+            change = Change(tenant=DEFAULT_TENANT, model=model, type="published")
+            await feed.publish(change)
+            await queue.close()
+
+        asyncio.run(publish())
 
     def __exit__(
         self,
