@@ -4,18 +4,18 @@ from __future__ import annotations
 
 import io
 import json
+import os
 import statistics
 import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import httpx
 import numpy as np
 from PIL import Image
 from serving_figures import Bench
-from serving_rig import Models, Service, start_load, text_body
+from serving_rig import Models, Server, Service, start_load, text_body
 
 from core.head import Head
 from core.identifiers import DEFAULT_TENANT
@@ -29,30 +29,41 @@ SWAP_EVERY_SECONDS = 0.25
 
 
 def text(bench: Bench) -> None:
-    """17 tokens, fp32, one worker: against the limit, and against the peers."""
-    manifest = bench.models.publish(bench.models.trunk("minilm"), "one")
-    peers = bench.peers
-    servers = peers.prepare(bench.models, manifest)
+    """17 tokens, fp32, one worker and one thread for its trunk: against the limit."""
+    bench.models.publish(bench.models.trunk("minilm"), "one")
     for _ in range(bench.rounds):
         limit = bench.limit("one", bench.text_file())
         bench.note("in process: p50 ms", limit["p50_ms"])
         bench.note("in process: rate at batch 32", limit["rate"])
-        ours: dict[int, dict[str, Any]] = {}
         with Service(bench.models) as service:
-            for number in CONCURRENCY:
-                ours[number] = bench.load(service, number, [text_body("one")])
-        bench.note("p50 at 1 / in process (≤ 1.15)", ours[1]["p50_ms"] / limit["p50_ms"])
+            found = {each: bench.load(service, each, [text_body("one")]) for each in CONCURRENCY}
+        bench.note("p50 at 1 / in process (≤ 1.15)", found[1]["p50_ms"] / limit["p50_ms"])
         for number in CONCURRENCY:
-            bench.note(f"rate at {number} / in process", ours[number]["rate"] / limit["rate"])
-        for name, start in servers.items():
-            with start() as server:
-                for number in CONCURRENCY:
-                    mine, found = ours[number], bench.load(server, number, [peers.body(name)])
+            bench.note(f"rate at {number} / in process", found[number]["rate"] / limit["rate"])
+
+
+def peers(bench: Bench) -> None:
+    """The same model behind every peer: each server on one core, the generator on another."""
+    manifest = bench.models.publish(bench.models.trunk("minilm"), "one")
+    others = bench.peers.prepare(bench.models, manifest)
+    serving, asking = sorted(os.sched_getaffinity(0))[:2]
+    starts: dict[str, Callable[[], Server]] = {"graft": lambda: Service(bench.models), **others}
+    for _ in range(bench.rounds):
+        limit = bench.limit("one", bench.text_file(), core=serving)["rate"]
+        rates: dict[str, dict[int, float]] = {}
+        for name, start in starts.items():
+            body = text_body("one") if name == "graft" else bench.peers.body(name)
+            with start().on_core(serving) as server:
+                for number in (8, 32):
+                    found = bench.load(server, number, [body], core=asking)
                     if found["statuses"].keys() != {"200"}:
                         raise SystemExit(f"{name} at {number}: {found}")
-                    bench.note(f"rate at {number}: graft / {name}", mine["rate"] / found["rate"])
-                    times = found["p50_ms"] / mine["p50_ms"]
-                    bench.note(f"p50 at {number}: {name} / graft", times)
+                    rates.setdefault(name, {})[number] = found["rate"]
+        for name, found_rates in rates.items():
+            for number, rate in found_rates.items():
+                bench.note(f"{name} at {number}: rate / in process", rate / limit)
+                if name != "graft":
+                    bench.note(f"{name} at {number}: graft / it", rates["graft"][number] / rate)
 
 
 def workers(bench: Bench) -> None:
@@ -245,6 +256,7 @@ def _photo() -> bytes:
 
 SCENARIOS: dict[str, Callable[[Bench], None]] = {
     "text": text,
+    "peers": peers,
     "workers": workers,
     "overload": overload,
     "image": image,
