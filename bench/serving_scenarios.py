@@ -24,6 +24,7 @@ from core.trunk import Trunk
 
 CONCURRENCY = (1, 8, 32)
 FULL_SESSIONS_MB = 2_000
+LOADED = 'graft_loads_total{outcome="loaded"}'
 SWAP_EVERY_SECONDS = 0.25
 """Publishing and swapping take some 20 ms of the cores that serve."""
 
@@ -73,6 +74,9 @@ def workers(bench: Bench) -> None:
         rates = {}
         for number in (1, 2):
             with Service(bench.models, workers=number) as service:
+                # Ready is who is ready first, and would be given all of the kept connections.
+                while _loads(service) < number:
+                    time.sleep(0.1)
                 rates[number] = bench.load(service, 32, [text_body("one")])["rate"]
         bench.note("rate at 32: two workers / one (≥ 1.7)", rates[2] / rates[1])
 
@@ -204,7 +208,7 @@ def swaps(bench: Bench) -> None:
                 version = bench.models.store(draft, files)
                 service.announce(name)
                 while _answering(service, name) != version.reference:
-                    time.sleep(0.01)
+                    time.sleep(0.05)
                 times.append(time.perf_counter() - began)
                 time.sleep(max(0.0, SWAP_EVERY_SECONDS - times[-1]))
                 if number + 1 in (bench.swaps // 10, bench.swaps):
@@ -231,6 +235,13 @@ def _loaded(service: Service) -> int:
     """How many versions the service has in memory."""
     answer = httpx.get(f"http://127.0.0.1:{service.port}/readyz", timeout=30)
     return int(answer.json()["versions"])
+
+
+def _loads(service: Service) -> float:
+    """How many versions all its processes have loaded."""
+    text = httpx.get(f"http://127.0.0.1:{service.port}/metrics", timeout=30).text
+    (line,) = (line for line in text.splitlines() if line.startswith(LOADED))
+    return float(line.removeprefix(LOADED))
 
 
 def _load_head_ms(models: Models, model: ModelManifest, trunk: Trunk | None = None) -> float:
