@@ -42,10 +42,11 @@ from tests.integration.hf_models import (
 )
 from training import backbones, parity, views
 from training.activations import Batch, Upper, capture
-from training.gradual import Gradual, Outcome, Source
+from training.gradual import Gradual, Outcome
 from training.ingest import Limits, ingest
 from training.pipeline import fine_tune
 from training.plan import DEFAULTS
+from training.rungs import Source
 from training.stopping import Stopped
 from training.trunks import slots_of
 
