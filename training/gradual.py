@@ -167,7 +167,7 @@ class Gradual:
             self._at.folds.append(Trained(trainer.best_epoch, features, along))
         trained = self._at.folds
         epochs = round(sum(each.epochs for each in trained) / len(trained))
-        judged = self._jury.best(self._candidates(task.head(), trained))
+        judged = self._jury.choose(self._candidates(task.head(), trained))
         task.set_share(judged.share)
         features = [each.features[SHARES.index(judged.share)] for each in trained]
         step = self._end(rung, epochs, judged, features, time.monotonic() - began)
@@ -220,10 +220,11 @@ class Gradual:
         return self._plan.learning_rate / float(SLOWDOWN**self._at.slowdowns)
 
     def _candidates(self, head: Head, trained: Sequence[Trained]) -> list[Judged]:
-        """Return what a rung may come to: heads refitted for each share, or the one trained along.
+        """Return what a rung may come to, the safest first.
 
-        Trained features set the training rows so far apart that a refit may be too sure of itself.
-        `head` is the one of the last fold that was trained along.
+        Heads are refitted for each share, half of the deltas before all of them. Last comes the one
+        that was trained along, of which `head` is the last fold's: trained features set the
+        training rows so far apart that a refit may be too sure of itself.
         """
         refitted = [
             self._jury.judge([each.features[number] for each in trained], share)

@@ -81,9 +81,14 @@ class Jury:
         judged = fit_apart(features, self._targets, self.folds, self._classes)
         return replace(judged, share=share)
 
-    def best(self, candidates: Sequence[Judged]) -> Judged:
-        """Return the most likely of some, the first of equals."""
-        return max(candidates, key=lambda each: likelihoods(each.probabilities, self.truth).mean())
+    def choose(self, candidates: Sequence[Judged]) -> Judged:
+        """Return the first that is within one standard error of the most likely."""
+        found = [likelihoods(each.probabilities, self.truth) for each in candidates]
+        most = max(found, key=lambda each: float(each.mean()))
+        losses = [compare(most, each) for each in found]
+        return next(
+            each for each, loss in zip(candidates, losses, strict=True) if loss.mean <= loss.error
+        )
 
     def accuracy(self, judged: Judged) -> float:
         """Return how many of the rows are answered right."""
