@@ -169,8 +169,8 @@ class Gradual:
         epochs = round(sum(each.epochs for each in trained) / len(trained))
         judged = self._jury.choose(self._candidates(task.head(), trained))
         task.set_share(judged.share)
-        features = [each.features[SHARES.index(judged.share)] for each in trained]
-        step = self._end(rung, epochs, judged, features, time.monotonic() - began)
+        chosen = [each.features[SHARES.index(judged.share)] for each in trained]
+        step = self._end(rung, epochs, judged, chosen, time.monotonic() - began)
         self._watcher.on_step(step, self._at.trained_steps, lambda: (task.adapter(), judged.head))
 
     def _slow_down(self, rung: Rung) -> None:
