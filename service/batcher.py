@@ -9,7 +9,7 @@ by itself, so that it never waits for the loop, which is busy with the answers t
 when the next could begin. One lock is between them: around the queue and what belongs to it.
 
 Promises: every row is answered once, with its own features or its own error; at most
-`max_queued_rows` wait, and more are refused with `Overloaded`, as is a request that would not be
+`max_queued_rows` wait, and more are refused with `Overloaded`, as is a request that would hardly be
 done by its deadline; rows whose deadline has passed or whose caller has gone are dropped before
 they cost anything. Not here: who goes first (service.row_queue), the run itself
 (service.batch_run), preparing rows (service.inputs), heads (service.predictor).
@@ -18,6 +18,7 @@ they cost anything. Not here: who goes first (service.row_queue), the run itself
 from __future__ import annotations
 
 import asyncio
+import logging
 import threading
 import time
 from collections.abc import Sequence
@@ -33,6 +34,8 @@ from service.caller import Lane
 from service.metrics import BATCH_ROWS, QUEUED_ROWS, REFUSED_ROWS
 from service.observation import Timing
 from service.row_queue import RUN_COST, Model, QueuedRequest, Row, RowQueue
+
+logger = logging.getLogger("graft.service")
 
 MAX_BATCH_ROWS = 64
 MAX_BATCH_TOKENS = 288
@@ -199,11 +202,17 @@ class Batcher:
 
     def _run_batches(self, loop: asyncio.AbstractEventLoop) -> None:
         """Run batches until no row waits."""
-        while batch := self._take():
-            began = time.monotonic()
-            results = run_batch(self._encoder, self._bank, [row for row, _ in batch])
-            self._learn(batch, time.monotonic() - began)
-            loop.call_soon_threadsafe(self._answer, batch, results)
+        try:
+            while batch := self._take():
+                began = time.monotonic()
+                results = run_batch(self._encoder, self._bank, [row for row, _ in batch])
+                self._learn(batch, time.monotonic() - began)
+                loop.call_soon_threadsafe(self._answer, batch, results)
+        except BaseException:
+            # Those of this batch will be told when their time is up; the next request starts anew.
+            self._is_working = False
+            logger.exception("running batches")
+            raise
 
     def _take(self) -> list[tuple[Row, _Request]]:
         with self._lock:

@@ -335,3 +335,16 @@ async def test_rows_of_many_requests_get_what_they_get_alone(tmp_path: Path):
         assert not isinstance(features, GraftError)
         assert np.abs(features - trunk.encode([each])[0]).max() < 1e-5
     await batcher.close()
+
+
+async def test_a_failure_outside_the_encoder_does_not_stop_the_next_request(
+    monkeypatch: pytest.MonkeyPatch,
+):
+    batcher = Batcher(FakeEncoder(), "t", 100)
+    take = batcher._queue.take
+    monkeypatch.setattr(batcher._queue, "take", lambda *_: 1 / 0)
+    with pytest.raises(DeadlineExceeded):
+        await batcher.encode([row(1)], soon(0.2))
+    monkeypatch.setattr(batcher._queue, "take", take)
+    (result,) = await batcher.encode([row(2)], soon())
+    assert answer(result) == [2, 1]
