@@ -27,7 +27,7 @@ from training.assessment import Alternative, Assessment, Source, assess
 from training.baselines import Transfer
 from training.data import Targets, group
 from training.data_report import RowSet
-from training.fit import Fit, Head, IntArray, fit, fit_labels, fit_ordered, label_losses
+from training.fit import Fit, Head, IntArray, fit, fit_labels, fit_ordered
 from training.investigation import (
     Comparison,
     Investigation,
@@ -44,6 +44,7 @@ from training.reporting import (
     build_label_report,
     build_value_report,
 )
+from training.strength import label_losses
 from training.yardsticks import Standing
 
 DoubleArray = npt.NDArray[np.float64]
