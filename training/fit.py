@@ -19,6 +19,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 import numpy.typing as npt
 import torch
+from pydantic import ConfigDict
 from torch import Tensor
 
 from core.preprocessing import FloatArray
@@ -36,6 +37,9 @@ MANY_ROWS = 2000
 
 IntArray = npt.NDArray[np.int64]
 
+_ARRAYS = ConfigDict(arbitrary_types_allowed=True)
+"""For a fit that is kept (training.result_cache)."""
+
 
 @dataclass(frozen=True)
 class Head:
@@ -43,6 +47,8 @@ class Head:
 
     `weight` is float32 [dim, width], `bias` float32 [width].
     """
+
+    __pydantic_config__ = _ARRAYS
 
     weight: FloatArray
     bias: FloatArray
@@ -69,6 +75,8 @@ class Fit:
     `remedy` is against imbalance, `remedies` are those that were tried, if any. The classes of an
     `is_ordered` fit are in order.
     """
+
+    __pydantic_config__ = _ARRAYS
 
     head: Head
     strength: float
