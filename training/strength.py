@@ -82,10 +82,11 @@ class Search:
 
     def refit(self, weights: FloatArray) -> list[Tensor]:
         """Return the solutions of the same strength for rows that count as `weights` [n] say."""
-        masks = [*_without(self.fold_of), slice(None)]
+        counted = torch.from_numpy(weights)
+        apart = [counted[mask] for mask in _without(self.fold_of)]
         with single_threaded() as pool:
-            for path, mask in zip(self._paths, masks, strict=True):
-                path.weigh(torch.from_numpy(weights)[mask])
+            for path, each in zip(self._paths, [*apart, counted], strict=True):
+                path.weigh(each)
             return list(pool.map(Path.step, self._paths, repeat(self.strength)))
 
 
