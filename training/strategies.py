@@ -31,10 +31,11 @@ from training.data import Dataset
 from training.export import export_adapted
 from training.features import extract
 from training.fit import Fit, Head, IntArray, fit_at
-from training.gradual import Gradual, Outcome, Source
+from training.gradual import Gradual, Outcome
 from training.judgement import split
 from training.plan import DEFAULTS, Plan
 from training.prospect import Prospect, afford, foresee, weigh
+from training.rungs import Source
 from training.search_state import Step
 from training.trainer import Epoch
 from training.tuning import Rows

@@ -160,6 +160,15 @@ class DeltaTask:
 
     # -- what comes of it --------------------------------------------------------------------
 
+    def set_share(self, share: float) -> None:
+        """Let `adapter` and `features` have this part of the deltas that were trained.
+
+        Half-way between a backbone before and after tuning lies one that is often better than
+        both, and more so on rows unlike the training rows (WiSE-FT, Wortsman et al. 2022, arXiv
+        2109.01903).
+        """
+        deltas.scale(self._upper.encoder, self._slots, share)
+
     def adapter(self) -> Adapter:
         """The deltas as they are now."""
         return deltas.read(self._upper.encoder, self._slots)
