@@ -85,6 +85,7 @@ class Batcher:
         self._executor = ThreadPoolExecutor(1, thread_name_prefix=f"trunk-{name}")
         self._full_batch_seconds = FULL_BATCH_SECONDS
         self._running_cost = 0
+        self._counted_rows = 0
         self._task: asyncio.Task[None] | None = None
         self._is_closed = False
         self._batch_rows = BATCH_ROWS.labels(trunk=name)
@@ -204,7 +205,8 @@ class Batcher:
             for row, request, result in zip(batch, requests, results, strict=True):
                 request.finish(row.index, result)
             self._batch_rows.observe(len(batch))
-            self._queued_rows.set(self._queue.rows)
+            self._queued_rows.inc(self._queue.rows - self._counted_rows)
+            self._counted_rows = self._queue.rows
 
 
 def _budget(row: Prepared) -> int:

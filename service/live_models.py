@@ -6,8 +6,9 @@ that were used longest ago go, and come back when they are asked for; pinned one
 lives as long as a head on it: it is loaded with the first and let go with the last. A request keeps
 what it uses until it has ended; only then is memory given back.
 
-Budget: heads only, by their own count of bytes (core.head). Trunks come on top, one for each
-backbone and precision that is in use. Not here: which versions there are (service.hot_loader).
+Budget: heads by their own count of bytes (core.head), and with them trunks that are one version's
+own. Trunks that models share come on top, one for each backbone and precision that is in use. Not
+here: which versions there are (service.hot_loader).
 """
 
 from __future__ import annotations
@@ -37,6 +38,9 @@ from service.single_flight import SingleFlight
 logger = logging.getLogger("graft.service")
 
 LOADING_THREADS = 4
+OWN_TRUNKS = "own"
+"""What the batchers of all trunks that are one version's own are called, so that names are few."""
+
 TRIM_BYTES = 32 << 20
 """Heads freed before the allocator is asked to give their memory back."""
 
@@ -64,6 +68,11 @@ class LiveModel:
     def manifest(self) -> ModelManifest:
         """What the version is."""
         return self.head.manifest
+
+    @property
+    def bytes(self) -> int:
+        """About what it takes besides what it shares with others."""
+        return self.head.bytes + (self.trunk.trunk.bytes if self.manifest.has_own_trunk else 0)
 
 
 class Refused(Exception):
@@ -112,7 +121,7 @@ class LiveModels:
 
     @property
     def bytes(self) -> int:
-        """What the loaded heads take."""
+        """What the loaded heads take, and the trunks that are their own."""
         return self._bytes
 
     @property
@@ -138,7 +147,7 @@ class LiveModels:
 
         Raises `NotFound`, `Conflict` and `Unavailable`.
         """
-        live = await self._trunk(digest)
+        live = await self._trunk(digest, lambda: self._read_trunk(digest))
         if digest not in self._kept:
             self._kept.add(digest)
             self._heads_on[digest] += 1
@@ -151,9 +160,9 @@ class LiveModels:
         model = self._models.pop(slot, None)
         if model is None:
             return False
-        self._bytes -= model.head.bytes
+        self._bytes -= model.bytes
         self._untrimmed_bytes += model.head.bytes
-        self._heads_on[model.manifest.trunk] -= 1
+        self._heads_on[_trunk_key(model.manifest)] -= 1
         self._free()
         return True
 
@@ -190,16 +199,17 @@ class LiveModels:
     async def _checked(self, slot: Slot) -> LiveModel:
         loop = asyncio.get_running_loop()
         manifest = await loop.run_in_executor(self._executor, self._manifest, slot)
-        self._heads_on[manifest.trunk] += 1  # the trunk must not go while this head is on its way
+        key = _trunk_key(manifest)
+        self._heads_on[key] += 1  # the trunk must not go while this head is on its way
         try:
-            trunk = await self._trunk(manifest.trunk)
+            trunk = await self._trunk(key, lambda: self._read_trunk_of(manifest))
             if (manifest.dim, manifest.modality) != (trunk.trunk.dim, trunk.trunk.modality):
                 raise Conflict(f"{manifest.reference} does not fit its trunk")
             head = await loop.run_in_executor(
                 self._executor, Head.load, self._registry, manifest, trunk.trunk
             )
         except BaseException:
-            self._heads_on[manifest.trunk] -= 1
+            self._heads_on[key] -= 1
             self._free()
             raise
         return LiveModel(head, trunk)
@@ -210,22 +220,28 @@ class LiveModels:
             return self._registry.manifest(tenant, name, which)
         return self._registry.resolve(tenant, ModelReference(name, alias=which))
 
-    async def _trunk(self, digest: str) -> LiveTrunk:
-        live = self._trunks.get(digest)
-        return live or await self._loading_trunks.run(digest, lambda: self._load_trunk(digest))
+    async def _trunk(self, key: str, read: Callable[[], Trunk]) -> LiveTrunk:
+        live = self._trunks.get(key)
+        return live or await self._loading_trunks.run(key, lambda: self._load_trunk(key, read))
 
-    async def _load_trunk(self, digest: str) -> LiveTrunk:
+    async def _load_trunk(self, key: str, read: Callable[[], Trunk]) -> LiveTrunk:
         loop = asyncio.get_running_loop()
-        trunk = await loop.run_in_executor(
-            self._executor,
-            lambda: Trunk.load(
-                self._registry, digest, threads=self._threads, max_pixels=self._max_pixels
-            ),
-        )
+        trunk = await loop.run_in_executor(self._executor, read)
         weakref.finalize(trunk, self._request_trim, loop).atexit = False
-        live = LiveTrunk(trunk, Batcher(trunk, digest[:12], self._max_queued_rows, trunk.bank))
-        self._trunks[digest] = live
+        name = key[:12] if key == trunk.manifest.digest else OWN_TRUNKS
+        live = LiveTrunk(trunk, Batcher(trunk, name, self._max_queued_rows, trunk.bank))
+        self._trunks[key] = live
         return live
+
+    def _read_trunk(self, digest: str) -> Trunk:
+        return Trunk.load(
+            self._registry, digest, threads=self._threads, max_pixels=self._max_pixels
+        )
+
+    def _read_trunk_of(self, model: ModelManifest) -> Trunk:
+        return Trunk.load_for(
+            self._registry, model, threads=self._threads, max_pixels=self._max_pixels
+        )
 
     async def _reason(self, slot: Slot, error: Exception) -> str:
         if isinstance(error, NotFound):
@@ -242,7 +258,7 @@ class LiveModels:
 
     def _insert(self, slot: Slot, model: LiveModel) -> None:
         self._models[slot] = model
-        self._bytes += model.head.bytes
+        self._bytes += model.bytes
         if self._bytes > self._memory_bytes:
             for other in list(self._models):
                 if self._bytes <= self._memory_bytes:
@@ -280,6 +296,11 @@ class LiveModels:
 
         with suppress(RuntimeError):
             asyncio.get_running_loop().run_in_executor(self._executor, trim)
+
+
+def _trunk_key(model: ModelManifest) -> str:
+    """Return what its trunk is found by here: shared by content, its own by where it is kept."""
+    return model.folder if model.has_own_trunk else model.trunk
 
 
 def _give_back(collect: bool) -> None:

@@ -21,26 +21,26 @@ Not here: one step's training (training.tuning, training.trainer), the features 
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Generic, Protocol, TypeVar
 
 import numpy as np
 import numpy.typing as npt
 
-from core.adapters import Adapter
-from core.manifests import Slot
 from core.preprocessing import FloatArray
-from training.backbones import TorchBackbone
 from training.fit import Head, IntArray, fit_at
 from training.judgement import Judged, compare, fit_apart, likelihoods, split
 from training.novelty import unseen_quantiles
 from training.plan import Plan, Rung, next_rung
 from training.search_state import Record, SearchState, Step, Trained
-from training.stopping import Stopped
+from training.stopping import Stopped, StopReason
 from training.trainer import Epoch, Recipe, Trainer
-from training.tuning import DeltaTask, Rows
+from training.tuning import P, Part, Rows, Tuning
+
+P_contra = TypeVar("P_contra", bound=Part, contravariant=True)
 
 SLOWDOWN = 3
 """What the learning rate is divided by where training diverges."""
@@ -53,25 +53,30 @@ RESERVED_SHARE = 0.2
 
 
 @dataclass(frozen=True)
-class Source:
-    """What is trained on: the backbone, its slots, the rows' classes, and frozen features.
+class Source(Generic[P]):
+    """What is trained: some of a backbone's `blocks`, on rows of these classes.
 
-    `activations(cut)` computes what enters block `cut`; None if that is too much to keep. `serve`
-    computes all rows' features as the trunk will with deltas; None if they are the same as torch's.
+    `part(blocks)` is what there is to train of the top ones, untrained, and `rows(blocks)` what
+    goes into it; None if that is too much to keep. `features` are the frozen ones. `serve` computes
+    all rows' features as the trunk will; None if they are the same as torch's. Between two states
+    that nobody asked for are at least `state_seconds`; if that is infinite, none is kept of a
+    training that has not ended. `is_whole` says that there is one part only, and it is everything.
     """
 
-    backbone: TorchBackbone
-    slots: Sequence[Slot]
+    blocks: int
     targets: IntArray
     classes: int
     features: FloatArray
-    activations: Callable[[int], Rows | None]
-    serve: Callable[[Adapter], FloatArray] | None = None
+    part: Callable[[int], P]
+    rows: Callable[[int], Rows | None]
+    serve: Callable[[P], FloatArray] | None = None
+    state_seconds: float = 0.0
+    is_whole: bool = False
 
 
 @dataclass(frozen=True)
-class Outcome:
-    """The ladder's end: what is best on the held-out rows, and deltas trained on all if it is any.
+class Outcome(Generic[P]):
+    """The ladder's end: what is best on the held-out rows, and a part trained on all if it is any.
 
     `head` was trained along with them; None if it is to be refitted with the best step's strength.
     `probabilities` and `targets` are of the rows `held_out`, by number, by the best step, and
@@ -80,7 +85,7 @@ class Outcome:
 
     steps: tuple[Step, ...]
     best: Step
-    adapter: Adapter | None
+    part: P | None
     head: Head | None
     probabilities: FloatArray
     targets: IntArray
@@ -88,7 +93,7 @@ class Outcome:
     distances: FloatArray
 
 
-class Watcher(Protocol):
+class Watcher(Protocol[P_contra]):
     """Who is told how a search goes, and keeps its state."""
 
     def check(self) -> None:
@@ -106,17 +111,15 @@ class Watcher(Protocol):
     def on_stop(self, step: int) -> None:
         """Hear that training stops, and that the state of `step` was saved."""
 
-    def on_step(
-        self, step: Step, trained_steps: int, model: Callable[[], tuple[Adapter, Head]]
-    ) -> None:
-        """Hear of a rung; `model` gives its deltas and classifier, of the training rows only."""
+    def on_step(self, step: Step, trained_steps: int, part: P_contra, head: Head) -> None:
+        """Hear of a rung, with its part and classifier, of the training rows only."""
 
 
-class Gradual:
+class Gradual(Generic[P]):
     """One search; give it the state of an earlier attempt to go on from there."""
 
     def __init__(
-        self, source: Source, plan: Plan, *, seed: int, deadline: float, watcher: Watcher,
+        self, source: Source[P], plan: Plan, *, seed: int, deadline: float, watcher: Watcher[P],
         state: bytes | None = None,
     ) -> None:  # fmt: skip
         self._source = source
@@ -129,33 +132,34 @@ class Gradual:
         self._folds = split(source.targets, seed)
         self._held_out = np.concatenate([fold.held_out for fold in self._folds])
         self._truth = source.targets[self._held_out]
-        self._rank = min(plan.rank, *(min(s.in_dim, s.out_dim) for s in source.slots))
+        self._saved = time.monotonic()
 
     @property
     def resumed_from(self) -> int:
         """How many training steps an earlier attempt had made."""
         return self._at.saved_at
 
-    def run(self) -> Outcome:
+    def run(self) -> Outcome[P]:
         """Climb the ladder; raises `Stopped` when asked to, with its state saved."""
         if not self._at.steps:
             features = [self._source.features] * len(self._folds)
             self._end(Rung(0), 0, self._judge(features), features, 0.0)
-        ladder = self._plan.ladder(self._cut(0))
+        blocks = self._source.blocks
+        ladder = [blocks] if self._source.is_whole else self._plan.ladder(blocks)
         while rung := next_rung(self._at.steps, ladder, self._plan.contrast):
             if not self._affords(rung):
                 break
-            rows = self._activations(rung.blocks)
+            rows = self._rows(rung.blocks)
             if rows is None:
                 break
             self._climb(rung, rows)
         best, record = self._at.steps[self._at.best], self._at.records[self._at.best]
-        adapter, head = self._final(best) if best.blocks else (None, None)
+        part, head = self._final(best) if best.blocks else (None, None)
         rising = np.argsort(self._held_out)
         return Outcome(
             steps=tuple(self._at.steps),
             best=best,
-            adapter=adapter,
+            part=part,
             head=None if best.strength else head,
             probabilities=record.probabilities[rising],
             targets=self._truth[rising],
@@ -180,85 +184,96 @@ class Gradual:
                 patience=self._plan.patience,
             )
             trainer = Trainer(task, recipe, seed=self._seed)
-            self._train(trainer, rung, f"{len(self._at.steps)}/{number}")
+            trainings = len(self._folds) - number + FINAL_COST
+            self._train(trainer, rung, f"{len(self._at.steps)}/{number}", trainings)
             if trainer.diverged and self._at.slowdowns < self._plan.slowdowns:
                 self._slow_down(rung)
                 return
             features = self._features(task, rows)
             along = task.head().predict(features[fold.held_out])
             self._at.folds.append(Trained(trainer.best_epoch, features, along))
+            if number + 1 < len(self._folds):
+                self._save()
         trained = self._at.folds
         epochs = round(sum(each.epochs for each in trained) / len(trained))
         judged = self._better(task.head(), trained)
         seconds = time.monotonic() - began
         step = self._end(rung, epochs, judged, [each.features for each in trained], seconds)
-        self._watcher.on_step(step, self._at.trained_steps, lambda: (task.adapter(), judged.head))
+        self._watcher.on_step(step, self._at.trained_steps, task.part, judged.head)
+        self._save()
 
     def _slow_down(self, rung: Rung) -> None:
         self._at.slowdowns += 1
         self._at.folds = []
         self._watcher.on_slowdown(rung.blocks, self._learning_rate)
 
-    def _final(self, best: Step) -> tuple[Adapter, Head]:
-        """Train the best rung's deltas and classifier on all rows."""
-        rows = self._activations(best.blocks)
+    def _final(self, best: Step) -> tuple[P, Head]:
+        """Train the best rung's part and classifier on all rows."""
+        rows = self._rows(best.blocks)
         assert rows is not None  # as it was when the rung was climbed
         rung = Rung(best.blocks, best.contrast)
         task = self._task(rung, rows, None, np.arange(len(rows)))
         recipe = Recipe(epochs=max(1, best.epochs), learning_rate=best.learning_rate)
         trainer = Trainer(task, recipe, seed=self._seed)
-        self._train(trainer, rung, "final")
-        return task.adapter(), task.head()
+        self._train(trainer, rung, "final", 1)
+        return task.part, task.head()
 
-    def _train(self, trainer: Trainer, rung: Rung, name: str) -> None:
-        """Run a trainer, keeping its state each epoch and when the job is told to stop."""
+    def _train(self, trainer: Trainer, rung: Rung, name: str, trainings: float) -> None:
+        """Run a trainer, keeping its state now and then and when the job is told to stop.
+
+        It has as much of the time that is left as each of the `trainings` that are to come.
+        """
         if self._at.trainer is not None and self._at.training == name:
             trainer.restore(self._at.trainer)
-        self._at.training = name
-
-        def save_state() -> None:
-            self._at.saved_at = self._at.trained_steps + trainer.step
-            self._at.trainer = trainer.state()
-            self._watcher.save(self._at.saved_at, self._at.to_bytes())
+        self._at.training, self._at.trainer = name, None
+        began = time.monotonic()
+        deadline = began + (self._deadline - began) / trainings
 
         def on_epoch(epoch: Epoch) -> bool:
-            save_state()
+            if time.monotonic() - self._saved >= self._source.state_seconds:
+                self._save(trainer)
             self._watcher.on_epoch(rung.blocks, len(trainer.history), epoch, self._at.saved_at)
-            return time.monotonic() < self._deadline
+            return time.monotonic() < deadline
 
         try:
             trainer.run(check=self._watcher.check, on_epoch=on_epoch)
-        except Stopped:
-            save_state()
+        except Stopped as stopped:
+            if self._source.state_seconds < math.inf and stopped.reason is not StopReason.CANCEL:
+                self._save(trainer)
             self._watcher.on_stop(self._at.saved_at)
             raise
         self._at.training = self._at.trainer = None
         self._at.trained_steps += trainer.step
 
-    def _task(self, rung: Rung, train: Rows, held_out: Rows | None, numbers: IntArray) -> DeltaTask:
+    def _save(self, trainer: Trainer | None = None) -> None:
+        """Keep a state; without a `trainer` it is one between two trainings."""
+        self._at.saved_at = self._at.trained_steps + (trainer.step if trainer else 0)
+        self._at.trainer = trainer.state() if trainer else None
+        self._watcher.save(self._at.saved_at, self._at.to_bytes())
+        self._at.trainer = None
+        self._saved = time.monotonic()
+
+    def _task(self, rung: Rung, train: Rows, held_out: Rows | None, numbers: IntArray) -> Tuning[P]:
         """Return the training of a rung on the rows of these `numbers`, from their frozen head."""
         head = fit_at(
             self._source.features[numbers], self._source.targets[numbers], self._source.classes,
             self._plan.start_strength,
         )  # fmt: skip
-        return DeltaTask(
-            self._source.backbone, self._source.slots, self._cut(rung.blocks), self._rank, head,
-            train, held_out,
+        return Tuning(
+            self._source.part(rung.blocks), head, train, held_out,
             batch_size=self._plan.batch_size,
-            layer_decay=self._plan.layer_decay,
             regularisation=self._plan.regularisation.model_copy(update={"contrast": rung.contrast}),
-            seed=self._seed,
         )  # fmt: skip
 
     @property
     def _learning_rate(self) -> float:
         return self._plan.learning_rate / float(SLOWDOWN**self._at.slowdowns)
 
-    def _features(self, task: DeltaTask, rows: Rows) -> FloatArray:
+    def _features(self, task: Tuning[P], rows: Rows) -> FloatArray:
         """Return all rows' features as they will be served."""
         if self._source.serve is None:
             return task.features(rows)
-        return self._source.serve(task.adapter())
+        return self._source.serve(task.part)
 
     def _judge(self, features: Sequence[FloatArray]) -> Judged:
         return fit_apart(features, self._source.targets, self._folds, self._source.classes)
@@ -296,6 +311,7 @@ class Gradual:
             gain_error=gain.error,
             kept=first or gain.counts,
             seconds=round(seconds, 2),
+            is_whole=self._source.is_whole and not first,
         )
         targets, classes = self._source.targets, self._source.classes
         distances = [
@@ -308,11 +324,11 @@ class Gradual:
     def _likelihoods_of(self, number: int) -> npt.NDArray[np.float64]:
         return likelihoods(self._at.records[number].probabilities, self._truth)
 
-    def _activations(self, blocks: int) -> Rows | None:
+    def _rows(self, blocks: int) -> Rows | None:
         """Return what enters the top blocks; the last is kept, for it may be trained on again."""
         if self._kept_rows is None or self._kept_rows[0] != blocks:
             self._kept_rows = None  # two at once may not fit
-            rows = self._source.activations(self._cut(blocks))
+            rows = self._source.rows(blocks)
             self._kept_rows = None if rows is None else (blocks, rows)
         return None if self._kept_rows is None else self._kept_rows[1]
 
@@ -322,6 +338,3 @@ class Gradual:
         growth = rung.blocks / last.blocks if last.blocks else 1.0
         needed = last.seconds * growth * (1 + FINAL_COST / len(self._folds))
         return time.monotonic() + needed < self._deadline
-
-    def _cut(self, blocks: int) -> int:
-        return 1 + max(slot.block for slot in self._source.slots) - blocks

@@ -167,8 +167,8 @@ class Preparation:
         )
         return cache.extract(data.items, threads=self._threads, on_progress=on_progress)
 
-    def adapted(self, trunk: Trunk, data: Dataset, deltas: Deltas) -> FloatArray:
-        """Return the rows' features with an adapter's deltas, which are not kept."""
+    def tuned(self, trunk: Trunk, data: Dataset, deltas: Deltas | None) -> FloatArray:
+        """Return the rows' features by what one model alone has tuned, which are not kept."""
         return extract(
             trunk,
             data.items,

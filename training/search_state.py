@@ -24,6 +24,7 @@ class Step(BaseModel, frozen=True):
 
     `gain` is the mean log-likelihood above the best before, in nats a row, `gain_error` its
     standard error. `blocks` 0 is the frozen head; `contrast` is the weight of the contrastive loss.
+    `is_whole` says that all parameters were trained, not deltas.
     """
 
     blocks: int
@@ -37,10 +38,13 @@ class Step(BaseModel, frozen=True):
     seconds: float
     learning_rate: float
     contrast: float
+    is_whole: bool = False
 
     @property
     def name(self) -> str:
         """What was tried, for people."""
+        if self.is_whole:
+            return "Everything"
         return f"Top {self.blocks} blocks" + (", contrastive" if self.contrast else "")
 
 
@@ -110,7 +114,9 @@ class SearchState:
 
     def to_bytes(self) -> bytes:
         """Return it as one safetensors file."""
-        tensors = {"trainer": torch.frombuffer(bytearray(self.trainer or b""), dtype=torch.uint8)}
+        tensors: dict[str, Tensor] = {}
+        if self.trainer:
+            tensors["trainer"] = torch.frombuffer(bytearray(self.trainer), dtype=torch.uint8)
         for number, record in enumerate(self.records):
             tensors[f"probabilities/{number}"] = torch.from_numpy(record.probabilities)
             tensors[f"distances/{number}"] = torch.from_numpy(record.distances)
@@ -136,7 +142,7 @@ class SearchState:
         state.steps, state.training = numbers.steps, numbers.training
         state.slowdowns = numbers.slowdowns
         state.trained_steps, state.saved_at = numbers.trained_steps, numbers.saved_at
-        state.trainer = tensors["trainer"].numpy().tobytes()
+        state.trainer = tensors["trainer"].numpy().tobytes() if "trainer" in tensors else None
         state.records = [
             Record(_array(tensors, "probabilities", n), _array(tensors, "distances", n))
             for n in range(len(numbers.steps))

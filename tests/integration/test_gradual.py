@@ -48,6 +48,7 @@ from training.pipeline import fine_tune
 from training.plan import DEFAULTS
 from training.stopping import Stopped
 from training.trunks import slots_of
+from training.tuning import DeltaPart
 
 ROWS = 300
 """Of so many, one in three judges; of fewer, every row in turn."""
@@ -246,10 +247,12 @@ class Bare:
             backbone.preprocess, backbone.tokenizer_json or b"", max_pixels=1
         )
         self.features = np.random.default_rng(0).normal(size=(96, backbone.dim)).astype(np.float32)
+        slots = slots_of(backbone)
         self.source = Source(
-            backbone, slots_of(backbone), targets, 2, self.features,
-            lambda cut: views.cache(
-                backbone, preprocess, texts, targets, cut, seed=0, check=lambda: None
+            2, targets, 2, self.features,
+            lambda blocks: DeltaPart(backbone, slots, 2 - blocks, 8, layer_decay=1, seed=0),
+            lambda blocks: views.cache(
+                backbone, preprocess, texts, targets, 2 - blocks, seed=0, check=lambda: None
             ),
         )  # fmt: skip
         chosen = Hyperparameters.model_validate(FEW_EPOCHS)
@@ -257,7 +260,7 @@ class Bare:
 
     def run(
         self, watcher: Watcher, state: bytes | None = None, serve: Any = None, **changes: Any
-    ) -> Outcome:
+    ) -> Outcome[DeltaPart]:
         return Gradual(
             replace(self.source, serve=serve), replace(self.plan, **changes), seed=0,
             deadline=time.monotonic() + 600, watcher=watcher, state=state,
@@ -270,7 +273,7 @@ def test_of_few_rows_each_judges_and_a_search_may_stop_in_any_fold(stand: Stand)
     whole = bare.run(watcher, contrast=1.0)
     assert list(whole.held_out) == list(range(96))
     assert [(step.blocks, step.contrast) for step in whole.steps[1:3]] == [(1, 0.0), (1, 1.0)]
-    assert whole.adapter is not None
+    assert whole.part is not None
 
     stops, state = [3, 11, 24], None
     stops.append(watcher.epochs - sum(stops) - 2)
@@ -285,9 +288,9 @@ def test_of_few_rows_each_judges_and_a_search_may_stop_in_any_fold(stand: Stand)
     assert untimed[0] == untimed[1]
     assert np.array_equal(resumed.probabilities, whole.probabilities)
     assert np.array_equal(resumed.distances, whole.distances)
-    assert resumed.adapter is not None
-    for name, delta in whole.adapter.deltas.items():
-        assert np.array_equal(resumed.adapter.deltas[name].b, delta.b)
+    assert resumed.part is not None
+    for name, delta in whole.part.adapter().deltas.items():
+        assert np.array_equal(resumed.part.adapter().deltas[name].b, delta.b)
 
 
 def test_deltas_that_only_torch_can_use_do_not_ship(stand: Stand) -> None:
