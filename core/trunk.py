@@ -51,8 +51,11 @@ Measured at most 0.21 on rows of random tokens, which are the worst (docs/decisi
 that another processor does differently moves them half as far as quantising itself, so a closer
 bound would refuse sound trunks; what computes something else is at 1 and above."""
 
-SESSION_BYTES = 2.0
-"""Memory of a session, in sizes of its graph: TO BE MEASURED."""
+SESSION_SIZE = 1.1
+"""Memory of a session, in sizes of its graph (docs/decisions/0035)."""
+
+BATCH_BYTES = {Modality.TEXT: 30 << 20, Modality.IMAGE: 85 << 20}
+"""What it keeps besides from the largest batch that it has run."""
 
 # Creating two sessions at once in one process is reported to be racy.
 _SESSION_LOCK = threading.Lock()
@@ -93,7 +96,7 @@ class Trunk:
         """The inputs that every head with an adapter is replayed on; none unless it was loaded."""
         self._session = create_session(graph, threads)
         optional = {value.name for value in self._session.get_overridable_initializers()}
-        self.bytes = round(SESSION_BYTES * len(graph))
+        self.bytes = round(SESSION_SIZE * len(graph)) + BATCH_BYTES[manifest.modality]
         """About what it keeps in memory."""
         self.bank = AdapterBank(manifest.slots, takes_rows=ROWS in optional)
         """The adapters of the heads that are loaded on it."""
