@@ -22,8 +22,10 @@ VENV = .venv
 BIN = $(VENV)/bin
 PIP_INSTALL = $(BIN)/python -m pip install --disable-pip-version-check $(PIP_FLAGS)
 
-# Many tests wait for leases and processes; three at a time keep two cores busy.
+# Many tests wait for leases and processes; three at a time keep two cores busy. Files that take
+# minutes come first, and in this order: begun last, one of them would be waited for alone.
 TEST_PROCESSES ?= 3
+SLOWEST_FIRST = tests/e2e tests/faults tests/integration tests/unit
 
 # Debian's: `apt install redis-server`. It must have TLS.
 REDIS_SERVER ?= /usr/bin/redis-server
@@ -37,8 +39,8 @@ up: $(VENV)/.installed  ## Run the service, a worker and Redis until Ctrl-C
 	$(BIN)/graft up $(ARGS)
 
 test: $(VENV)/.installed-dev  ## Everything that runs without containers
-	$(BIN)/python -m pytest -n $(TEST_PROCESSES) --dist loadfile \
-		tests/unit tests/integration tests/faults tests/e2e $(ARGS)
+	$(BIN)/python -m pytest -n $(TEST_PROCESSES) --dist loadfile --no-loadscope-reorder \
+		$(SLOWEST_FIRST) $(ARGS)
 
 test-browser: $(VENV)/.installed-dev  ## Needs Chromium, such as apt-get install chromium
 	$(BIN)/python -m pytest tests/browser $(ARGS)

@@ -23,7 +23,7 @@ from cli.stack import free_port
 from tests.waiting import eventually
 
 READY_SECONDS = 120
-JOB_SECONDS = 120
+JOB_SECONDS = 300
 T = TypeVar("T")
 
 

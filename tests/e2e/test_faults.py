@@ -32,7 +32,7 @@ def fragile(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LiveStack]:
 @pytest.fixture
 def many(intents: bytes) -> bytes:
     """Enough rows that a job is still running when something is killed."""
-    return unique_rows(intents, 8)
+    return unique_rows(intents, 3)
 
 
 def one_version(stack: LiveStack, name: str) -> None:

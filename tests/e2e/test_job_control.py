@@ -8,7 +8,7 @@ import pytest
 from tests.e2e.live_stack import LiveStack
 from tests.waiting import eventually
 
-ROWS = 2_500
+ROWS = 1_000
 
 
 @pytest.fixture(scope="module")

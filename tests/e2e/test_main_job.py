@@ -199,7 +199,7 @@ def test_validation_file_is_what_the_metrics_are_of(stack: LiveStack, intents: b
 
 
 def test_cancel_a_running_job(stack: LiveStack, intents: bytes) -> None:
-    file = stack.upload("many.csv", unique_rows(intents, 8))
+    file = stack.upload("many.csv", unique_rows(intents, 3))
     job = stack.train(file.id, "cancelled")
     stack.running(job.id)
     answer = stack.openai.fine_tuning.jobs.cancel(job.id)

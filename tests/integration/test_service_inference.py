@@ -6,6 +6,7 @@ The schemas are those of the protocol's specification
 
 from __future__ import annotations
 
+import asyncio
 import base64
 import json
 import secrets
@@ -238,7 +239,8 @@ def test_the_repository(client: triton.InferenceServerClient, service: ServicePr
     publish(service.registry, trunk, name)
     client.load_model(name)
     # A load is the affair of the process asked; the other one finds the model when it next looks.
-    eventually(lambda: client.is_model_ready(name))
+    asyncio.run(_ready_everywhere(service, name))
+    assert client.is_model_ready(name)
     bad = head_files(trunk.dim)
     publish(service.registry, trunk, name, files=bad | {"head.onnx": b"not a graph"})
     with pytest.raises(InferenceServerException):
@@ -267,6 +269,13 @@ def test_the_repository(client: triton.InferenceServerClient, service: ServicePr
             client.unload_model(wrong)
     with pytest.raises(InferenceServerException, match="cannot be uploaded"):
         client.load_model(name, config="{}")
+
+
+async def _ready_everywhere(service: ServiceProcess, name: str) -> None:
+    async with service.one_client_per_process() as processes, asyncio.timeout(15):
+        for http in processes.values():
+            while not (await http.get(f"/v2/models/{name}/ready")).is_success:
+                await asyncio.sleep(0.02)
 
 
 async def test_the_index_may_be_asked_for_what_answers(http: httpx.AsyncClient):
