@@ -176,22 +176,10 @@ class Gradual(Generic[P]):
         """
         began = time.monotonic()
         for number in range(len(self._at.folds), len(self._folds)):
-            fold = self._folds[number]
-            task = self._task(rung, rows.subset(fold.train), rows.subset(fold.held_out), fold.train)
-            recipe = Recipe(
-                epochs=self._plan.epochs,
-                learning_rate=self._learning_rate,
-                patience=self._plan.patience,
-            )
-            trainer = Trainer(task, recipe, seed=self._seed)
-            trainings = len(self._folds) - number + FINAL_COST
-            self._train(trainer, rung, f"{len(self._at.steps)}/{number}", trainings)
-            if trainer.diverged and self._at.slowdowns < self._plan.slowdowns:
+            task = self._train_fold(rung, rows, number)
+            if task is None:
                 self._slow_down(rung)
                 return
-            features = self._features(task, rows)
-            along = task.head().predict(features[fold.held_out])
-            self._at.folds.append(Trained(trainer.best_epoch, features, along))
             if number + 1 < len(self._folds):
                 self._save()
         trained = self._at.folds
@@ -201,6 +189,25 @@ class Gradual(Generic[P]):
         step = self._end(rung, epochs, judged, [each.features for each in trained], seconds)
         self._watcher.on_step(step, self._at.trained_steps, task.part, judged.head)
         self._save()
+
+    def _train_fold(self, rung: Rung, rows: Rows, number: int) -> Tuning[P] | None:
+        """Train on one fold's rows, and note how its held-out rows do; None if that diverges."""
+        fold = self._folds[number]
+        task = self._task(rung, rows.subset(fold.train), rows.subset(fold.held_out), fold.train)
+        recipe = Recipe(
+            epochs=self._plan.epochs,
+            learning_rate=self._learning_rate,
+            patience=self._plan.patience,
+        )
+        trainer = Trainer(task, recipe, seed=self._seed)
+        trainings = len(self._folds) - number + FINAL_COST
+        self._train(trainer, rung, f"{len(self._at.steps)}/{number}", trainings)
+        if trainer.diverged and self._at.slowdowns < self._plan.slowdowns:
+            return None
+        features = self._features(task, rows)
+        along = task.head().predict(features[fold.held_out])
+        self._at.folds.append(Trained(trainer.best_epoch, features, along))
+        return task
 
     def _slow_down(self, rung: Rung) -> None:
         self._at.slowdowns += 1

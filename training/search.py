@@ -92,23 +92,27 @@ def search(
             state=state,
         )  # fmt: skip
 
+    # The bytes are in no variable here: they may be large, and the search is long.
+    return (_resume(setting, begin) or begin(None)).run()
+
+
+def _resume(setting: Setting, begin: Callable[[bytes], Gradual[P]]) -> Gradual[P] | None:
+    """Return the search of an earlier attempt, if one left a state that can be used."""
     state = setting.checkpoints.latest_state()
-    if state is not None:
-        try:
-            found = begin(state)
-        except (KeyError, ValueError, SafetensorError):
-            # Of another release of Graft, or damaged: the job is only slower without it.
-            setting.reporter.event(
-                "state_ignored", "The saved state cannot be used; starting anew."
-            )
-        else:
-            setting.reporter.event(
-                "state_restored",
-                f"Training goes on from step {found.resumed_from}.",
-                from_step=found.resumed_from,
-            )
-            return found.run()
-    return begin(None).run()
+    if state is None:
+        return None
+    try:
+        found = begin(state)
+    except (KeyError, ValueError, SafetensorError):
+        # Of another release of Graft, or damaged: the job is only slower without it.
+        setting.reporter.event("state_ignored", "The saved state cannot be used; starting anew.")
+        return None
+    setting.reporter.event(
+        "state_restored",
+        f"Training goes on from step {found.resumed_from}.",
+        from_step=found.resumed_from,
+    )
+    return found
 
 
 def tuned(

@@ -3,8 +3,8 @@
     for each epoch: for each batch: check ─▶ loss ─▶ clip ─▶ step;  then validate ─▶ keep the best
 
 The rate rises linearly over the first steps and then falls to zero. Where training is, is a handful
-of tensors and numbers: `state` returns them as safetensors with JSON inside, `restore` goes on from
-there, and ends with the same bits as if it had never stopped. For that, nothing random is carried
+of tensors and numbers: `state` returns them, `restore` goes on from there, and ends with the same
+bits as if it had never stopped. For that, nothing random is carried
 along: the order of an epoch's rows is drawn from (seed, epoch), and whatever a step draws, from
 (seed, step).
 
@@ -14,7 +14,6 @@ Training ends at once when a loss is no number. Not here: what is trained and on
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -22,7 +21,6 @@ from typing import Literal, Protocol
 
 import torch
 from pydantic import BaseModel
-from safetensors.torch import load, save
 from torch import Tensor
 
 DIVERGED = 1.25
@@ -89,6 +87,18 @@ class _Position(BaseModel):
     history: list[Epoch] = []
 
 
+@dataclass(frozen=True)
+class TrainerState:
+    """Where training is: `position` is JSON.
+
+    The tensors are the trainer's own, to be written before its next step: of a whole backbone a
+    copy would be large.
+    """
+
+    tensors: Mapping[str, Tensor]
+    position: str
+
+
 class Trainer:
     """Trains one task; the parameters end as those of the best epoch."""
 
@@ -144,7 +154,7 @@ class Trainer:
                 break
         self._set_values(self._best)
 
-    def state(self) -> bytes:
+    def state(self) -> TrainerState:
         """Return where training is."""
         tensors: dict[str, Tensor] = {}
         for name, parameter in self._parameters.items():
@@ -152,12 +162,12 @@ class Trainer:
             tensors[f"best/{name}"] = self._best[name]
             for key, value in self._optimiser.state[parameter.tensor].items():
                 tensors[f"{key}/{name}"] = value.contiguous()
-        return save(tensors, {"trainer": self._at.model_dump_json()})
+        return TrainerState(tensors, self._at.model_dump_json())
 
-    def restore(self, data: bytes) -> None:
-        """Go on from what `state` returned, for the same task, recipe and seed."""
-        tensors = load(data)
-        self._at = _Position.model_validate_json(read_metadata(data)["trainer"])
+    def restore(self, state: TrainerState) -> None:
+        """Go on from what `state` returned, for the same task, recipe and seed; it is used up."""
+        tensors = state.tensors
+        self._at = _Position.model_validate_json(state.position)
         self._set_values({name: tensors[f"parameter/{name}"] for name in self._parameters})
         self._best = {name: tensors[f"best/{name}"] for name in self._parameters}
         for name, parameter in self._parameters.items():
@@ -228,10 +238,3 @@ def rate_at(step: int, steps: int, recipe: Recipe) -> float:
     if recipe.decay == "linear":
         return recipe.learning_rate * (1 - passed)
     return recipe.learning_rate * 0.5 * (1 + math.cos(math.pi * passed))
-
-
-def read_metadata(data: bytes) -> dict[str, str]:
-    """Return the metadata of safetensors bytes, which the library reads from files only."""
-    length = int.from_bytes(data[:8], "little")
-    metadata: dict[str, str] = json.loads(data[8 : 8 + length]).get("__metadata__", {})
-    return metadata

@@ -94,7 +94,7 @@ def test_a_tuned_backbone_ships_as_a_trunk_of_the_model_s_own(
     shared = stand.registry.newest_trunk(f"hf:{stand.model}")
     assert shared is not None
     assert (own.digest, own.slots) == (manifest.trunk, ())
-    assert [entry for entry in stand.store.children("trunks")] == [shared.digest]
+    assert list(stand.store.children("trunks")) == [shared.digest]
     assert not [e.key for e in stand.store.walk("default") if manifest.trunk in e.key]
     assert stand.store.size(f"trunks/{shared.digest}/trunk.onnx") > len(  # type: ignore[operator]
         stand.registry.file(manifest, f"{OWN_TRUNK}trunk.onnx")

@@ -7,6 +7,7 @@ from itertools import pairwise
 
 import pytest
 import torch
+from safetensors.torch import save
 from torch import Tensor
 from torch.nn import functional
 
@@ -45,6 +46,12 @@ class Classifier:
         with torch.no_grad():
             logits = self.rows[30:] @ self.weight * self.scale
             return float(functional.cross_entropy(logits, self.targets[30:]))
+
+
+def written(trainer: Trainer) -> bytes:
+    """A trainer's state, as a search writes it."""
+    state = trainer.state()
+    return save(dict(state.tensors), {"trainer": state.position})
 
 
 class Interrupted(Exception):
@@ -88,7 +95,7 @@ def test_a_run_that_is_resumed_ends_with_the_same_bits(step: int) -> None:
     second.restore(first.state())
     assert second.step == step
     second.run(check=go_on)
-    assert second.state() == whole.state()
+    assert written(second) == written(whole)
     assert second.history == whole.history
 
 
@@ -97,7 +104,7 @@ def test_another_seed_ends_elsewhere() -> None:
     for seed in (3, 4):
         trainer = Trainer(Classifier(), RECIPE, seed=seed)
         trainer.run(check=go_on)
-        ends.append(trainer.state())
+        ends.append(written(trainer))
     assert ends[0] != ends[1]
 
 
