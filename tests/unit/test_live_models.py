@@ -9,6 +9,7 @@ import weakref
 from collections.abc import Sized
 from contextlib import aclosing
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -19,7 +20,7 @@ from core.head import Head
 from core.identifiers import ModelReference
 from core.manifests import OWN_TRUNK
 from core.trunk import Trunk
-from service import live_models
+from service import live_models, live_trunks
 from service.serving_set import IndexEntry
 from tests.builders import (
     TENANT,
@@ -144,6 +145,32 @@ async def test_a_trunk_of_a_model_s_own_counts_and_comes_and_goes_with_it(tmp_pa
         await it.loader.reconcile()
         assert await until_gone(kept, 1)
         assert not [e for e in it.store.walk("default/models/c") if OWN_TRUNK in e.key]
+
+
+async def test_many_that_come_at_once_do_not_all_lie_in_memory(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    kept, most = weakref.WeakSet[Trunk](), 0
+    load = Trunk.load_for
+
+    def count(*args: Any, **options: Any) -> Trunk:
+        nonlocal most
+        trunk = load(*args, **options)
+        kept.add(trunk)
+        gc.collect()
+        most = max(most, len(kept))
+        return trunk
+
+    monkeypatch.setattr(Trunk, "load_for", count)
+    names = [f"model-{number}" for number in range(8)]
+    async with loading(tmp_path, start=False, memory_bytes=1) as it:
+        for number, name in enumerate(names):
+            publish_full(it.registry, name, seed=number)
+        await it.loader.reconcile()
+        await it.loader.unload(TENANT, names[-1])
+        await asyncio.gather(*(it.predict(f"{name}@1") for name in names))
+    # One stays, two are on their way, and as many may still answer.
+    assert 1 < most <= 1 + 2 * live_models.OWN_TRUNKS_AT_ONCE
 
 
 async def until_gone(kept: Sized, most: int) -> bool:
@@ -336,7 +363,7 @@ async def test_memory_is_given_back_when_the_last_head_of_a_trunk_has_gone(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
     given_back: list[bool] = []
-    monkeypatch.setattr(live_models, "_give_back", given_back.append)
+    monkeypatch.setattr(live_trunks, "_give_back", given_back.append)
     async with loading(tmp_path, start=False) as it:
         publish(it.registry, add_text_trunk(it.registry))
         await it.loader.reconcile()
