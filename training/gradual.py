@@ -176,10 +176,11 @@ class Gradual(Generic[P]):
         """
         began = time.monotonic()
         for number in range(len(self._at.folds), len(self._folds)):
-            task = self._train_fold(rung, rows, number)
-            if task is None:
+            tuned = self._train_fold(rung, rows, number)
+            if tuned is None:
                 self._slow_down(rung)
                 return
+            task = tuned
             if number + 1 < len(self._folds):
                 self._save()
         trained = self._at.folds
