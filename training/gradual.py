@@ -199,6 +199,7 @@ class Gradual(Generic[P]):
             epochs=self._plan.epochs,
             learning_rate=self._learning_rate,
             patience=self._plan.patience,
+            rows_at_once=task.part.rows_at_once,
         )
         trainer = Trainer(task, recipe, seed=self._seed)
         trainings = len(self._folds) - number + FINAL_COST
@@ -221,7 +222,11 @@ class Gradual(Generic[P]):
         assert rows is not None  # as it was when the rung was climbed
         rung = Rung(best.blocks, best.contrast)
         task = self._task(rung, rows, None, np.arange(len(rows)))
-        recipe = Recipe(epochs=max(1, best.epochs), learning_rate=best.learning_rate)
+        recipe = Recipe(
+            epochs=max(1, best.epochs),
+            learning_rate=best.learning_rate,
+            rows_at_once=task.part.rows_at_once,
+        )
         trainer = Trainer(task, recipe, seed=self._seed)
         self._train(trainer, rung, "final", 1)
         return task.part, task.head()

@@ -30,7 +30,8 @@ DIVERGED = 1.25
 class Recipe(BaseModel, frozen=True):
     """How to train. `warmup` is the part of all steps in which the rate rises.
 
-    Training ends after `patience` epochs without a lower validation loss; None means never.
+    Training ends after `patience` epochs without a lower validation loss; None means never. Of a
+    batch at most `rows_at_once` are computed side by side, all if None: memory grows with them.
     """
 
     epochs: int
@@ -40,6 +41,7 @@ class Recipe(BaseModel, frozen=True):
     weight_decay: float = 0.01
     clip_norm: float = 1.0
     patience: int | None = None
+    rows_at_once: int | None = None
 
 
 @dataclass(frozen=True)
@@ -185,18 +187,28 @@ class Trainer:
         for group in self._optimiser.param_groups:
             group["lr"] = rate * group["rate"]
         self._optimiser.zero_grad(set_to_none=True)
-        loss = self._task.loss(rows)
-        if not torch.isfinite(loss):
+        total = self._backward(rows)
+        if not math.isfinite(total):
             self._at.broken = True
             return
-        loss.backward()  # type: ignore[no-untyped-call]
         torch.nn.utils.clip_grad_norm_(
             [p.tensor for p in self._parameters.values()], self._recipe.clip_norm
         )
         self._optimiser.step()
-        self._at.total += float(loss.detach())
+        self._at.total += total
         self._at.batch += 1
         self._at.step += 1
+
+    def _backward(self, rows: Tensor) -> float:
+        """Gather the gradient of a batch; return its loss."""
+        total = 0.0
+        for part in torch.split(rows, self._recipe.rows_at_once or len(rows)):
+            loss = self._task.loss(part) * (len(part) / len(rows))
+            total += float(loss.detach())
+            if not math.isfinite(total):
+                break
+            loss.backward()  # type: ignore[no-untyped-call]
+        return total
 
     def _end_epoch(self, batches: int) -> Epoch | None:
         loss = self._task.validate()

@@ -103,9 +103,13 @@ class CachedRows:
 
 
 class Part(Protocol):
-    """What is trained of a backbone, up to its features."""
+    """What is trained of a backbone, up to its features.
+
+    `rows_at_once` is how many rows it is trained on side by side; None if it makes no difference.
+    """
 
     modality: Modality
+    rows_at_once: int | None
 
     def __call__(self, batch: Batch) -> Tensor:
         """Return features, float32 [n, dim]."""
@@ -125,6 +129,7 @@ class DeltaPart:
         layer_decay: float, seed: int,
     ) -> None:  # fmt: skip
         self.modality = backbone.modality
+        self.rows_at_once = None
         self._slots = [slot for slot in slots if slot.block >= cut]
         self._top = max(slot.block for slot in slots)
         self._layer_decay = layer_decay
@@ -251,7 +256,9 @@ class Tuning(Generic[P]):
             order = order[torch.argsort(lengths, stable=True)]
         found: list[Tensor] = []
         with torch.no_grad():
-            for part in torch.split(order, VALIDATION_ROWS):
+            at_once = self.part.rows_at_once
+            # Without gradients about four times as many have room.
+            for part in torch.split(order, 4 * at_once if at_once else VALIDATION_ROWS):
                 views = [rows.plain(int(i)) for i in part]
                 found.append(self.part(Batch.of(views, self._modality)))
         features = torch.cat(found)

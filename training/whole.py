@@ -21,6 +21,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from core.datasets import Modality
 from core.preprocessing import (
     ImagePreprocessor,
     Prepared,
@@ -43,6 +44,9 @@ TOP_RATE = 0.05
 BOTTOM_RATE = 0.3
 """The rate of what is below the blocks, in rates of the topmost."""
 
+ROWS_AT_ONCE = {Modality.TEXT: 16, Modality.IMAGE: 4}
+"""100 MB of activations an image, and as much for a text of 256 tokens, wait for their gradient."""
+
 Items = Sequence[str] | Sequence[bytes]
 
 
@@ -51,6 +55,7 @@ class WholePart:
 
     def __init__(self, backbone: TorchBackbone) -> None:
         self.modality = backbone.modality
+        self.rows_at_once = ROWS_AT_ONCE[backbone.modality]
         self._backbone = backbone
         self._module = copy.deepcopy(backbone.module).eval().requires_grad_(True)
 

@@ -99,6 +99,28 @@ def test_a_run_that_is_resumed_ends_with_the_same_bits(step: int) -> None:
     assert second.history == whole.history
 
 
+def test_a_batch_in_parts_has_the_gradient_of_the_whole(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(functional, "dropout", lambda rows, _: rows)
+    ends: list[tuple[Tensor, float]] = []
+    seen: set[int] = set()
+    for at_once in (None, 3):
+        task = Classifier()
+        loss = task.loss
+
+        def see(rows: Tensor, loss: Callable[[Tensor], Tensor] = loss) -> Tensor:
+            seen.add(len(rows))
+            return loss(rows)
+
+        task.loss = see  # type: ignore[method-assign]
+        recipe = RECIPE.model_copy(update={"rows_at_once": at_once})
+        trainer = Trainer(task, recipe, seed=3)
+        trainer.run(check=go_on)
+        ends.append((task.weight.detach(), trainer.history[-1].loss))
+    assert seen == {8, 6, 3, 2}
+    assert torch.allclose(ends[0][0], ends[1][0], atol=1e-5)
+    assert ends[0][1] == pytest.approx(ends[1][1])
+
+
 def test_another_seed_ends_elsewhere() -> None:
     ends = []
     for seed in (3, 4):
