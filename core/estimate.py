@@ -47,7 +47,7 @@ VISIT_COST = {Modality.TEXT: 5.0, Modality.IMAGE: 1.1}
 """One such visit over all rungs, in runs of a row through the trunk: 38 s for 400 short texts."""
 WHOLE_VISITS = {Modality.TEXT: 3200, Modality.IMAGE: 1300}
 """How often one training of `full` comes by a row (training.full)."""
-WHOLE_COST = 7.0
+WHOLE_COST = {Modality.TEXT: 7.0, Modality.IMAGE: 13.0}
 """One such visit, in runs of a row through the trunk."""
 FEW_ROWS, FOLDS_OF_FEW_ROWS = 300, 3
 """As in training.judgement: so often `full` trains besides the last time; of more rows once."""
@@ -141,7 +141,7 @@ def _tuning_runs(work: Workload) -> float:
     if work.strategy != "full":
         return _visits(work, TUNING_VISITS) * VISIT_COST[work.modality]
     trainings = 1 + (FOLDS_OF_FEW_ROWS if work.rows < FEW_ROWS else 1)
-    return _visits(work, WHOLE_VISITS[work.modality]) * trainings * WHOLE_COST
+    return _visits(work, WHOLE_VISITS[work.modality]) * trainings * WHOLE_COST[work.modality]
 
 
 def _visits(work: Workload, usual: int) -> int:

@@ -143,14 +143,14 @@ class Trainer:
     ) -> None:
         """Train to the end, from wherever `restore` left it.
 
-        `check` is called between steps; what it raises leaves the trainer in a state worth keeping.
+        `check` is called between steps, and between a batch's parts; what it raises leaves the
+        trainer in a state worth keeping.
         `on_epoch` is told of each epoch, and may return False to end early.
         """
         while not self._is_over():
             batches = self._task.batches(self._seed + 7919 * self._at.epoch)
             while self._at.batch < len(batches) and not self._at.broken:
-                check()
-                self._step(batches[self._at.batch], len(batches))
+                self._step(batches[self._at.batch], len(batches), check)
             epoch = None if self._at.broken else self._end_epoch(len(batches))
             if epoch is None or not on_epoch(epoch):
                 break
@@ -181,13 +181,13 @@ class Trainer:
             if kept:
                 self._optimiser.state[parameter.tensor] = kept
 
-    def _step(self, rows: Tensor, batches: int) -> None:
+    def _step(self, rows: Tensor, batches: int, check: Callable[[], None]) -> None:
         torch.manual_seed((self._seed << 20) + self._at.step)
         rate = rate_at(self._at.step, self._recipe.epochs * batches, self._recipe)
         for group in self._optimiser.param_groups:
             group["lr"] = rate * group["rate"]
         self._optimiser.zero_grad(set_to_none=True)
-        total = self._backward(rows)
+        total = self._backward(rows, check)
         if not math.isfinite(total):
             self._at.broken = True
             return
@@ -199,10 +199,11 @@ class Trainer:
         self._at.batch += 1
         self._at.step += 1
 
-    def _backward(self, rows: Tensor) -> float:
+    def _backward(self, rows: Tensor, check: Callable[[], None]) -> float:
         """Gather the gradient of a batch; return its loss."""
         total = 0.0
         for part in torch.split(rows, self._recipe.rows_at_once or len(rows)):
+            check()  # what has been gathered by then is of no step, and is thrown away
             loss = self._task.loss(part) * (len(part) / len(rows))
             total += float(loss.detach())
             if not math.isfinite(total):

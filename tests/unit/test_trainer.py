@@ -114,6 +114,8 @@ def test_a_batch_in_parts_has_the_gradient_of_the_whole(monkeypatch: pytest.Monk
         task.loss = see  # type: ignore[method-assign]
         recipe = RECIPE.model_copy(update={"rows_at_once": at_once})
         trainer = Trainer(task, recipe, seed=3)
+        with pytest.raises(Interrupted):
+            trainer.run(check=stop_at(7))  # within a batch, if it has parts
         trainer.run(check=go_on)
         ends.append((task.weight.detach(), trainer.history[-1].loss))
     assert seen == {8, 6, 3, 2}
