@@ -45,7 +45,7 @@ TUNING_VISITS, LEAST_EPOCHS, MOST_EPOCHS = 5000, 3, 30
 """How often `gradual` comes by a row in a rung, all rows counted together (training.gradual)."""
 VISIT_COST = {Modality.TEXT: 5.0, Modality.IMAGE: 1.1}
 """One such visit over all rungs, in runs of a row through the trunk: 38 s for 400 short texts."""
-WHOLE_VISITS = {Modality.TEXT: 3200, Modality.IMAGE: 1300}
+WHOLE_VISITS = {Modality.TEXT: 5000, Modality.IMAGE: 1300}
 """How often one training of `full` comes by a row (training.full)."""
 WHOLE_COST = {Modality.TEXT: 7.0, Modality.IMAGE: 13.0}
 """One such visit, in runs of a row through the trunk."""
@@ -60,7 +60,7 @@ CHILD_BYTES = 310_000_000
 """A child process that has imported torch."""
 TRUNK_BYTES = {Modality.TEXT: 240_000_000, Modality.IMAGE: 180_000_000}
 """What a loaded trunk and its largest batches add."""
-WHOLE_BYTES = {Modality.TEXT: 1_500_000_000, Modality.IMAGE: 1_500_000_000}
+WHOLE_BYTES = {Modality.TEXT: 1_900_000_000, Modality.IMAGE: 800_000_000}
 """What `full` adds: the backbone's parameters many times, and what a batch leaves in its blocks."""
 FEATURE_COPIES = 8
 """The features, scaled, and once more in the folds."""

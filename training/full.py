@@ -43,7 +43,7 @@ DEFAULTS = {
         rank=0,
         learning_rate=2e-3,
         start_strength=STRENGTHS[6],
-        steps=100,
+        steps=160,
         regularisation=Regularisation(label_smoothing=0.1),
         contrast=0.0,
     ),

@@ -129,7 +129,7 @@ class DeltaPart:
         layer_decay: float, seed: int,
     ) -> None:  # fmt: skip
         self.modality = backbone.modality
-        self.rows_at_once = None
+        self.rows_at_once: int | None = None
         self._slots = [slot for slot in slots if slot.block >= cut]
         self._top = max(slot.block for slot in slots)
         self._layer_decay = layer_decay

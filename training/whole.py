@@ -55,7 +55,7 @@ class WholePart:
 
     def __init__(self, backbone: TorchBackbone) -> None:
         self.modality = backbone.modality
-        self.rows_at_once = ROWS_AT_ONCE[backbone.modality]
+        self.rows_at_once: int | None = ROWS_AT_ONCE[backbone.modality]
         self._backbone = backbone
         self._module = copy.deepcopy(backbone.module).eval().requires_grad_(True)
 
