@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from peer_servers import Peers
-from serving_rig import ROOT, TEXT, Models, Server
+from serving_rig import ROOT, TEXT, Models, Server, confined
 
 
 @dataclass
@@ -38,16 +38,16 @@ class Bench:
             print(f"  {name:<58} {statistics.median(values):9.3f}  [{low:.3f} – {high:.3f}]")
         self.ratios.clear()
 
-    def limit(self, model: str, item: Path) -> dict[str, float]:
+    def limit(self, model: str, item: Path, core: int | None = None) -> dict[str, float]:
         """What the process reaches without HTTP."""
         folder = self.models.folder
-        return self.script("in_process.py", folder, model, self.seconds, item)
+        return self.script("in_process.py", folder, model, self.seconds, item, core=core)
 
-    def script(self, name: str, *arguments: object) -> dict[str, float]:
+    def script(self, name: str, *arguments: object, core: int | None = None) -> dict[str, float]:
         """What a script of this folder prints, run in a process of its own."""
         answer = subprocess.run(
             [sys.executable, str(ROOT / "bench" / name), *map(str, arguments)],
-            cwd=ROOT, check=True, capture_output=True,
+            cwd=ROOT, check=True, capture_output=True, preexec_fn=confined(core),
         ).stdout  # fmt: skip
         found: dict[str, float] = json.loads(answer)
         return found

@@ -5,6 +5,7 @@ Everything that is measured runs in fresh processes of its own and is stopped by
 
 from __future__ import annotations
 
+import asyncio
 import json
 import os
 import shutil
@@ -14,7 +15,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
@@ -23,12 +24,16 @@ from typing import Any, Self
 import httpx
 import numpy as np
 import psutil
+from pydantic import SecretStr
 
 from cli import embedded_redis
 from core.adapters import feed, write_adapter
+from core.bootstrap import open_queue
+from core.changes import Change
 from core.identifiers import DEFAULT_TENANT, PRODUCTION
 from core.manifests import DatasetReference, ModelManifest, Precision, TrunkManifest
 from core.registry import Registry
+from core.settings import Settings
 from core.store import ArtifactStore
 from core.trunk import Trunk
 from training.export import export_head
@@ -133,14 +138,20 @@ class Server:
         self._url = f"http://127.0.0.1:{port}{path}"
         self._env = {**os.environ, "BENTOML_DO_NOT_TRACK": "True", **env}
         self._cwd = cwd
+        self._core: int | None = None
         self._process: subprocess.Popen[bytes] | None = None
+
+    def on_core(self, number: int) -> Self:
+        """Start it on this core alone, with all that it starts itself."""
+        self._core = number
+        return self
 
     def __enter__(self) -> Self:
         began = time.perf_counter()
         self._log = tempfile.TemporaryFile()
         self._process = subprocess.Popen(
             self._command, cwd=self._cwd, env=self._env, stdout=self._log,
-            stderr=subprocess.STDOUT, start_new_session=True,
+            stderr=subprocess.STDOUT, start_new_session=True, preexec_fn=confined(self._core),
         )  # fmt: skip
         while not self._is_ready():
             if self._process.poll() is not None or time.perf_counter() - began > READY_SECONDS:
@@ -217,6 +228,17 @@ class Service(Server):
         assert embedded_redis.wait_until_answering(path, 30)
         return super().__enter__()
 
+    def announce(self, model: str) -> None:
+        """Say that a model has a new version, as the worker does that published it."""
+
+        async def publish() -> None:
+            queue, feed, _ = open_queue(Settings(redis_url=SecretStr(self._env["GRAFT_REDIS_URL"])))
+            change = Change(tenant=DEFAULT_TENANT, model=model, type="published")
+            await feed.publish(change)
+            await queue.close()
+
+        asyncio.run(publish())
+
     def __exit__(
         self,
         kind: type[BaseException] | None,
@@ -230,11 +252,16 @@ class Service(Server):
         shutil.rmtree(self._scratch, ignore_errors=True)
 
 
-def start_load(**plan: Any) -> subprocess.Popen[bytes]:
+def confined(core: int | None) -> Callable[[], None] | None:
+    """What a new process has to call to stay on a core; None for any core."""
+    return None if core is None else lambda: os.sched_setaffinity(0, {core})
+
+
+def start_load(core: int | None = None, **plan: Any) -> subprocess.Popen[bytes]:
     """Start the load generator; its answer is one line of JSON on its standard output."""
     process = subprocess.Popen(
         [sys.executable, str(ROOT / "bench/load_generator.py")],
-        stdin=subprocess.PIPE, stdout=subprocess.PIPE,
+        stdin=subprocess.PIPE, stdout=subprocess.PIPE, preexec_fn=confined(core),
     )  # fmt: skip
     assert process.stdin is not None
     process.stdin.write(json.dumps(plan).encode())

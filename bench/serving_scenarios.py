@@ -4,18 +4,18 @@ from __future__ import annotations
 
 import io
 import json
+import os
 import statistics
 import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import httpx
 import numpy as np
 from PIL import Image
 from serving_figures import Bench
-from serving_rig import Models, Service, start_load, text_body
+from serving_rig import Models, Server, Service, start_load, text_body
 
 from core.head import Head
 from core.identifiers import DEFAULT_TENANT
@@ -24,33 +24,46 @@ from core.trunk import Trunk
 
 CONCURRENCY = (1, 8, 32)
 FULL_SESSIONS_MB = 2_000
+SWAP_EVERY_SECONDS = 0.25
+"""Publishing and swapping take some 20 ms of the cores that serve."""
 
 
 def text(bench: Bench) -> None:
-    """17 tokens, fp32, one worker: against the limit, and against the peers."""
-    manifest = bench.models.publish(bench.models.trunk("minilm"), "one")
-    peers = bench.peers
-    servers = peers.prepare(bench.models, manifest)
+    """17 tokens, fp32, one worker and one thread for its trunk: against the limit."""
+    bench.models.publish(bench.models.trunk("minilm"), "one")
     for _ in range(bench.rounds):
         limit = bench.limit("one", bench.text_file())
         bench.note("in process: p50 ms", limit["p50_ms"])
         bench.note("in process: rate at batch 32", limit["rate"])
-        ours: dict[int, dict[str, Any]] = {}
         with Service(bench.models) as service:
-            for number in CONCURRENCY:
-                ours[number] = bench.load(service, number, [text_body("one")])
-        bench.note("p50 at 1 / in process (≤ 1.15)", ours[1]["p50_ms"] / limit["p50_ms"])
+            found = {each: bench.load(service, each, [text_body("one")]) for each in CONCURRENCY}
+        bench.note("p50 at 1 / in process (≤ 1.15)", found[1]["p50_ms"] / limit["p50_ms"])
         for number in CONCURRENCY:
-            bench.note(f"rate at {number} / in process", ours[number]["rate"] / limit["rate"])
-        for name, start in servers.items():
-            with start() as server:
-                for number in CONCURRENCY:
-                    mine, found = ours[number], bench.load(server, number, [peers.body(name)])
+            bench.note(f"rate at {number} / in process", found[number]["rate"] / limit["rate"])
+
+
+def peers(bench: Bench) -> None:
+    """The same model behind every peer: each server on one core, the generator on another."""
+    manifest = bench.models.publish(bench.models.trunk("minilm"), "one")
+    others = bench.peers.prepare(bench.models, manifest)
+    serving, asking = sorted(os.sched_getaffinity(0))[:2]
+    starts: dict[str, Callable[[], Server]] = {"graft": lambda: Service(bench.models), **others}
+    for _ in range(bench.rounds):
+        limit = bench.limit("one", bench.text_file(), core=serving)["rate"]
+        rates: dict[str, dict[int, float]] = {}
+        for name, start in starts.items():
+            body = text_body("one") if name == "graft" else bench.peers.body(name)
+            with start().on_core(serving) as server:
+                for number in (8, 32):
+                    found = bench.load(server, number, [body], core=asking)
                     if found["statuses"].keys() != {"200"}:
                         raise SystemExit(f"{name} at {number}: {found}")
-                    bench.note(f"rate at {number}: graft / {name}", mine["rate"] / found["rate"])
-                    times = found["p50_ms"] / mine["p50_ms"]
-                    bench.note(f"p50 at {number}: {name} / graft", times)
+                    rates.setdefault(name, {})[number] = found["rate"]
+        for name, found_rates in rates.items():
+            for number, rate in found_rates.items():
+                bench.note(f"{name} at {number}: rate / in process", rate / limit)
+                if name != "graft":
+                    bench.note(f"{name} at {number}: graft / it", rates["graft"][number] / rate)
 
 
 def workers(bench: Bench) -> None:
@@ -177,24 +190,41 @@ def swaps(bench: Bench) -> None:
         name = f"swapped-{turn}"
         bench.models.publish(trunk, name)
         made = [bench.models.make(trunk, name, number) for number in range(bench.swaps)]
-        with Service(bench.models, poll_seconds=0.1) as service:
+        with Service(bench.models) as service:
             calm = bench.load(service, 8, [text_body(name)])
-            seconds = max(bench.seconds, bench.swaps * 0.15 + 2)
+            seconds = max(bench.seconds, bench.swaps * SWAP_EVERY_SECONDS + 2)
             load = start_load(
                 port=service.port, concurrency=8, seconds=seconds, bodies=[text_body(name)]
             )
             time.sleep(1)
             memory = []
+            times = []
             for number, (draft, files) in enumerate(made):
-                bench.models.store(draft, files)
-                time.sleep(0.1)
+                began = time.perf_counter()
+                version = bench.models.store(draft, files)
+                service.announce(name)
+                while _answering(service, name) != version.reference:
+                    time.sleep(0.01)
+                times.append(time.perf_counter() - began)
+                time.sleep(max(0.0, SWAP_EVERY_SECONDS - times[-1]))
                 if number + 1 in (bench.swaps // 10, bench.swaps):
                     memory.append(service.resident_bytes())
+            is_under_load = load.poll() is None
             busy = json.loads(load.communicate(timeout=600)[0])
         failed = sum(n for status, n in busy["statuses"].items() if status != "200")
         bench.note("failed requests (0)", failed)
         bench.note("p99 with swaps / without (≤ 1.25)", busy["p99_ms"] / calm["p99_ms"])
         bench.note("memory, last swap / a tenth of them (≤ 1.05)", memory[-1] / memory[0])
+        bench.note("ms from publishing to answering, median", statistics.median(times) * 1000)
+        bench.note("all swaps were under load (1)", is_under_load)
+
+
+def _answering(service: Service, name: str) -> str:
+    """Which version answers."""
+    path, _, body = text_body(name)
+    headers = {"Content-Type": "application/json"}
+    url = f"http://127.0.0.1:{service.port}{path}"
+    return str(httpx.post(url, content=body, headers=headers, timeout=30).json()["model"])
 
 
 def _loaded(service: Service) -> int:
@@ -226,6 +256,7 @@ def _photo() -> bytes:
 
 SCENARIOS: dict[str, Callable[[Bench], None]] = {
     "text": text,
+    "peers": peers,
     "workers": workers,
     "overload": overload,
     "image": image,

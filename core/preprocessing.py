@@ -199,8 +199,11 @@ class ImagePreprocessor:
             across, down = image.width / size[0], image.height / size[1]
             box = (left * across, top * down, (left + width) * across, (top + height) * down)
             image = image.resize((width, height), resampling, box=box)
-        pixels = (np.asarray(image, np.float32) - self._mean) / self._std
-        return PreparedImage(np.ascontiguousarray(pixels.transpose(2, 0, 1)))
+        # Channel by channel: with the three values innermost it takes three times as long.
+        pixels = np.asarray(image).transpose(2, 0, 1).astype(np.float32, order="C")
+        pixels -= self._mean[:, None, None]
+        pixels /= self._std[:, None, None]
+        return PreparedImage(pixels)
 
 
 Preprocessor = TextPreprocessor | ImagePreprocessor

@@ -10,6 +10,7 @@ nothing is opened before `on_startup`, so that `bentoml build` may import it too
 from __future__ import annotations
 
 import logging
+import sys
 from http import HTTPStatus
 from typing import Any
 
@@ -33,6 +34,12 @@ from service.runtime import Runtime
 HTTP_PROTOCOLS["auto"] = "service.connection:Connection"
 SETTINGS = Settings()
 START_SECONDS = 15.0
+
+SWITCH_SECONDS = 0.0001
+"""How long one thread of Python's may keep another waiting; 5 ms would be the default.
+
+A trunk's thread needs the interpreter for a moment between two batches, just when the event loop
+is busiest with the answers to the last; and the loop needs it while images are decoded."""
 
 
 class Refused(BentoMLException):
@@ -83,6 +90,7 @@ class Graft:
     @bentoml.on_startup  # type: ignore[untyped-decorator]
     async def start(self) -> None:
         """Once in each worker process, in its event loop."""
+        sys.setswitchinterval(SWITCH_SECONDS)
         logging.getLogger("graft").setLevel(logging.INFO)
         logging.getLogger("bentoml._internal.server.http_app").addFilter(is_no_refusal)
         forget_dead_processes()

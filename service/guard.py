@@ -30,7 +30,7 @@ from core.settings import Settings
 from service.api.errors import error_response, log_bug, unexpected
 from service.api.responses import require_json
 from service.caller import CALLER, read_caller
-from service.metrics import REQUEST_SECONDS, REQUESTS
+from service.metrics import request_meters
 from service.observation import RECORD, RequestRecord
 from service.request_log import RequestLog
 from service.tracing import Tracing
@@ -127,8 +127,9 @@ class Guard:
             route = getattr(scope.get("route"), "path", "other")
             method = scope["method"] if scope["method"] in _METHODS else "other"
             seconds = time.monotonic() - began
-            REQUESTS.labels(method=method, route=route, status=str(answer.status)).inc()
-            REQUEST_SECONDS.labels(route=route).observe(seconds)
+            requests, request_seconds = request_meters(method, route, answer.status)
+            requests.inc()
+            request_seconds.observe(seconds)
             record.method, record.route, record.status = method, route, answer.status
             self._log.write(record, seconds)
             if self._tracing is not None:

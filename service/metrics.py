@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable
+from functools import cache
 from pathlib import Path
 
 from prometheus_client import (
@@ -68,6 +69,13 @@ QUEUED_ROWS = Gauge(
 )
 REFUSED_ROWS = Counter("graft_refused_rows", "Rows that a full queue refused.", ["trunk"])
 OTHER_MODELS = "other"
+
+
+@cache
+def request_meters(method: str, route: str, status: int) -> tuple[Counter, Histogram]:
+    """Return the series of an answer, bound once; the route is a template, or `other`."""
+    requests = REQUESTS.labels(method=method, route=route, status=str(status))
+    return requests, REQUEST_SECONDS.labels(route=route)
 
 
 class ModelMeters:

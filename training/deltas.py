@@ -55,6 +55,12 @@ def read(encoder: nn.Module, slots: Sequence[Slot]) -> Adapter:
     return Adapter(deltas)
 
 
+def scale(encoder: nn.Module, slots: Sequence[Slot], share: float) -> None:
+    """Let the deltas on these slots count for this part of what was trained; 1 is all of it."""
+    for layer in _layers(encoder, slots):
+        layer.set_scale(_NAME, share)
+
+
 def write(encoder: nn.Module, slots: Sequence[Slot], adapter: Adapter) -> None:
     """Set the deltas on these slots, which have the adapter's rank, to those of `adapter`."""
     with torch.no_grad():

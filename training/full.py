@@ -21,10 +21,10 @@ from training.backbones import TorchBackbone
 from training.data import Dataset
 from training.features import extract
 from training.fit import STRENGTHS, IntArray
-from training.gradual import Source
 from training.judgement import split
 from training.plan import Defaults
 from training.prospect import foresee
+from training.rungs import Source
 from training.search import Setting, Tuned, search, tuned
 from training.search_state import Step
 from training.strategies import row_seconds

@@ -7,11 +7,12 @@ One row in three is held out, class by class, of many rows one in five, and of f
 turn (training.judgement). A step trains deltas and classifier on the others over activations cached
 at its cut and keeps the epoch with the lowest loss on the held-out rows. It starts from a strongly
 regularised head: one that is fitted to the end separates few rows perfectly and leaves no loss to
-learn from. Its classifier is the one that was trained along, or one refitted on the features that
-came out, as the held-out rows prefer; `strength` is 0 for the former. A step counts if it beats the
-best so far (training.judgement); after two steps in a row that do not, the ladder ends. Where rows
-per class are few, the first step is tried with a contrastive loss as well (training.tuning). If
-none counts, the frozen head ships: on few rows any unfreezing may lose to it (docs/decisions).
+learn from. What comes out are all of the deltas or half of them (training.tuning), with a
+classifier refitted on their features or the one that was trained along, as the held-out rows
+prefer; `strength` is 0 for the latter. A step counts if it beats the best so far; after two steps
+in a row that do not, the ladder ends. Where rows per class are few, the first step is tried with a
+contrastive loss as well. If none counts, the frozen head ships: on few rows any unfreezing may lose
+to it (docs/decisions).
 
 The final deltas see all rows, for as many epochs as were best, so no row is left to judge them by:
 the numbers quoted are those of the same step on the held-out rows.
@@ -23,7 +24,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Generic, Protocol, TypeVar
 
@@ -31,10 +32,10 @@ import numpy as np
 import numpy.typing as npt
 
 from core.preprocessing import FloatArray
-from training.fit import Head, IntArray, fit_at
-from training.judgement import Judged, compare, fit_apart, likelihoods, split
-from training.novelty import unseen_quantiles
+from training.fit import Head, IntArray
+from training.judgement import Judged, Jury, compare, likelihoods
 from training.plan import Plan, Rung, next_rung
+from training.rungs import SHARES, Source, Tasks
 from training.search_state import Record, SearchState, Step, Trained
 from training.stopping import Stopped, StopReason
 from training.trainer import Epoch, Recipe, Trainer
@@ -50,28 +51,6 @@ FINAL_COST = 1.25
 
 RESERVED_SHARE = 0.2
 """Of the job's time, for what comes after the search: features, export, publishing."""
-
-
-@dataclass(frozen=True)
-class Source(Generic[P]):
-    """What is trained: some of a backbone's `blocks`, on rows of these classes.
-
-    `part(blocks)` is what there is to train of the top ones, untrained, and `rows(blocks)` what
-    goes into it; None if that is too much to keep. `features` are the frozen ones. `serve` computes
-    all rows' features as the trunk will; None if they are the same as torch's. Between two states
-    that nobody asked for are at least `state_seconds`; if that is infinite, none is kept of a
-    training that has not ended. `is_whole` says that there is one part only, and it is everything.
-    """
-
-    blocks: int
-    targets: IntArray
-    classes: int
-    features: FloatArray
-    part: Callable[[int], P]
-    rows: Callable[[int], Rows | None]
-    serve: Callable[[P], FloatArray] | None = None
-    state_seconds: float = 0.0
-    is_whole: bool = False
 
 
 @dataclass(frozen=True)
@@ -128,11 +107,9 @@ class Gradual(Generic[P]):
         self._deadline = deadline
         self._watcher = watcher
         self._at = SearchState() if state is None else SearchState.from_bytes(state)
-        self._kept_rows: tuple[int, Rows] | None = None
-        self._folds = split(source.targets, seed)
-        self._held_out = np.concatenate([fold.held_out for fold in self._folds])
-        self._truth = source.targets[self._held_out]
+        self._tasks = Tasks(source, plan)
         self._saved = time.monotonic()
+        self._jury = Jury(source.targets, source.classes, seed)
 
     @property
     def resumed_from(self) -> int:
@@ -142,28 +119,27 @@ class Gradual(Generic[P]):
     def run(self) -> Outcome[P]:
         """Climb the ladder; raises `Stopped` when asked to, with its state saved."""
         if not self._at.steps:
-            features = [self._source.features] * len(self._folds)
-            self._end(Rung(0), 0, self._judge(features), features, 0.0)
-        blocks = self._source.blocks
-        ladder = [blocks] if self._source.is_whole else self._plan.ladder(blocks)
+            features = [self._source.features] * len(self._jury.folds)
+            self._end(Rung(0), 0, self._jury.judge(features), features, 0.0)
+        ladder = self._tasks.ladder
         while rung := next_rung(self._at.steps, ladder, self._plan.contrast):
             if not self._affords(rung):
                 break
-            rows = self._rows(rung.blocks)
+            rows = self._tasks.rows(rung.blocks)
             if rows is None:
                 break
             self._climb(rung, rows)
         best, record = self._at.steps[self._at.best], self._at.records[self._at.best]
         part, head = self._final(best) if best.blocks else (None, None)
-        rising = np.argsort(self._held_out)
+        rising = np.argsort(self._jury.rows)
         return Outcome(
             steps=tuple(self._at.steps),
             best=best,
             part=part,
             head=None if best.strength else head,
             probabilities=record.probabilities[rising],
-            targets=self._truth[rising],
-            held_out=self._held_out[rising],
+            targets=self._jury.truth[rising],
+            held_out=self._jury.rows[rising],
             distances=record.distances,
         )
 
@@ -175,26 +151,28 @@ class Gradual(Generic[P]):
         Nothing is judged if training diverges: the rung comes again at a lower rate.
         """
         began = time.monotonic()
-        for number in range(len(self._at.folds), len(self._folds)):
-            tuned = self._train_fold(rung, rows, number)
+        while len(self._at.folds) < len(self._jury.folds):
+            tuned = self._train_fold(rung, rows)
             if tuned is None:
                 self._slow_down(rung)
                 return
             task = tuned
-            if number + 1 < len(self._folds):
+            if len(self._at.folds) < len(self._jury.folds):
                 self._save()
         trained = self._at.folds
         epochs = round(sum(each.epochs for each in trained) / len(trained))
-        judged = self._better(task.head(), trained)
-        seconds = time.monotonic() - began
-        step = self._end(rung, epochs, judged, [each.features for each in trained], seconds)
+        judged = self._jury.choose(self._candidates(task.head(), trained))
+        task.part.set_share(judged.share)
+        chosen = [each.features[SHARES.index(judged.share)] for each in trained]
+        step = self._end(rung, epochs, judged, chosen, time.monotonic() - began)
         self._watcher.on_step(step, self._at.trained_steps, task.part, judged.head)
         self._save()
 
-    def _train_fold(self, rung: Rung, rows: Rows, number: int) -> Tuning[P] | None:
-        """Train on one fold's rows, and note how its held-out rows do; None if that diverges."""
-        fold = self._folds[number]
-        task = self._task(rung, rows.subset(fold.train), rows.subset(fold.held_out), fold.train)
+    def _train_fold(self, rung: Rung, rows: Rows) -> Tuning[P] | None:
+        """Train on the next fold's rows, and note how all rows do; None if that diverges."""
+        number = len(self._at.folds)
+        fold = self._jury.folds[number]
+        task = self._tasks.make(rung, rows, fold.train, fold.held_out)
         recipe = Recipe(
             epochs=self._plan.epochs,
             learning_rate=self._learning_rate,
@@ -202,12 +180,12 @@ class Gradual(Generic[P]):
             rows_at_once=task.part.rows_at_once,
         )
         trainer = Trainer(task, recipe, seed=self._seed)
-        trainings = len(self._folds) - number + FINAL_COST
+        trainings = len(self._jury.folds) - number + FINAL_COST
         self._train(trainer, rung, f"{len(self._at.steps)}/{number}", trainings)
         if trainer.diverged and self._at.slowdowns < self._plan.slowdowns:
             return None
-        features = self._features(task, rows)
-        along = task.head().predict(features[fold.held_out])
+        features = self._tasks.features(task, rows)
+        along = task.head().predict(features[SHARES.index(1.0), fold.held_out])
         self._at.folds.append(Trained(trainer.best_epoch, features, along))
         return task
 
@@ -218,10 +196,10 @@ class Gradual(Generic[P]):
 
     def _final(self, best: Step) -> tuple[P, Head]:
         """Train the best rung's part and classifier on all rows."""
-        rows = self._rows(best.blocks)
+        rows = self._tasks.rows(best.blocks)
         assert rows is not None  # as it was when the rung was climbed
         rung = Rung(best.blocks, best.contrast)
-        task = self._task(rung, rows, None, np.arange(len(rows)))
+        task = self._tasks.make(rung, rows, np.arange(len(rows)))
         recipe = Recipe(
             epochs=max(1, best.epochs),
             learning_rate=best.learning_rate,
@@ -229,6 +207,7 @@ class Gradual(Generic[P]):
         )
         trainer = Trainer(task, recipe, seed=self._seed)
         self._train(trainer, rung, "final", 1)
+        task.part.set_share(best.share)
         return task.part, task.head()
 
     def _train(self, trainer: Trainer, rung: Rung, name: str, trainings: float) -> None:
@@ -241,9 +220,10 @@ class Gradual(Generic[P]):
         self._at.training, self._at.trainer = name, None
         began = time.monotonic()
         deadline = began + (self._deadline - began) / trainings
+        pause = self._source.state_seconds
 
         def on_epoch(epoch: Epoch) -> bool:
-            if time.monotonic() - self._saved >= self._source.state_seconds:
+            if time.monotonic() - self._saved >= pause:
                 self._save(trainer)
             self._watcher.on_epoch(rung.blocks, len(trainer.history), epoch, self._at.saved_at)
             return time.monotonic() < deadline
@@ -251,7 +231,7 @@ class Gradual(Generic[P]):
         try:
             trainer.run(check=self._watcher.check, on_epoch=on_epoch)
         except Stopped as stopped:
-            if self._source.state_seconds < math.inf and stopped.reason is not StopReason.CANCEL:
+            if pause < math.inf and stopped.reason is not StopReason.CANCEL:
                 self._save(trainer)
             self._watcher.on_stop(self._at.saved_at)
             raise
@@ -266,59 +246,41 @@ class Gradual(Generic[P]):
         self._at.trainer = None
         self._saved = time.monotonic()
 
-    def _task(self, rung: Rung, train: Rows, held_out: Rows | None, numbers: IntArray) -> Tuning[P]:
-        """Return the training of a rung on the rows of these `numbers`, from their frozen head."""
-        head = fit_at(
-            self._source.features[numbers], self._source.targets[numbers], self._source.classes,
-            self._plan.start_strength,
-        )  # fmt: skip
-        return Tuning(
-            self._source.part(rung.blocks), head, train, held_out,
-            batch_size=self._plan.batch_size,
-            regularisation=self._plan.regularisation.model_copy(update={"contrast": rung.contrast}),
-        )  # fmt: skip
-
     @property
     def _learning_rate(self) -> float:
         return self._plan.learning_rate / float(SLOWDOWN**self._at.slowdowns)
 
-    def _features(self, task: Tuning[P], rows: Rows) -> FloatArray:
-        """Return all rows' features as they will be served."""
-        if self._source.serve is None:
-            return task.features(rows)
-        return self._source.serve(task.part)
+    def _candidates(self, head: Head, trained: Sequence[Trained]) -> list[Judged]:
+        """Return what a rung may come to, the safest first.
 
-    def _judge(self, features: Sequence[FloatArray]) -> Judged:
-        return fit_apart(features, self._source.targets, self._folds, self._source.classes)
-
-    def _better(self, head: Head, trained: Sequence[Trained]) -> Judged:
-        """Return the classifiers that suit the held-out rows better: trained along, or refitted.
-
-        Trained features set the training rows so far apart that a refit may be too sure of itself.
-        `head` is the one of the last fold that was trained along.
+        Heads are refitted for each share, half of the deltas before all of them. Last comes the one
+        that was trained along, of which `head` is the last fold's: trained features set the
+        training rows so far apart that a refit may be too sure of itself.
         """
-        along = Judged(head, 0.0, np.concatenate([each.along for each in trained]))
-        return max(
-            (self._judge([each.features for each in trained]), along),
-            key=lambda judged: float(likelihoods(judged.probabilities, self._truth).mean()),
-        )
+        refitted = [
+            self._jury.judge([each.features[number] for each in trained], share)
+            for number, share in enumerate(SHARES)
+        ]
+        along = np.concatenate([each.along for each in trained])
+        return [*refitted, Judged(head, 0.0, along)]
 
     def _end(
         self, rung: Rung, epochs: int, judged: Judged, features: Sequence[FloatArray],
         seconds: float,
     ) -> Step:  # fmt: skip
         """Compare a rung with the best before it."""
-        after = likelihoods(judged.probabilities, self._truth)
+        after = likelihoods(judged.probabilities, self._jury.truth)
         first = not self._at.steps
         before = after if first else self._likelihoods_of(self._at.best)
         gain = compare(after, before)
         step = Step(
             blocks=rung.blocks,
             contrast=rung.contrast,
+            share=judged.share,
             learning_rate=self._learning_rate,
             epochs=epochs,
             strength=judged.strength,
-            accuracy=float((judged.probabilities.argmax(axis=1) == self._truth).mean()),
+            accuracy=self._jury.accuracy(judged),
             nll=-float(after.mean()),
             gain=gain.mean,
             gain_error=gain.error,
@@ -326,28 +288,15 @@ class Gradual(Generic[P]):
             seconds=round(seconds, 2),
             is_whole=self._source.is_whole and not first,
         )
-        targets, classes = self._source.targets, self._source.classes
-        distances = [
-            unseen_quantiles(each[fold.train], targets[fold.train], each[fold.held_out], classes)
-            for each, fold in zip(features, self._folds, strict=True)
-        ]
-        self._at.add(step, Record(judged.probabilities, np.mean(distances, axis=0)))
+        self._at.add(step, Record(judged.probabilities, self._jury.distances(features)))
         return step
 
     def _likelihoods_of(self, number: int) -> npt.NDArray[np.float64]:
-        return likelihoods(self._at.records[number].probabilities, self._truth)
-
-    def _rows(self, blocks: int) -> Rows | None:
-        """Return what enters the top blocks; the last is kept, for it may be trained on again."""
-        if self._kept_rows is None or self._kept_rows[0] != blocks:
-            self._kept_rows = None  # two at once may not fit
-            rows = self._source.rows(blocks)
-            self._kept_rows = None if rows is None else (blocks, rows)
-        return None if self._kept_rows is None else self._kept_rows[1]
+        return likelihoods(self._at.records[number].probabilities, self._jury.truth)
 
     def _affords(self, rung: Rung) -> bool:
         """Tell whether a rung, and the final training if it is the best, will be done in time."""
         last = self._at.steps[-1]
         growth = rung.blocks / last.blocks if last.blocks else 1.0
-        needed = last.seconds * growth * (1 + FINAL_COST / len(self._folds))
+        needed = last.seconds * growth * (1 + FINAL_COST / len(self._jury.folds))
         return time.monotonic() + needed < self._deadline

@@ -6,13 +6,14 @@ calibrated, and tuned features make a classifier so sure of itself that without 
 would lose to a worse one. A gain counts if it is more than one standard error of the difference,
 and not negligible.
 
-Not here: what is compared (training.gradual), the temperature (training.calibration).
+A `Jury` is the rows that judge in one search. Not here: what is compared (training.gradual), the
+temperature (training.calibration).
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import numpy.typing as npt
@@ -20,6 +21,7 @@ import numpy.typing as npt
 from core.preprocessing import FloatArray
 from training.calibration import cross_rescale
 from training.fit import FOLDS, MANY_ROWS, Head, IntArray, deal, fold_count, path
+from training.novelty import unseen_quantiles
 
 NEGLIGIBLE = 0.005
 """Nats a row that are not worth deltas: nearly equal models differ by a sure next to nothing."""
@@ -46,12 +48,14 @@ class Gain:
 class Judged:
     """Heads fitted without some rows, of the strength that those chose; `head` is the last fold's.
 
-    `probabilities` [n, classes] are of the rows held out, fold by fold.
+    `probabilities` [n, classes] are of the rows held out, fold by fold. `share` is the part of the
+    deltas that their features have.
     """
 
     head: Head
     strength: float
     probabilities: FloatArray
+    share: float = 1.0
 
 
 @dataclass(frozen=True)
@@ -60,6 +64,46 @@ class Fold:
 
     train: IntArray
     held_out: IntArray
+
+
+class Jury:
+    """The rows of a search that are held out, fold by fold, and what they say."""
+
+    def __init__(self, targets: IntArray, classes: int, seed: int) -> None:
+        self.folds = split(targets, seed)
+        self.rows = np.concatenate([fold.held_out for fold in self.folds])
+        self.truth = targets[self.rows]
+        self._targets = targets
+        self._classes = classes
+
+    def judge(self, features: Sequence[FloatArray], share: float = 1.0) -> Judged:
+        """Fit heads on each fold's features [n, dim] and return them as judged (`fit_apart`)."""
+        judged = fit_apart(features, self._targets, self.folds, self._classes)
+        return replace(judged, share=share)
+
+    def choose(self, candidates: Sequence[Judged]) -> Judged:
+        """Return the first that is within one standard error of the most likely."""
+        found = [likelihoods(each.probabilities, self.truth) for each in candidates]
+        most = max(found, key=lambda each: float(each.mean()))
+        losses = [compare(most, each) for each in found]
+        return next(
+            each for each, loss in zip(candidates, losses, strict=True) if loss.mean <= loss.error
+        )
+
+    def accuracy(self, judged: Judged) -> float:
+        """Return how many of the rows are answered right."""
+        return float((judged.probabilities.argmax(axis=1) == self.truth).mean())
+
+    def distances(self, features: Sequence[FloatArray]) -> FloatArray:
+        """Return quantiles of how far the rows lie from the others (training.novelty)."""
+        found = [
+            unseen_quantiles(
+                each[fold.train], self._targets[fold.train], each[fold.held_out], self._classes
+            )
+            for each, fold in zip(features, self.folds, strict=True)
+        ]
+        mean: FloatArray = np.mean(found, axis=0)
+        return mean
 
 
 def split(targets: IntArray, seed: int) -> tuple[Fold, ...]:

@@ -19,8 +19,9 @@ from core.manifests import ModelManifest
 from core.preprocessing import FloatArray
 from core.trunk import Trunk
 from training.fit import Head, IntArray, fit_at
-from training.gradual import Gradual, Outcome, Source
+from training.gradual import Gradual, Outcome
 from training.plan import Plan
+from training.rungs import Source
 from training.search_state import Step
 from training.trainer import Epoch
 from training.tuning import P

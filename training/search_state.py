@@ -27,8 +27,10 @@ class Step(BaseModel, frozen=True):
     """One rung of the ladder on the held-out rows: a line of the report.
 
     `gain` is the mean log-likelihood above the best before, in nats a row, `gain_error` its
-    standard error. `blocks` 0 is the frozen head; `contrast` is the weight of the contrastive loss.
-    `is_whole` says that all parameters were trained, not deltas.
+    standard error. `blocks` 0 is the frozen head; `contrast` is the weight of the contrastive loss,
+    `share` the part of what was trained that was best (training.tuning), and `strength` that of the
+    head on its features, 0 for the classifier that was trained along. `is_whole` says that all
+    parameters were trained, not deltas.
     """
 
     blocks: int
@@ -42,14 +44,17 @@ class Step(BaseModel, frozen=True):
     seconds: float
     learning_rate: float
     contrast: float
+    share: float
     is_whole: bool = False
 
     @property
     def name(self) -> str:
         """What was tried, for people."""
         if self.is_whole:
-            return "Everything"
-        return f"Top {self.blocks} blocks" + (", contrastive" if self.contrast else "")
+            return "Everything" + (f", {100 * self.share:.0f} % of it" if self.share < 1 else "")
+        contrast = ", contrastive" if self.contrast else ""
+        share = f", {100 * self.share:.0f} % of the deltas" if self.share < 1 else ""
+        return f"Top {self.blocks} blocks{contrast}{share}"
 
 
 @dataclass(frozen=True)
@@ -67,8 +72,9 @@ class Record:
 class Trained:
     """A fold's training that has ended, at its best after `epochs`.
 
-    `features` [n, dim] are of all rows, `along` [m, classes] the probabilities of the fold's
-    held-out rows by the classifier that was trained along.
+    `features` [shares, n, dim] are of all rows, with each of the shares of the deltas that are
+    judged; `along` [m, classes] are the probabilities of the fold's held-out rows by the classifier
+    that was trained along.
     """
 
     epochs: int

@@ -28,10 +28,10 @@ from training.data import Dataset
 from training.export import export_adapted
 from training.features import extract
 from training.fit import Fit, Head, IntArray
-from training.gradual import Source
 from training.judgement import split
 from training.plan import DEFAULTS, Plan
 from training.prospect import Prospect, afford, foresee, weigh
+from training.rungs import Source
 from training.search import Setting, Tuned, search, tuned
 from training.search_state import Step
 from training.tuning import CachedRows, DeltaPart

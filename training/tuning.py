@@ -117,6 +117,14 @@ class Part(Protocol):
     def parameters(self) -> list[Parameter]:
         """Return what is trained, always in the same order."""
 
+    def set_share(self, share: float) -> None:
+        """Once it is trained, let this part of the change count.
+
+        Half-way between a backbone before and after tuning lies one that is often better than
+        both, and more so on rows unlike the training rows (WiSE-FT, Wortsman et al. 2022, arXiv
+        2109.01903).
+        """
+
 
 P = TypeVar("P", bound=Part)
 
@@ -148,6 +156,10 @@ class DeltaPart:
             Parameter(name, tensor, self._layer_decay ** (block - self._top))
             for name, block, tensor in deltas.parameters(self._upper.encoder, self._slots)
         ]
+
+    def set_share(self, share: float) -> None:
+        """Let the adapter and the features have this part of the deltas that were trained."""
+        deltas.scale(self._upper.encoder, self._slots, share)
 
     def adapter(self) -> Adapter:
         """The deltas as they are now."""

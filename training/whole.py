@@ -58,6 +58,7 @@ class WholePart:
         self.rows_at_once: int | None = ROWS_AT_ONCE[backbone.modality]
         self._backbone = backbone
         self._module = copy.deepcopy(backbone.module).eval().requires_grad_(True)
+        self._trained: dict[str, Tensor] = {}
 
     def __call__(self, batch: Batch) -> Tensor:
         config = self._backbone.preprocess
@@ -82,6 +83,15 @@ class WholePart:
             Parameter(f"whole.{name}", tensor, TOP_RATE * BOTTOM_RATE ** (depth / deepest))
             for (name, tensor), depth in zip(named, depths, strict=True)
         ]
+
+    def set_share(self, share: float) -> None:
+        """Put the parameters this far from those of the backbone to those that were trained."""
+        before = dict(self._backbone.module.named_parameters())
+        with torch.no_grad():
+            if not self._trained:
+                self._trained = {n: p.clone() for n, p in self._module.named_parameters()}
+            for name, parameter in self._module.named_parameters():
+                parameter.copy_(torch.lerp(before[name], self._trained[name], share))
 
     def backbone(self) -> TorchBackbone:
         """Return the backbone as it is now; it is not to be trained on."""

@@ -19,6 +19,7 @@ import pytest
 import torch
 from transformers.models.bert.modeling_bert import BertLayer
 
+from core.adapters import feed
 from core.backbones import BACKBONES
 from core.checkpoints import Checkpoints
 from core.datasets import Modality, UploadedFile
@@ -42,11 +43,13 @@ from tests.integration.hf_models import (
 )
 from training import backbones, parity, views
 from training.activations import Batch, Upper, capture
-from training.gradual import Gradual, Outcome, Source
+from training.gradual import Gradual, Outcome
 from training.ingest import Limits, ingest
 from training.pipeline import fine_tune
-from training.plan import DEFAULTS
+from training.plan import DEFAULTS, Rung
+from training.rungs import SHARES, Source, Tasks
 from training.stopping import Stopped
+from training.trainer import Recipe, Trainer
 from training.trunks import slots_of
 from training.tuning import DeltaPart
 
@@ -246,6 +249,7 @@ class Bare:
         preprocess = build_preprocessor(
             backbone.preprocess, backbone.tokenizer_json or b"", max_pixels=1
         )
+        self.prepared = [preprocess.prepare(text) for text in texts]
         self.features = np.random.default_rng(0).normal(size=(96, backbone.dim)).astype(np.float32)
         slots = slots_of(backbone)
         self.source = Source(
@@ -291,6 +295,25 @@ def test_of_few_rows_each_judges_and_a_search_may_stop_in_any_fold(stand: Stand)
     assert resumed.part is not None
     for name, delta in whole.part.adapter().deltas.items():
         assert np.array_equal(resumed.part.adapter().deltas[name].b, delta.b)
+
+
+def test_each_share_of_the_deltas_is_judged_as_it_is_served(
+    stand: Stand, whole: tuple[ModelManifest, Listener]
+) -> None:
+    bare = Bare(stand)
+    tasks = Tasks(bare.source, bare.plan)
+    rows = tasks.rows(2)
+    assert rows is not None
+    task = tasks.make(Rung(2), rows, np.arange(96))
+    recipe = Recipe(epochs=2, learning_rate=bare.plan.learning_rate)
+    Trainer(task, recipe, seed=0).run(check=lambda: None)
+    trunk = Trunk.load(stand.registry, whole[0].trunk, threads=1, max_pixels=1)
+    judged = tasks.features(task, rows)
+    for share, features in zip(SHARES, judged, strict=True):
+        task.part.set_share(share)
+        served = trunk.encode(bare.prepared, feed(task.part.adapter(), trunk.manifest.slots))
+        assert np.abs(served - features).max() < 1e-3
+    assert np.abs(judged[0] - judged[1]).max() > 0.1
 
 
 def test_deltas_that_only_torch_can_use_do_not_ship(stand: Stand) -> None:

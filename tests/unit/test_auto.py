@@ -12,7 +12,7 @@ from core.preprocessing import FloatArray
 from training.backbone_choice import choose_backbone
 from training.data import Dataset
 from training.fit import IntArray, fit, path
-from training.judgement import compare, fit_apart, likelihoods, split
+from training.judgement import Judged, Jury, compare, fit_apart, likelihoods, split
 from training.novelty import unseen_quantiles
 from training.prospect import afford, foresee, weigh
 
@@ -97,6 +97,20 @@ def test_being_too_sure_is_not_held_against_a_classifier() -> None:
     assert not gain.counts
     chance = np.full_like(probabilities, 0.5)
     assert compare(likelihoods(probabilities, targets), likelihoods(chance, targets)).counts
+
+
+def test_what_is_safer_is_chosen_unless_another_is_surely_better() -> None:
+    _, targets = clusters(297, 0.5)
+    jury = Jury(targets, 2, seed=0)
+
+    def judged(spread: float, draw: int) -> Judged:
+        return jury.judge([clusters(297, spread, seed=draw)[0]] * 3)
+
+    safe, alike, better = judged(1.0, 0), judged(1.0, 2), judged(0.2, 0)
+    assert jury.choose([safe, alike]) is safe
+    assert jury.choose([alike, safe]) is alike
+    assert jury.choose([safe, alike, better]) is better
+    assert jury.accuracy(better) > jury.accuracy(safe)
 
 
 def test_a_refit_has_the_strength_that_unseen_rows_prefer() -> None:

@@ -144,12 +144,17 @@ async def test_a_request_that_would_come_too_late_is_refused_at_once():
     await until(lambda: batcher.queued_rows == 1)
     with pytest.raises(Overloaded) as refused:
         await batcher.encode([row(2)], soon(2))
-    assert refused.value.retry_after_seconds > 2
+    wait = refused.value.retry_after_seconds
+    assert wait > 2
+    # So would one that is expected only just in time: it would most likely be computed in vain.
+    with pytest.raises(Overloaded):
+        await batcher.encode([row(2)], soon(1.1 * wait))
     # Another model's turn comes before the end of those 50,000 tokens.
     other = asyncio.create_task(batcher.encode([row(3)], soon(), model="other"))
-    await until(lambda: batcher.queued_rows == 2)
+    roomy = asyncio.create_task(batcher.encode([row(4)], soon(2 * wait)))
+    await until(lambda: batcher.queued_rows == 3)
     encoder.gate.set()
-    await asyncio.gather(running, waiting, other)
+    await asyncio.gather(running, waiting, other, roomy)
 
 
 async def test_a_hot_model_is_pushed_out_of_a_full_queue_by_another():

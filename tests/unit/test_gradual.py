@@ -20,7 +20,7 @@ FROZEN = (0, 0.0, True)
 
 def step(blocks: int, contrast: float, kept: bool) -> Step:
     return Step(
-        blocks=blocks, contrast=contrast, kept=kept, epochs=1, learning_rate=0, strength=0,
+        blocks=blocks, contrast=contrast, share=1, kept=kept, epochs=1, learning_rate=0, strength=0,
         accuracy=0, nll=0, gain=0, gain_error=0, seconds=0,
     )  # fmt: skip
 

@@ -210,10 +210,20 @@ def test_other_trouble_is_unavailable_and_tells_no_path(
     def fail(*_: object, **__: object) -> None:
         raise error
 
-    monkeypatch.setattr(obstore, "get", fail)
-    with pytest.raises(Unavailable) as refused:
-        store.get("a/b")
-    assert "secret" not in str(refused.value)
+    monkeypatch.setattr(obstore, "head", fail)
+    monkeypatch.setattr(Path, "read_bytes", fail)
+    for read in (store.size, store.get):
+        with pytest.raises(Unavailable) as refused:
+            read("a/b")
+        assert "secret" not in str(refused.value)
+
+
+def test_a_key_never_leads_out_of_the_store(tmp_path: Path):
+    (tmp_path / "secret").write_bytes(b"x")
+    store = ArtifactStore(str(tmp_path / "store"))
+    for key in ("../secret", "a/../../secret", str(tmp_path / "secret")):
+        with pytest.raises((NotFound, ValueError)):
+            store.get(key)
 
 
 def test_a_file_url_and_a_folder_are_the_same(tmp_path: Path):
