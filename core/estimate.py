@@ -2,8 +2,9 @@
 
 These are estimates from the size of the data and the costs below, measured on 2 shared cores with
 two threads and a warm child (docs/decisions/0027). They leave out the wait for a worker, and that
-features may be known from an earlier job. How far they are off on the machines at hand, the queue
-learns (core.queue.protocol); what is left of a job and what waits, service.forecast makes of them.
+features and results may be known from an earlier job. How far they are off on the machines at hand,
+the queue learns (core.queue.protocol); what is left of a job and what waits, service.forecast makes
+of them.
 
 Not here: reading what an estimate is made of (core.appraisal).
 """
@@ -14,7 +15,7 @@ import math
 from dataclasses import dataclass
 
 from core.datasets import Modality
-from core.jobs import Estimate
+from core.outlook import Estimate
 
 START_SECONDS = 0.15
 """Reading the data, opening a trunk that the child has loaded."""
@@ -32,14 +33,14 @@ IMAGE_SECONDS = 7.5e-3
 """A 640×480 JPEG, decoded, resized and through EfficientNet-Lite0: 5 to 7.3 ms."""
 PRECISION_COST = {"fp32": 1.0, "int8": 0.4, "auto": 1.4}
 """Features in int8 against fp32 (docs/performance.md); `auto` computes both."""
-FIT_DIM_SECONDS = 0.8e-3
-"""For each feature: 0.3 s were measured for 384 of them, 0.7 to 1.1 s for 1280."""
-FIT_CELL_SECONDS = 1e-8
+FIT_DIM_SECONDS = 0.25e-3
+"""For each feature: 0.1 s were measured for 384 of them, 0.1 to 0.4 s for 1280."""
+FIT_CELL_SECONDS = 5e-9
 """For each row × feature × class, in each fold, over all strengths."""
 FOLDS, FOLDS_OF_MANY_ROWS, MANY_ROWS = 5, 3, 2000
 """As in training.fit."""
 REPORT_SECONDS = {Modality.TEXT: 0.2, Modality.IMAGE: 0.9}
-CURVE_SHARE = 0.45
+CURVE_SHARE = 0.9
 """The learning curve against the fit, fold by fold; beyond `MANY_ROWS` it takes one fold."""
 TUNING_VISITS, LEAST_EPOCHS, MOST_EPOCHS = 5000, 3, 30
 """How often `gradual` comes by a row in a rung, all rows counted together (training.gradual)."""

@@ -151,11 +151,11 @@ class Settings(BaseSettings):
     )
     feature_cache_bytes: int = Field(
         default=1024 * MIB, ge=0,
-        description="Features that the store keeps for a tenant's later jobs, for each trunk; "
-        "0 keeps none.",
+        description="Features that the store keeps for a tenant's later jobs, for each trunk, "
+        "and as many bytes of results made of them; 0 keeps none.",
     )  # fmt: skip
     feature_cache_days: int = Field(
-        default=30, ge=1, description="How long features are kept for later jobs."
+        default=30, ge=1, description="How long features and results are kept for later jobs."
     )
 
     @field_validator("redis_url")

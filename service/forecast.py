@@ -17,7 +17,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from statistics import fmean
 
-from core.jobs import STAGES, Estimate, Job, JobKind, JobStatus, Outlook, Progress, Running
+from core.jobs import Job, JobKind, JobStatus
+from core.outlook import STAGES, Estimate, Outlook, Progress, Running
 from core.presence import Presence, Role
 from core.queue import JobQueue
 

@@ -36,7 +36,8 @@ from functools import partial
 from typing import TypeVar
 
 from core.errors import LeaseLost, QualityGateFailed, Unavailable
-from core.jobs import Failure, Job, JobStatus, Progress, StopReason
+from core.jobs import Failure, Job, JobStatus, StopReason
+from core.outlook import Progress
 from core.presence import Presence
 from core.queue import Claim, JobQueue
 from training.process import (

@@ -1,9 +1,11 @@
 """Do the probabilities mean what they say? One temperature mends most of it (Guo et al. 2017).
 
 `softmax(logits / T)` leaves every decision as it is and moves confidence only. T minimises the
-negative log-likelihood of rows that the head was not fitted on: a convex search in `1 / T`. Since a
-head is affine, T is folded into it by dividing weight and bias, so `head.onnx` stays one `Gemm` and
-one `Softmax`, and serving knows nothing of it.
+negative log-likelihood of rows that the head was not fitted on: a convex search in `1 / T`. That n
+such rows are all answered rightly does not say that the next will be, so each counts as sure to
+(n + 1) / (n + 2) only, after Platt (1999); or a few separable rows would make the head as sure as
+can be. Since a head is affine, T is folded into it by dividing weight and bias, so `head.onnx`
+stays one `Gemm` and one `Softmax`, and serving knows nothing of it.
 
 What is reported as "after" is honest too: the rows are dealt to folds, and each is scaled with the
 temperature that was fitted on the other folds.
@@ -26,7 +28,7 @@ from training.fit import Head, IntArray
 
 BINS = 15
 LOWEST, HIGHEST = 0.05, 20.0
-"""Temperatures outside are never taken: on separable rows the likelihood has no optimum."""
+"""Temperatures outside are never taken."""
 
 _STEPS = 40
 _SMALLEST = 1e-7
@@ -72,13 +74,18 @@ def fit_temperature(probabilities: FloatArray, targets: IntArray) -> float:
     The likelihood is unimodal in `log T`, which golden sections search to within 0.1 %.
     """
     logits = _logits(probabilities)
-    rows = np.arange(len(targets))
+    count, classes = logits.shape
+    sure = (count + 1) / (count + 2)
+    true = logits[np.arange(count), targets]
+    others = (logits.sum(axis=1) - true) / max(classes - 1, 1)
+    wanted = float((sure * true + (1 - sure) * others).mean())
 
     def loss(log_temperature: float) -> float:
-        scaled = logits * np.exp(-log_temperature)
+        inverse = np.exp(-log_temperature)
+        scaled = logits * inverse
         top = scaled.max(axis=1)
         normaliser = top + np.log(np.exp(scaled - top[:, None]).sum(axis=1))
-        return float((normaliser - scaled[rows, targets]).mean())
+        return float(normaliser.mean() - inverse * wanted)
 
     low, high = float(np.log(LOWEST)), float(np.log(HIGHEST))
     left, right = high - _GOLDEN_RATIO * (high - low), low + _GOLDEN_RATIO * (high - low)

@@ -27,7 +27,8 @@ from core.errors import (
     Unavailable,
 )
 from core.files import FileStore
-from core.jobs import EventLevel, Failure, Job, JobKind, Json, Progress, StopReason
+from core.jobs import EventLevel, Failure, Job, JobKind, Json, StopReason
+from core.outlook import Progress
 from core.settings import Settings
 from core.store import ArtifactStore
 from training.process import (

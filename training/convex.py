@@ -9,7 +9,12 @@ against the one below it depend on the features in the same way all along the sc
 many weights as a regression, and yet its head is affine like any other. Ranks are centred and of
 length 1, so that a strength means about the same for any number of classes.
 
-Not here: how a strength is chosen (training.fit).
+How hard L-BFGS has to work depends on how much more the loss bends one way than another. In the
+axes of the rows' variance (training.scaling) that is known well enough beforehand, and weights are
+measured so that it bends about as much in all of them: a third of the passes over the rows for the
+same closeness (docs/decisions).
+
+Not here: how a strength is chosen (training.strength).
 """
 
 from __future__ import annotations
@@ -17,19 +22,15 @@ from __future__ import annotations
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import dataclass
 from typing import Any, Protocol
 
-import numpy as np
-import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from core.preprocessing import FloatArray
-
 _MAX_ITERATIONS = 200
-_GRADIENT_TOLERANCE = 3e-5
+_GRADIENT_TOLERANCE = 3e-4
 _HISTORY = 10
+_SMALLEST_CURVATURE = 1e-5
 
 
 class Loss(Protocol):
@@ -129,32 +130,6 @@ class Ordered(Softmax):
         return torch.cat([gradient[:-1] @ self._ranks, gradient[-1]])
 
 
-@dataclass(frozen=True)
-class Scaling:
-    """Centre, and one divisor for all features."""
-
-    mean: npt.NDArray[np.float64]
-    divisor: float
-
-    @classmethod
-    def of(cls, features: FloatArray) -> Scaling:
-        """Return the scaling under which features [n, dim] have a mean squared length of 1."""
-        mean = features.mean(axis=0, dtype=np.float64)
-        length = float(np.sqrt(np.square(features - mean).sum(axis=1).mean()))
-        return cls(mean, length or 1.0)
-
-    def apply(self, features: FloatArray) -> Tensor:
-        """Return scaled features."""
-        return torch.from_numpy(((features - self.mean) / self.divisor).astype(np.float32))
-
-    def unscaled(self, solution: Tensor) -> tuple[FloatArray, FloatArray]:
-        """Return weight and bias that do to features what `solution` does to scaled ones."""
-        values = solution.double().numpy()
-        weight = values[:-1] / self.divisor
-        bias = values[-1] - self.mean @ weight
-        return weight.astype(np.float32), bias.astype(np.float32)
-
-
 @contextmanager
 def single_threaded() -> Iterator[ThreadPoolExecutor]:
     """Give as many workers as torch has threads, each of which computes on one thread.
@@ -174,39 +149,47 @@ def single_threaded() -> Iterator[ThreadPoolExecutor]:
 
 
 class Path:
-    """The optimum on one set of rows as the strength falls; each step starts from the last."""
+    """The optimum on one set of rows as the strength falls; each step starts from the last.
 
-    def __init__(self, rows: Tensor, truth: Tensor, loss: Loss) -> None:
+    `rows` [n, rank] are along axes in which all rows vary by `variances` [rank].
+    """
+
+    def __init__(self, rows: Tensor, truth: Tensor, loss: Loss, variances: Tensor) -> None:
         self._rows = torch.cat([rows, torch.ones(len(rows), 1)], dim=1)
         self._truth = truth
         self._loss = loss
         self._weights = torch.full((len(rows), 1), 1 / len(rows))
         self._free = loss.start(rows.shape[1])
         self._penalised = loss.penalised(rows.shape[1])
+        spread = torch.ones(len(self._penalised))
+        spread[: len(variances)] = variances
+        self._spread = spread.view_as(self._penalised)
 
     def weigh(self, weights: Tensor) -> None:
         """Let rows count as `weights` [n] say, from the next step on."""
         self._weights = (weights / weights.sum()).unsqueeze(1)
 
     def step(self, strength: float) -> Tensor:
-        """Return weight and, as the last row, bias [dim + 1, width] for this strength.
+        """Return weight and, as the last row, bias [rank + 1, width] for this strength.
 
         L-BFGS (Liu & Nocedal 1989) with a strong Wolfe search. The gradient is written out: it is
         two matrix products, and automatic differentiation takes twice as long on small ones.
         """
-        free = self._free.clone().requires_grad_(True)
         penalty = strength * self._penalised
+        unit = (self._curvature() * self._spread + penalty).rsqrt()
+        steps = (self._free / unit).requires_grad_(True)
 
         def closure() -> Tensor:
             with torch.no_grad():
+                free = unit * steps
                 logits = self._rows @ self._loss.expand(free)
                 likelihoods, residual = self._loss.judge(logits, self._truth)
                 gradient = self._rows.T @ residual.mul_(self._weights)
-                free.grad = self._loss.gather(gradient) + penalty * free
+                steps.grad = unit * (self._loss.gather(gradient) + penalty * free)
                 return 0.5 * (penalty * free.square()).sum() - (likelihoods * self._weights).sum()
 
         optimiser: Any = torch.optim.LBFGS(
-            [free],
+            [steps],
             max_iter=_MAX_ITERATIONS,
             history_size=_HISTORY,
             tolerance_grad=_GRADIENT_TOLERANCE,
@@ -214,5 +197,10 @@ class Path:
             line_search_fn="strong_wolfe",
         )
         optimiser.step(closure)
-        self._free = free.detach()
+        self._free = unit * steps.detach()
         return self._loss.expand(self._free)
+
+    def _curvature(self) -> float:
+        """How much the mean loss bends with a logit, here and on average."""
+        outputs = self._loss.outputs(self._rows @ self._loss.expand(self._free))
+        return max(float((outputs * (1 - outputs)).mean()), _SMALLEST_CURVATURE)

@@ -20,7 +20,7 @@ from core.trunk import Trunk
 from training.backbones import TorchBackbone
 from training.data import Dataset
 from training.features import extract
-from training.fit import STRENGTHS, IntArray
+from training.fit import IntArray
 from training.judgement import split
 from training.plan import Defaults
 from training.prospect import foresee
@@ -28,6 +28,7 @@ from training.rungs import Source
 from training.search import Setting, Tuned, search, tuned
 from training.search_state import Step
 from training.strategies import row_seconds
+from training.strength import STRENGTHS
 from training.trunks import export
 from training.tuning import Regularisation
 from training.whole import ItemRows, WholePart, block_count, largest_state_bytes

@@ -10,10 +10,11 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Any, TypeVar
+from dataclasses import dataclass, field
+from typing import Annotated, Any, TypeVar
 
 import numpy as np
+from pydantic import Field
 
 from core.datasets import Modality
 from core.preprocessing import FloatArray
@@ -30,6 +31,8 @@ from training.regression import ValueAssessment
 from training.yardsticks import Standing, compare_labels, compare_values
 
 T = TypeVar("T")
+Seconds = Annotated[dict[str, float], Field(exclude=True)]
+"""Of what was computed: a finding that is kept (training.result_cache) is kept without."""
 
 
 @dataclass(frozen=True)
@@ -38,7 +41,7 @@ class Investigation:
 
     transfer: Transfer
     curve: LearningCurve
-    seconds: dict[str, float]
+    seconds: Seconds = field(default_factory=dict)
 
     @property
     def yardstick(self) -> Transfer | Standing:
@@ -51,7 +54,7 @@ class Comparison:
     """The finding of several labels, or of values, and its seconds."""
 
     standing: Standing
-    seconds: dict[str, float]
+    seconds: Seconds = field(default_factory=dict)
 
     @property
     def yardstick(self) -> Transfer | Standing:

@@ -22,7 +22,8 @@ from core.tasks import THRESHOLD
 from training.assessment import MIN_CALIBRATION_ROWS, SOURCES, Source
 from training.calibration import Calibration, calibration, cross_rescale, fold_into, rescale
 from training.evaluation import RESAMPLES, ClassMetrics, Interval, wilson
-from training.fit import Fit, Head, IntArray, deal, fold_count, label_losses
+from training.fit import Fit, Head, IntArray, deal, fold_count
+from training.strength import label_losses
 
 BoolArray = npt.NDArray[np.bool_]
 Numbers = npt.NDArray[Any]

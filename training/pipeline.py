@@ -133,15 +133,20 @@ class FineTune:
     def _inspect(self, origin: Origin, rows: Rows, other: Rows | None) -> DataReport:
         groups, manifest = group(origin.task, rows.targets), rows.data.manifest
         held_out = other.row_set if other else None
-        found = inspect_data(rows.row_set, groups, held_out, origin.trunk, manifest.counts)
+        found = self._made_of.recall(
+            "data report", DataReport, inspect_data,
+            rows.row_set, groups, held_out, origin.trunk, manifest.counts,
+        )  # fmt: skip
         summary = found.summary()
         level: EventLevel = "warn" if summary["leaked_rows"] else "info"
         self._reporter.event("data_report", describe(found), level=level, **summary)
         return found
 
     def _fit(self, origin: Origin, rows: Rows) -> Fit:
-        seed = origin.request.seed
-        return TASKS[origin.task].fit(rows.features, rows.targets, len(origin.labels), seed)
+        return self._made_of.recall(
+            "fit", Fit, TASKS[origin.task].fit,
+            rows.features, rows.targets, len(origin.labels), origin.request.seed,
+        )  # fmt: skip
 
     def _unfreeze(self, origin: Origin, rows: Rows, fitted: Fit) -> Tuned | None:
         strategy = origin.request.strategy
@@ -244,7 +249,9 @@ class FineTune:
     def _investigate(
         self, origin: Origin, rows: Rows, other: Rows | None, fitted: Fit, assessment: Any
     ) -> Any:
-        found = TASKS[origin.task].investigate(
+        task = TASKS[origin.task]
+        found = self._made_of.recall(
+            "findings", task.findings, task.investigate,
             origin.trunk.modality, rows.row_set, rows.targets, other.row_set if other else None,
             fitted, assessment, origin.request.seed,
         )  # fmt: skip

@@ -14,8 +14,9 @@ import numpy as np
 
 from core.datasets import Modality
 from core.jobs import EarlyStopping, Hyperparameters
-from training.fit import STRENGTHS, IntArray
+from training.fit import IntArray
 from training.search_state import Step
+from training.strength import STRENGTHS
 from training.tuning import Regularisation
 
 LADDER_GROWTH = 3

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import Protocol
+from typing import Protocol, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -36,8 +36,11 @@ from training.features import extract
 from training.lineage import continue_data, find_parent
 from training.precision import Candidates, choose
 from training.reporting import Choices
+from training.result_cache import ResultCache
 from training.stopping import Stoppable
 from training.trunks import ensure_trunk, require_quantisable
+
+T = TypeVar("T")
 
 
 class Reporter(Stoppable, Protocol):
@@ -102,6 +105,12 @@ class Preparation:
         self._reporter = reporter
         self._threads = threads
         self._loaded_trunk = loaded_trunk
+        self._results = ResultCache(
+            store,
+            job.tenant,
+            max_bytes=settings.feature_cache_bytes,
+            max_days=settings.feature_cache_days,
+        )
 
     def read(self) -> tuple[Dataset, Dataset | None]:
         """Return the training rows, with those of the parent, and the validation file's.
@@ -166,6 +175,18 @@ class Preparation:
             max_days=self._settings.feature_cache_days,
         )
         return cache.extract(data.items, threads=self._threads, on_progress=on_progress)
+
+    def recall(self, what: str, kind: type[T], function: Callable[..., T], *arguments: object) -> T:
+        """Return `function(*arguments)`, a `kind`, as an earlier job had it if one did, and say so.
+
+        The function is pure: see `training.result_cache`.
+        """
+        result, is_old = self._results.recall(kind, function, *arguments)
+        if is_old:
+            self._reporter.event(
+                "recalled", f"The {what} of an earlier job on the same data serves.", what=what
+            )
+        return result
 
     def tuned(self, trunk: Trunk, data: Dataset, deltas: Deltas | None) -> FloatArray:
         """Return the rows' features by what one model alone has tuned, which are not kept."""

@@ -22,7 +22,8 @@ from typing import Annotated, Literal, TypeAlias
 
 from pydantic import BaseModel, Field, TypeAdapter
 
-from core.jobs import EventLevel, Failure, Job, JobKind, Json, Progress, StopReason
+from core.jobs import EventLevel, Failure, Job, JobKind, Json, StopReason
+from core.outlook import Progress
 
 MESSAGE_BYTES = 4 << 20
 """Longest message; a longer one is a crash."""

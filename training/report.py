@@ -21,13 +21,13 @@ from training.baselines import Transfer
 from training.calibration import Calibration
 from training.data_report import DataReport
 from training.evaluation import Metrics
-from training.fit import Candidate
 from training.imbalance import Remedy, RemedyCandidate
 from training.learning_curve import LearningCurve
 from training.multi_label import MultiLabelMetrics
 from training.ordinal import OrdinalMetrics
 from training.regression import RegressionMetrics
 from training.search_state import Step
+from training.strength import Candidate
 from training.yardsticks import Standing
 
 

@@ -29,13 +29,14 @@ from training import findings
 from training.calibration import Calibration
 from training.data import Dataset, Targets
 from training.data_report import DataReport, RowSet
-from training.fit import Fit, label_losses
+from training.fit import Fit
 from training.imbalance import IMBALANCED
 from training.precision import Choice
 from training.prospect import Prospect
 from training.report import Decision, Lineage, MultiLabelReport, RegressionReport, Report
 from training.report_html import render, thumbnails
 from training.search_state import Step
+from training.strength import label_losses
 
 if TYPE_CHECKING:
     from training.backbone_choice import BackboneChoice

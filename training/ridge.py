@@ -24,8 +24,10 @@ from torch import Tensor
 from core.errors import DataError
 from core.manifests import Interval
 from core.preprocessing import FloatArray
-from training.convex import Scaling, single_threaded
-from training.fit import Candidate, Fit, Head, IntArray, choose, deal, fold_count
+from training.convex import single_threaded
+from training.fit import Fit, Head, IntArray, deal, fold_count
+from training.scaling import Scaling
+from training.strength import Candidate, choose
 
 STRENGTHS = tuple(float(10.0**exponent) for exponent in np.arange(1, -7.1, -0.5))
 """Strong to weak: `loss = mean(error²) / 2 + strength / 2 · ‖w‖²`, of standardised values."""

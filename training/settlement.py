@@ -13,7 +13,8 @@ from dataclasses import asdict
 from functools import partial
 
 from core.changes import Change
-from core.jobs import Estimate, Failure, Job, JobKind, JobStatus
+from core.jobs import Failure, Job, JobKind, JobStatus
+from core.outlook import Estimate
 from core.presence import Presence
 from core.queue import Claim, JobQueue
 from training.acknowledgement import wait_served

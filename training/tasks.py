@@ -27,7 +27,7 @@ from training.assessment import Alternative, Assessment, Source, assess
 from training.baselines import Transfer
 from training.data import Targets, group
 from training.data_report import RowSet
-from training.fit import Fit, Head, IntArray, fit, fit_labels, fit_ordered, label_losses
+from training.fit import Fit, Head, IntArray, fit, fit_labels, fit_ordered
 from training.investigation import (
     Comparison,
     Investigation,
@@ -44,6 +44,7 @@ from training.reporting import (
     build_label_report,
     build_value_report,
 )
+from training.strength import label_losses
 from training.yardsticks import Standing
 
 DoubleArray = npt.NDArray[np.float64]
@@ -101,7 +102,8 @@ class TaskRow(Generic[A, F]):
 
     `fit(features, targets, width, seed)`; `likelihoods(outputs, targets)` are by row, in nats, of
     held-out rows; `assess(fit, targets, labels, validation, alternative)`;
-    `investigate(modality, training rows, targets, validation rows, fit, assessment, seed)`;
+    `investigate(modality, training rows, targets, validation rows, fit, assessment, seed)`, which
+    gives `findings`;
     `report(evidence, common fields)`.
     """
 
@@ -109,6 +111,7 @@ class TaskRow(Generic[A, F]):
     likelihoods: Callable[[FloatArray, Targets], DoubleArray]
     assess: Callable[[Fit, Targets, Sequence[str], Validation | None, Alternative | None], A]
     investigate: Callable[[Modality, RowSet, Targets, RowSet | None, Fit, A, int], F]
+    findings: type[F]
     report: Callable[[Evidence, dict[str, Any]], Report | MultiLabelReport | RegressionReport]
 
 
@@ -138,11 +141,26 @@ def _investigate_classes(
     )  # fmt: skip
 
 
+def _investigate_labels(
+    modality: Modality, train: RowSet, targets: Targets, validation: RowSet | None, fitted: Fit,
+    assessment: LabelAssessment, _: int,
+) -> Comparison:  # fmt: skip
+    return investigate_labels(modality, train, targets, validation, fitted, assessment)
+
+
+def _investigate_values(
+    modality: Modality, train: RowSet, targets: Targets, validation: RowSet | None, fitted: Fit,
+    assessment: ValueAssessment, _: int,
+) -> Comparison:  # fmt: skip
+    return investigate_values(modality, train, targets, validation, fitted, assessment)
+
+
 _CLASSES: TaskRow[Assessment, Investigation] = TaskRow(
     fit=_fit_classes,
     likelihoods=judgement.likelihoods,
     assess=assess,
     investigate=_investigate_classes,
+    findings=Investigation,
     report=build_class_report,
 )
 _ORDERED = replace(_CLASSES, fit=_fit_ordered)
@@ -152,14 +170,16 @@ _LABELS: TaskRow[LabelAssessment, Comparison] = TaskRow(
     assess=lambda fitted, targets, labels, validation, _: assess_labels(
         fitted, targets, labels, validation
     ),
-    investigate=lambda *given: investigate_labels(*given[:-1]),
+    investigate=_investigate_labels,
+    findings=Comparison,
     report=build_label_report,
 )
 _VALUES: TaskRow[ValueAssessment, Comparison] = TaskRow(
     fit=_fit_values,
     likelihoods=lambda outputs, targets: -ridge.row_losses(_standard_errors(outputs, targets)),
     assess=lambda fitted, targets, _, validation, __: assess_values(fitted, targets, validation),
-    investigate=lambda *given: investigate_values(*given[:-1]),
+    investigate=_investigate_values,
+    findings=Comparison,
     report=build_value_report,
 )
 TASKS: dict[Task, TaskRow[Any, Any]] = {

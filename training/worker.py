@@ -23,7 +23,8 @@ from core.appraisal import Appraiser
 from core.bootstrap import open_queue
 from core.errors import GraftError, NoSpace, Unavailable
 from core.estimate import estimate
-from core.jobs import Estimate, FineTuneRequest, Job, JobKind
+from core.jobs import FineTuneRequest, Job, JobKind
+from core.outlook import Estimate
 from core.presence import Presence, Role, keep_presence, process_name
 from core.queue import Claim, JobQueue
 from core.registry import Registry

@@ -11,19 +11,8 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from core.errors import LeaseLost, NotFound, Overloaded
-from core.jobs import (
-    Estimate,
-    Failure,
-    Job,
-    JobEvent,
-    JobKind,
-    JobStatus,
-    Json,
-    NewJob,
-    Once,
-    Progress,
-    StopReason,
-)
+from core.jobs import Failure, Job, JobEvent, JobKind, JobStatus, Json, NewJob, Once, StopReason
+from core.outlook import Estimate, Progress
 from core.queue.entries import Entry, wanted
 from core.queue.ledger import CANCELLED_FILE, STATES, Ledger
 from core.queue.memory_views import MemoryJobViews

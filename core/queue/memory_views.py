@@ -10,7 +10,8 @@ import builtins
 import time
 from contextlib import suppress
 
-from core.jobs import Job, JobEvent, JobKind, Line, Outlook, Running, event_order
+from core.jobs import Job, JobEvent, JobKind, event_order
+from core.outlook import Line, Outlook, Running
 from core.queue.ledger import Ledger
 from core.queue.protocol import JobViews
 from core.queue.records import require_event_id

@@ -22,20 +22,8 @@ import builtins
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
-from core.jobs import (
-    Estimate,
-    Failure,
-    Job,
-    JobEvent,
-    JobKind,
-    JobStatus,
-    Json,
-    NewJob,
-    Once,
-    Outlook,
-    Progress,
-    StopReason,
-)
+from core.jobs import Failure, Job, JobEvent, JobKind, JobStatus, Json, NewJob, Once, StopReason
+from core.outlook import Estimate, Outlook, Progress
 
 if TYPE_CHECKING:  # core.changes uses core.queue.connection
     from core.changes import Change

@@ -41,19 +41,8 @@ from redis.asyncio import Redis
 
 from core.changes import FEED_LENGTH, Change
 from core.errors import LeaseLost, NotFound, Overloaded
-from core.jobs import (
-    Estimate,
-    Failure,
-    Job,
-    JobEvent,
-    JobKind,
-    JobStatus,
-    Json,
-    NewJob,
-    Once,
-    Progress,
-    StopReason,
-)
+from core.jobs import Failure, Job, JobEvent, JobKind, JobStatus, Json, NewJob, Once, StopReason
+from core.outlook import Estimate, Progress
 from core.queue.protocol import Claim, JobQueue
 from core.queue.records import (
     decode_event,

@@ -13,7 +13,8 @@ from typing import Any, cast
 
 from redis.asyncio import Redis
 
-from core.jobs import Estimate, Job, JobEvent, JobKind, Line, Outlook, Progress, Running
+from core.jobs import Job, JobEvent, JobKind
+from core.outlook import Estimate, Line, Outlook, Progress, Running
 from core.queue.connection import Entry, StreamReader, translated
 from core.queue.protocol import JobViews
 from core.queue.records import decode_event, decode_job, require_event_id

@@ -82,10 +82,11 @@ def field_errors(error: ValidationError) -> list[tuple[str, str]]:
 
 
 def _what_is_wrong(item: ErrorDetails) -> str:
-    # Pydantic names our class, which tells a caller nothing.
+    # Pydantic names our classes, and Python's, which tell a caller nothing.
     if item["type"] == "model_type":
         return "Input should be a JSON object"
-    return item["msg"].removeprefix("Value error, ")
+    said = item["msg"].removeprefix("Value error, ")
+    return said.replace("valid tuple", "valid list").replace("Tuple should", "List should")
 
 
 def query_int(request: Request, name: str, default: int, *, low: int, high: int) -> int:

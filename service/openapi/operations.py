@@ -11,7 +11,7 @@ from service.api.embeddings import EmbeddingsRequest, EmbeddingsResponse
 from service.api.inference import messages
 from service.api.job_control import CancelRequest
 from service.api.releases import ReleaseRequest
-from service.openapi import schemas
+from service.openapi import predictions, schemas
 
 JSON = "application/json"
 FORM = "multipart/form-data"
@@ -52,8 +52,8 @@ _INFER = Operation(
 OPERATIONS: dict[tuple[str, str], Operation] = {
     ("POST", "/v1/predict"): Operation(
         "Classify texts or images",
-        schemas.PredictResponse,
-        schemas.PredictBody,
+        predictions.PredictResponse,
+        predictions.PredictBody,
         query={
             "model": "for one image as the raw body",
             "top_k": "likewise",

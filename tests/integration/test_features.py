@@ -13,7 +13,7 @@ import pytest
 from PIL import Image
 
 from core.errors import DataError
-from core.preprocessing import FloatArray, Prepared, TextPreprocess
+from core.preprocessing import FloatArray, Prepared, PreparedText, TextPreprocess
 from core.registry import Registry
 from core.store import ArtifactStore
 from core.trunk import Trunk
@@ -21,6 +21,7 @@ from tests.integration.hf_models import WORDS, save_image_model, save_text_model
 from training.features import (
     IMAGES_PER_BATCH,
     TEXTS_PER_CHUNK,
+    TEXTS_PER_TASK,
     TOKENS_PER_BATCH,
     extract,
 )
@@ -168,6 +169,28 @@ def test_progress_is_told_while_a_batch_runs(text_trunk: Trunk) -> None:
     assert told[0] == (0, 1)
     assert told[-1] == (1, 1)
     assert told.count((0, 1)) >= 3
+
+
+def test_progress_is_told_while_texts_are_tokenised(text_trunk: Trunk) -> None:
+    watched = Watched(text_trunk)
+    real = text_trunk.preprocessor
+
+    class Slow(type(real)):  # type: ignore[misc]
+        def __init__(self) -> None:
+            self.__dict__.update(real.__dict__)
+
+        def prepare_many(self, items: list[str]) -> list[PreparedText]:
+            assert len(items) <= TEXTS_PER_TASK
+            time.sleep(0.7)
+            result: list[PreparedText] = super().prepare_many(items)
+            return result
+
+    watched.preprocessor = Slow()
+    told: list[tuple[int, int]] = []
+    count = TEXTS_PER_TASK + 1
+    extract(watched, sentences(count), threads=1, on_progress=lambda *now: told.append(now))  # type: ignore[arg-type]
+    assert told.count((0, count)) >= 3
+    assert told[-1] == (count, count)
 
 
 def test_progress_may_cancel(text_trunk: Trunk) -> None:

@@ -17,7 +17,7 @@ from core.errors import DataError
 from core.head import Head
 from core.manifests import ModelManifest
 from core.registry import Registry
-from service.openapi.schemas import PredictionRow
+from service.openapi.predictions import PredictionRow
 from tests.integration.hf_models import WORDS, save_wide_model
 from tests.integration.service_process import ServiceProcess
 from tests.integration.workshop import Workshop

@@ -132,12 +132,24 @@ def test_the_gate_keeps_a_version_and_does_not_release_it(workshop: Workshop) ->
 
 
 def test_the_same_job_gives_the_same_head_and_report(workshop: Workshop) -> None:
+    """Computed anew or recalled; and what a seed has a part in is recalled for the same only."""
     heads, reports = [], []
-    for job in ("ftjob-same-a", "ftjob-same-b"):
-        manifest, _ = workshop.run(job, training_file="file-train", seed=3)
+    for seed, recalled in (
+        (3, {"data report"}), (3, set()), (3, {"data report", "fit", "findings"}),
+        (4, {"data report"}),
+    ):  # fmt: skip
+        if not recalled:
+            results = workshop.store.walk(f"{TENANT}/results")
+            workshop.store.delete(*[entry.key for entry in results])
+        manifest, recorder = workshop.run(
+            f"ftjob-same-{len(heads)}", training_file="file-train", seed=seed
+        )
+        told = {data["what"] for name, _, data in recorder.events if name == "recalled"}
+        assert told == recalled
         heads.append(workshop.file(manifest, "head.onnx"))
         report = workshop.report(manifest)
         varying = {"job", "model", "created_at", "seconds", "peak_memory_bytes"}
         reports.append(report.model_dump(exclude=varying))
-    assert heads[0] == heads[1]
-    assert reports[0] == reports[1]
+        assert ("report_baselines" in report.seconds) is ("findings" not in recalled)
+    assert heads[0] == heads[1] == heads[2]
+    assert reports[0] == reports[1] == reports[2]

@@ -16,7 +16,8 @@ import pytest
 
 from core.changes import Change, ChangeFeed, MemoryChangeFeed, RedisChangeFeed
 from core.errors import Conflict, InvalidRequest, LeaseLost, NotFound, Overloaded
-from core.jobs import Failure, Job, JobKind, JobStatus, NewJob, Once, Progress, StopReason
+from core.jobs import Failure, Job, JobKind, JobStatus, NewJob, Once, StopReason
+from core.outlook import Progress
 from core.queue import Claim, JobQueue
 from core.queue.connection import connect
 from core.queue.memory import MemoryJobQueue

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from core.jobs import Estimate, JobKind, JobStatus, Line, Progress, Running
+from core.jobs import JobKind, JobStatus
+from core.outlook import Estimate, Line, Progress, Running
 from core.queue import JobQueue
 from core.queue.redis_views import OUTLOOK_JOBS
 from tests.integration.test_queue_contract import (

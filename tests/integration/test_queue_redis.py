@@ -17,7 +17,8 @@ from redis.asyncio import Redis
 
 from core.changes import Change, RedisChangeFeed
 from core.errors import Unavailable
-from core.jobs import Estimate, Failure, JobKind, JobStatus, NewJob
+from core.jobs import Failure, JobKind, JobStatus, NewJob
+from core.outlook import Estimate
 from core.queue import Claim
 from core.queue.connection import BLOCK_SECONDS, MAX_CONNECTIONS, connect, translated
 from core.queue.redis import RedisJobQueue

@@ -16,7 +16,8 @@ import pytest
 
 from core.changes import Change
 from core.errors import GraftError
-from core.jobs import Failure, Job, JobKind, JobStatus, NewJob, Once, Progress
+from core.jobs import Failure, Job, JobKind, JobStatus, NewJob, Once
+from core.outlook import Progress
 from core.queue import Claim, JobQueue
 from core.queue.connection import connect
 from core.queue.memory import MemoryJobQueue

@@ -11,7 +11,8 @@ import pytest
 
 from core.changes import Change
 from core.checkpoints import Checkpoints
-from core.jobs import JobKind, JobStatus, Progress, StopReason
+from core.jobs import JobKind, JobStatus, StopReason
+from core.outlook import Progress
 from core.presence import RedisPresence
 from core.queue.connection import connect
 from core.runs import RunStore

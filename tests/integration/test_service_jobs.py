@@ -13,7 +13,8 @@ import pytest
 
 from core.datasets import DatasetManifest, FileErrors, Modality, RowError
 from core.files import FileStore
-from core.jobs import Failure, JobKind, JobStatus, Progress
+from core.jobs import Failure, JobKind, JobStatus
+from core.outlook import Progress
 from service.api.files import ingest_job_id
 
 if TYPE_CHECKING:

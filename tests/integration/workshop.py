@@ -10,8 +10,9 @@ from typing import Any
 
 from core.datasets import FileErrors, UploadedFile
 from core.files import FileStore
-from core.jobs import STAGES, EventLevel, FineTuneRequest, Job, JobKind, JobStatus
+from core.jobs import EventLevel, FineTuneRequest, Job, JobKind, JobStatus
 from core.manifests import ModelManifest
+from core.outlook import STAGES
 from core.registry import Registry
 from core.settings import Settings
 from core.store import ArtifactStore

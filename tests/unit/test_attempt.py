@@ -11,7 +11,8 @@ from typing import cast
 import pytest
 
 from core.errors import Unavailable
-from core.jobs import Estimate, Failure, Job, JobKind, JobStatus, NewJob, StopReason
+from core.jobs import Failure, Job, JobKind, JobStatus, NewJob, StopReason
+from core.outlook import Estimate
 from core.presence import Presence, Role
 from core.queue.memory import MemoryJobQueue
 from core.queue.protocol import Claim

@@ -52,11 +52,14 @@ def test_wrong_confidence_is_mended_and_answers_stay() -> None:
     assert temperature > 2
 
 
-def test_separable_rows_give_a_finite_temperature() -> None:
-    probabilities = np.tile(np.array([[0.9, 0.1]], np.float32), (50, 1))
+@pytest.mark.parametrize("classes", [2, 5])
+def test_few_separable_rows_are_no_proof(classes: int) -> None:
+    """All of 50 rows are answered rightly: that is 51 in 52 (Platt 1999), and not certainty."""
+    wrong = 0.1 / (classes - 1)
+    row = np.array([0.9] + [wrong] * (classes - 1), np.float32)
+    probabilities = np.tile(row, (50, 1))
     temperature = fit_temperature(probabilities, np.zeros(50, np.int64))
-    assert 0.04 < temperature < 0.06
-    assert np.isfinite(rescale(probabilities, temperature)).all()
+    assert rescale(probabilities, temperature)[0, 0] == pytest.approx(51 / 52, abs=1e-4)
 
 
 def test_head_onnx_gives_the_scaled_probabilities() -> None:

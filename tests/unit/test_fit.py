@@ -9,7 +9,9 @@ import pytest
 import torch
 
 from core.errors import DataError
-from training.fit import STRENGTHS, Head, choose, deal, fit, fold_count
+from training.convex import Softmax
+from training.fit import Head, deal, fit, fit_once, fold_count
+from training.strength import STRENGTHS, choose, search
 
 
 def blobs(
@@ -27,15 +29,15 @@ def accuracy(head: Head, features: np.ndarray, targets: np.ndarray) -> float:
     return float((head.predict(features).argmax(axis=1) == targets).mean())
 
 
-def test_the_head_is_the_optimum_of_the_stated_loss() -> None:
+@pytest.mark.parametrize(("rows", "dim"), [(200, 20), (60, 150)])
+def test_the_head_is_the_optimum_of_the_stated_loss(rows: int, dim: int) -> None:
     """At an optimum, the gradient over unscaled rows must be zero; computed here in float64."""
-    features, targets = blobs(200, 4, noise=2.0)
+    features, targets = blobs(rows, 4, dim, noise=2.0)
     result = fit(features, targets, 4, seed=0)
-    rows = features.astype(np.float64)
-    scaled = rows - rows.mean(axis=0)
+    scaled = features - features.mean(axis=0, dtype=np.float64)
     length = np.sqrt(np.square(scaled).sum(axis=1).mean())
     residual = result.head.predict(features) - np.eye(4)[targets]
-    gradient = (scaled / length).T @ residual / len(rows)
+    gradient = (scaled / length).T @ residual / rows
     gradient += result.strength * result.head.weight * length
     np.testing.assert_allclose(gradient, 0, atol=1e-4)
     np.testing.assert_allclose(residual.mean(axis=0), 0, atol=1e-4)
@@ -193,3 +195,18 @@ def test_the_report_names_every_strength_that_was_tried() -> None:
     assert tried == list(STRENGTHS[: len(tried)])
     assert result.strength in tried
     assert len(tried) < len(STRENGTHS)
+
+
+def test_of_many_rows_one_fold_finds_the_strength_and_every_row_stays_held_out() -> None:
+    """About the strength that all would find; and probabilities are of fits without the row."""
+    features, targets = blobs(2100, 6, noise=3.0)
+    result = fit(features, targets, 6, seed=0)
+    truth = torch.nn.functional.one_hot(torch.from_numpy(targets)).float()
+    together = search(features, truth, result.fold_of, Softmax(6))
+    assert together.strength / 11 < result.strength < together.strength * 11
+    for fold in range(result.folds):
+        mine = result.fold_of == fold
+        apart = fit_once(features[~mine], targets[~mine], 6, result.strength, "none")
+        np.testing.assert_allclose(
+            result.out_of_fold[mine], apart.predict(features[mine]), atol=1e-2
+        )

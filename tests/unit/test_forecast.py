@@ -8,18 +8,8 @@ from itertools import pairwise
 
 import pytest
 
-from core.jobs import (
-    STAGES,
-    Estimate,
-    Job,
-    JobKind,
-    JobStatus,
-    Line,
-    NewJob,
-    Outlook,
-    Progress,
-    Running,
-)
+from core.jobs import Job, JobKind, JobStatus, NewJob
+from core.outlook import STAGES, Estimate, Line, Outlook, Progress, Running
 from core.presence import Role
 from core.queue.memory import MemoryJobQueue
 from service.forecast import (

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+from typing import Annotated
 
 import pytest
-from pydantic import BaseModel
+from pydantic import BaseModel, Field
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 from starlette.types import Message, Receive, Scope
@@ -19,6 +20,10 @@ pytestmark = pytest.mark.anyio
 
 class Body(BaseModel):
     name: str
+
+
+class Listed(BaseModel):
+    names: Annotated[tuple[str, ...], Field(min_length=1)]
 
 
 def receiver(*messages: Message) -> Receive:
@@ -65,6 +70,12 @@ async def test_what_is_wrong_with_a_body_is_said():
     assert refused.value.param == "name"
     with pytest.raises(InvalidRequest, match=r"a JSON object$"):
         await read_body(request(b"[]"), Body)
+
+
+@pytest.mark.parametrize(("names", "said"), [(b'"low"', "a valid list$"), (b"[]", "^names: List ")])
+async def test_a_list_is_called_a_list(names: bytes, said: str):
+    with pytest.raises(InvalidRequest, match=said):
+        await read_body(request(b'{"names": ' + names + b"}"), Listed)
 
 
 @pytest.mark.parametrize(

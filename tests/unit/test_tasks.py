@@ -12,7 +12,6 @@ from sklearn.metrics import cohen_kappa_score, f1_score
 from core.datasets import DatasetManifest, Modality, Task, ValueRange
 from core.jobs import FineTuneRequest
 from core.tasks import activate, decide, find_mismatch, find_refusal, group_count
-from training.convex import Scaling
 from training.data import Dataset, group
 from training.export import export_head
 from training.fit import fit, fit_labels, fit_ordered
@@ -20,6 +19,7 @@ from training.multi_label import assess_labels, evaluate_labels
 from training.ordinal import evaluate_order
 from training.regression import assess_values
 from training.ridge import conformal, fit_values
+from training.scaling import Scaling
 
 NUMBERS = np.random.default_rng(7)
 FEATURES = NUMBERS.normal(size=(600, 12)).astype(np.float32)
