@@ -32,7 +32,8 @@ from quality_results import AUTO, FROZEN, GRADUAL, Results, Run, Targets
 
 from core.datasets import Modality
 
-JOBS = (FROZEN, GRADUAL, AUTO)
+USUAL = (FROZEN, GRADUAL, AUTO)
+JOBS = (*USUAL, "full")
 STRATEGIES = (*JOBS, "sklearn", "setfit")
 MOST_ROWS_OF_PEERS = 2_000
 PARTS: dict[str, Callable[[Bench], None]] = {
@@ -104,7 +105,7 @@ def read_options() -> argparse.Namespace:
     sets = [DataSet.parse(name) for name in ("banking@10", "clothing@60", "banking")]
     parser.add_argument("--sets", nargs="+", type=DataSet.parse, metavar="SET", default=sets,
                         help="source or source@rows per class")  # fmt: skip
-    parser.add_argument("--strategies", nargs="+", choices=STRATEGIES, default=[*JOBS, "sklearn"])
+    parser.add_argument("--strategies", nargs="+", choices=STRATEGIES, default=[*USUAL, "sklearn"])
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2, 3, 4])
     parser.add_argument("--test-rows", type=int, help="judge on so many test rows only")
     parser.add_argument("--max-seconds", type=int, default=3600, help="of a job")

@@ -41,7 +41,9 @@ WARM_SETS = {
     Modality.TEXT: DataSet("support", 6),
     Modality.IMAGE: DataSet("digits", 6),
 }
-SHOWN = ("unfrozen", "frozen_head_kept", "deltas_kept", "strategy_chosen", "contrastive")
+SHOWN = (
+    "unfrozen", "frozen_head_kept", "deltas_kept", "backbone_tuned", "strategy_chosen",
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -133,11 +135,14 @@ class Workshop:
 
     def judge(self, manifest: ModelManifest, split: Split) -> Judged:
         """Ask a model for the test rows."""
-        trunk = self.trunk(split.modality)
-        head = Head.load(self._registry, manifest, trunk)
-        if head.adapter is None:
+        if manifest.kind == "linear":
+            head = Head.load(self._registry, manifest)
             features = self.plain_features(split.modality, split.test)
         else:
+            trunk = Trunk.load_for(
+                self._registry, manifest, threads=1, max_pixels=self._settings.max_pixels
+            )
+            head = Head.load(self._registry, manifest, trunk)
             items: Any = [item for item, _ in split.test]
             features = extract(
                 trunk, items, threads=self.threads, on_progress=lambda *_: None,

@@ -137,7 +137,7 @@ def train(
     ] = None,
     strategy: Annotated[
         str | None,
-        typer.Option(help="feature_extraction, gradual, auto", show_default="the service's"),
+        typer.Option(help="feature_extraction, gradual, full, auto", show_default="the service's"),
     ] = None,
     max_seconds: Annotated[
         int | None, typer.Option(min=1, help="Longest run.", show_default="the service's")

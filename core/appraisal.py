@@ -47,6 +47,7 @@ class Appraiser:
         model = parent.backbone if parent else request.model
         known = BACKBONES.get(model)
         epochs = request.chosen_hyperparameters.n_epochs
+        precision = "fp32" if request.strategy == "full" else request.precision
         return Workload(
             model=model,
             modality=modality,
@@ -57,10 +58,10 @@ class Appraiser:
             stored_bytes=sum(files.get(name).bytes for name in names),
             row_cost=known.row_cost if known else 1.0,
             strategy=request.strategy,
-            precision=request.precision,
+            precision=precision,
             epochs=None if epochs == "auto" else epochs,
             max_seconds=request.max_seconds,
-            trunks=self._missing(model, request.precision),
+            trunks=self._missing(model, precision),
             is_rough=known is None or request.strategy == AUTO,
         )
 

@@ -46,6 +46,12 @@ TUNING_VISITS, LEAST_EPOCHS, MOST_EPOCHS = 5000, 3, 30
 """How often `gradual` comes by a row in a rung, all rows counted together (training.gradual)."""
 VISIT_COST = {Modality.TEXT: 5.0, Modality.IMAGE: 1.1}
 """One such visit over all rungs, in runs of a row through the trunk: 38 s for 400 short texts."""
+WHOLE_VISITS = {Modality.TEXT: 5000, Modality.IMAGE: 1300}
+"""How often one training of `full` comes by a row (training.full)."""
+WHOLE_COST = {Modality.TEXT: 7.0, Modality.IMAGE: 13.0}
+"""One such visit, in runs of a row through the trunk."""
+FEW_ROWS, FOLDS_OF_FEW_ROWS = 300, 3
+"""As in training.judgement: so often `full` trains besides the last time; of more rows once."""
 JUDGED_FITS = 4
 """Fits in which `gradual` judges its rungs."""
 TUNED_SHARE = 0.8
@@ -55,6 +61,8 @@ CHILD_BYTES = 310_000_000
 """A child process that has imported torch."""
 TRUNK_BYTES = {Modality.TEXT: 240_000_000, Modality.IMAGE: 180_000_000}
 """What a loaded trunk and its largest batches add."""
+WHOLE_BYTES = {Modality.TEXT: 1_900_000_000, Modality.IMAGE: 800_000_000}
+"""What `full` adds: the backbone's parameters many times, and what a batch leaves in its blocks."""
 FEATURE_COPIES = 8
 """The features, scaled, and once more in the folds."""
 ITEM_COPIES = 2
@@ -102,7 +110,7 @@ def estimate(work: Workload) -> Estimate:
         "publish": FINISH_SECONDS,
     }
     if work.strategy != "feature_extraction":
-        tuning = _visits(work) * VISIT_COST[work.modality] * row + JUDGED_FITS * fit
+        tuning = _tuning_runs(work) * row + JUDGED_FITS * fit
         stages["unfreeze"] = min(tuning, TUNED_SHARE * work.max_seconds)
     pace = f"{work.model} {work.modality} {work.strategy} {work.precision}"
     rounded = {name: round(seconds, 3) for name, seconds in stages.items()}
@@ -112,7 +120,9 @@ def estimate(work: Workload) -> Estimate:
 def memory_bytes(work: Workload) -> int:
     """Return the peak of the job's process; the activations of `gradual` come on top."""
     floats = 4 * (work.rows + work.new_rows) // 2 * work.dim * FEATURE_COPIES
-    return CHILD_BYTES + TRUNK_BYTES[work.modality] + floats + ITEM_COPIES * work.stored_bytes
+    whole = WHOLE_BYTES[work.modality] if work.strategy == "full" else 0
+    usual = CHILD_BYTES + TRUNK_BYTES[work.modality]
+    return usual + whole + floats + ITEM_COPIES * work.stored_bytes
 
 
 def _row_seconds(work: Workload) -> float:
@@ -127,7 +137,15 @@ def _folds(rows: int) -> int:
     return FOLDS_OF_MANY_ROWS if rows >= MANY_ROWS else FOLDS
 
 
-def _visits(work: Workload) -> int:
+def _tuning_runs(work: Workload) -> float:
+    """Return what tuning takes, in runs of a row through the trunk."""
+    if work.strategy != "full":
+        return _visits(work, TUNING_VISITS) * VISIT_COST[work.modality]
+    trainings = 1 + (FOLDS_OF_FEW_ROWS if work.rows < FEW_ROWS else 1)
+    return _visits(work, WHOLE_VISITS[work.modality]) * trainings * WHOLE_COST[work.modality]
+
+
+def _visits(work: Workload, usual: int) -> int:
     if work.epochs is not None:
         return work.epochs * work.rows
-    return min(max(TUNING_VISITS, LEAST_EPOCHS * work.rows), MOST_EPOCHS * work.rows)
+    return min(max(usual, LEAST_EPOCHS * work.rows), MOST_EPOCHS * work.rows)

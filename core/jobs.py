@@ -158,7 +158,7 @@ class Job(BaseModel, frozen=True):
 
 
 class Hyperparameters(BaseModel):
-    """OpenAI's hyperparameters, for `gradual`; the fit of `feature_extraction` needs none."""
+    """OpenAI's hyperparameters, for `gradual` and `full`; `feature_extraction` needs none."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -168,7 +168,7 @@ class Hyperparameters(BaseModel):
 
 
 class EarlyStopping(BaseModel):
-    """`gradual` ends a step after so many epochs without a lower loss on held-out rows."""
+    """`gradual` and `full` end a training after so many epochs without a lower held-out loss."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -251,7 +251,7 @@ class FineTuneRequest(BaseModel):
         AfterValidator(_all_different),
     ] = None
     method: Method = Method()
-    strategy: Literal["auto", "feature_extraction", "gradual"] = "feature_extraction"
+    strategy: Literal["auto", "feature_extraction", "gradual", "full"] = "feature_extraction"
     early_stopping: EarlyStopping = EarlyStopping()
     precision: Literal["auto", "fp32", "int8"] = "fp32"
     max_seconds: int = Field(default=3600, ge=1, le=86_400)

@@ -16,6 +16,9 @@ JOB_PREFIX = "ftjob-"
 """What the ids of fine-tune jobs begin with, and checkpoint references leave out."""
 
 
+OWN_TRUNK = "own-"
+"""What the files of a trunk that is one version's own are called with, among that one's files."""
+
 Precision = Literal["fp32", "int8"]
 """What a trunk's linear layers compute in; int8 is dynamic (training.quantization)."""
 
@@ -112,7 +115,8 @@ class ModelManifest(BaseModel, frozen=True):
     `threshold` are a multi-label model's answer.
 
     A `low_rank` head has an adapter besides (core.adapters) of rank `rank` on the top `blocks`
-    blocks; its golden features are those of the trunk's golden rows, with the adapter.
+    blocks; its golden features are those of the trunk's golden rows, with the adapter. A `full`
+    model has a trunk of its own, whose files are the version's, named with `OWN_TRUNK` before.
 
     With a `step` it is a checkpoint of its job (core.checkpoints), and `version` is 0.
     """
@@ -121,7 +125,7 @@ class ModelManifest(BaseModel, frozen=True):
     tenant: str
     name: str
     version: int
-    kind: Literal["linear", "low_rank"] = "linear"
+    kind: Literal["linear", "low_rank", "full"] = "linear"
     rank: int = 0
     blocks: int = 0
     job: str
@@ -149,6 +153,11 @@ class ModelManifest(BaseModel, frozen=True):
         if self.step is None:
             return f"{self.name}@{self.version}"
         return f"{self.name}:ckpt-{self.job.removeprefix(JOB_PREFIX)}-{self.step}"
+
+    @property
+    def has_own_trunk(self) -> bool:
+        """Whether nothing else runs on its trunk, which comes and goes with it."""
+        return self.kind == "full"
 
     @property
     def width(self) -> int:

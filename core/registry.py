@@ -3,7 +3,8 @@
     trunks/<digest>/…                                     trunks by content, shared by all tenants
     backbones/<key>.json                                  which trunk a backbone was exported to
     <tenant>/models/<name>/versions/<n>/owner.json        the job that took the number; comes first
-    <tenant>/models/<name>/versions/<n>/…                 files, then manifest.json
+    <tenant>/models/<name>/versions/<n>/…                 files, then manifest.json; among the files
+                                                          is its trunk, if that is its own
     <tenant>/models/<name>/versions/<n>/deleted.json      a deleted version's number stays taken
     <tenant>/models/<name>/releases/<n>.json              see core.releases
 
@@ -25,7 +26,7 @@ from core.checkpoints import Checkpoints, parse_checkpoint
 from core.errors import AlreadyExists, Conflict, NotFound
 from core.files import sha256
 from core.identifiers import ModelReference, is_identifier
-from core.manifests import ModelManifest, TrunkManifest
+from core.manifests import OWN_TRUNK, ModelManifest, TrunkManifest
 from core.publications import Publications
 from core.releases import Releases, object_number
 from core.store import ArtifactStore
@@ -41,6 +42,12 @@ class Listing:
     release: int
     changed_at: float = field(default=0.0, compare=False)
     """When its latest release or version was stored, in seconds since the epoch."""
+
+
+def own_trunk_files(manifest: TrunkManifest, files: Mapping[str, bytes]) -> dict[str, bytes]:
+    """Return a trunk as files of the one version that it is made for."""
+    described = {"manifest.json": manifest.model_dump_json().encode()}
+    return {f"{OWN_TRUNK}{name}": data for name, data in {**files, **described}.items()}
 
 
 class Registry:
@@ -93,6 +100,16 @@ class Registry:
     def trunk_file(self, manifest: TrunkManifest, name: str) -> bytes:
         """Return a trunk's file after comparing its hash; raise `Conflict` if it differs."""
         return self._checked(f"trunks/{manifest.digest}/{name}", manifest.files[name])
+
+    def own_trunk(self, model: ModelManifest) -> TrunkManifest:
+        """Return the manifest of the trunk that is a version's own.
+
+        Raises `Conflict` if it is not the one that was published, `NotFound` if it is not there.
+        """
+        manifest = TrunkManifest.model_validate_json(self.file(model, f"{OWN_TRUNK}manifest.json"))
+        if manifest.digest != model.trunk:
+            raise Conflict(f"{model.reference} does not have the trunk of its manifest")
+        return manifest
 
     def trunk_bytes(self, manifest: TrunkManifest) -> int:
         """Return the size of a trunk's files."""

@@ -84,7 +84,8 @@ class Settings(BaseSettings):
     )
     model_memory_bytes: int = Field(
         default=1024 * MIB, ge=1,
-        description="Memory of one service process for loaded heads; trunks come on top.",
+        description="Memory of one service process for loaded heads, and trunks that are one "
+        "model's own; trunks that models share come on top.",
     )  # fmt: skip
     pinned_models: tuple[str, ...] = Field(
         default=(),

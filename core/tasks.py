@@ -105,6 +105,10 @@ def find_refusal(request: FineTuneRequest, data: DatasetManifest | None) -> Refu
     Without the data, which may not be parsed yet, only what no data would allow is found.
     """
     order = request.order
+    if request.strategy == "full" and request.precision == "int8":
+        return Refusal(
+            "precision", "a backbone that is tuned as a whole is served in fp32; use 'fp32'"
+        )
     if order is not None and data is not None:
         if data.task is not Task.SINGLE_LABEL:
             return Refusal(
@@ -117,11 +121,11 @@ def find_refusal(request: FineTuneRequest, data: DatasetManifest | None) -> Refu
     if data is None and order is None:
         return None
     task = Task.ORDINAL if data is None else task_of(data, order)
-    if request.strategy == "gradual" and task is not Task.SINGLE_LABEL:
+    if request.strategy in ("gradual", "full") and task is not Task.SINGLE_LABEL:
         return Refusal(
             "strategy",
-            f"'gradual' tunes the backbone for single-label data only, and this is {_named(task)}; "
-            "use 'feature_extraction' or 'auto'",
+            f"{request.strategy!r} tunes the backbone for single-label data only, and this is "
+            f"{_named(task)}; use 'feature_extraction' or 'auto'",
         )
     if request.quality_gate is not None and task is Task.REGRESSION:
         return Refusal(

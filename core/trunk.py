@@ -13,7 +13,7 @@ from __future__ import annotations
 import io
 import os
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Protocol
 
 import numpy as np
@@ -26,7 +26,7 @@ from core.adapter_bank import AdapterBank
 from core.adapters import ROWS, Deltas
 from core.datasets import Modality
 from core.errors import Conflict
-from core.manifests import Precision, TrunkManifest
+from core.manifests import OWN_TRUNK, ModelManifest, Precision, TrunkManifest
 from core.preprocessing import (
     FloatArray,
     ImagePreprocess,
@@ -50,6 +50,12 @@ INT8_TOLERANCE = 0.3
 Measured at most 0.21 on rows of random tokens, which are the worst (docs/decisions/0022). Rounding
 that another processor does differently moves them half as far as quantising itself, so a closer
 bound would refuse sound trunks; what computes something else is at 1 and above."""
+
+SESSION_SIZE = 1.1
+"""Memory of a session, in sizes of its graph (docs/decisions/0035)."""
+
+BATCH_BYTES = {Modality.TEXT: 30 << 20, Modality.IMAGE: 85 << 20}
+"""What it keeps besides from the largest batch that it has run."""
 
 # Creating two sessions at once in one process is reported to be racy.
 _SESSION_LOCK = threading.Lock()
@@ -90,6 +96,8 @@ class Trunk:
         """The inputs that every head with an adapter is replayed on; none unless it was loaded."""
         self._session = create_session(graph, threads)
         optional = {value.name for value in self._session.get_overridable_initializers()}
+        self.bytes = round(SESSION_SIZE * len(graph)) + BATCH_BYTES[manifest.modality]
+        """About what it keeps in memory."""
         self.bank = AdapterBank(manifest.slots, takes_rows=ROWS in optional)
         """The adapters of the heads that are loaded on it."""
 
@@ -100,18 +108,34 @@ class Trunk:
         Raises `NotFound`, or `Conflict` when a file or an output is not what was exported.
         """
         manifest = registry.trunk(digest)
-        config = parse_preprocess(registry.trunk_file(manifest, "preprocess.json"))
-        preprocessor = build_preprocessor(
-            config,
-            registry.trunk_file(manifest, "tokenizer.json")
-            if isinstance(config, TextPreprocess)
-            else b"",
-            max_pixels,
+        return cls._checked(
+            manifest, lambda name: registry.trunk_file(manifest, name), threads, max_pixels
         )
-        graph = registry.trunk_file(manifest, "trunk.onnx")
+
+    @classmethod
+    def load_for(
+        cls, registry: Registry, model: ModelManifest, *, threads: int, max_pixels: int
+    ) -> Trunk:
+        """Load the trunk that a version runs on, its own if it has one; raises as `load` does."""
+        if not model.has_own_trunk:
+            return cls.load(registry, model.trunk, threads=threads, max_pixels=max_pixels)
+        return cls._checked(
+            registry.own_trunk(model),
+            lambda name: registry.file(model, f"{OWN_TRUNK}{name}"), threads, max_pixels,
+        )  # fmt: skip
+
+    @classmethod
+    def _checked(
+        cls, manifest: TrunkManifest, read: Callable[[str], bytes], threads: int, max_pixels: int
+    ) -> Trunk:
+        config = parse_preprocess(read("preprocess.json"))
+        tokenizer = read("tokenizer.json") if isinstance(config, TextPreprocess) else b""
+        graph = read("trunk.onnx")
+        preprocessor = build_preprocessor(config, tokenizer, max_pixels)
         trunk = cls(manifest, graph, preprocessor, threads)
-        rows, expected = trunk.golden(registry.trunk_file(manifest, "golden.npz"))
-        require_equal(trunk.encode(rows), expected, f"trunk {digest[:12]}", manifest.precision)
+        rows, expected = trunk.golden(read("golden.npz"))
+        what = f"trunk {manifest.digest[:12]}"
+        require_equal(trunk.encode(rows), expected, what, manifest.precision)
         trunk.golden_rows = rows
         return trunk
 

@@ -10,7 +10,8 @@ import asyncio
 
 from core.errors import Conflict
 from core.registry import Registry
-from service.live_models import LiveModels, LiveTrunk
+from service.live_models import LiveModels
+from service.live_trunks import LiveTrunk
 
 
 class BackboneTrunks:

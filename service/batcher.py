@@ -107,6 +107,7 @@ class Batcher:
         self._executor = ThreadPoolExecutor(1, thread_name_prefix=f"trunk-{name}")
         self._work: Future[None] | None = None
         self._full_batch_seconds = FULL_BATCH_SECONDS
+        self._counted_rows = 0
         self._batch_rows = BATCH_ROWS.labels(trunk=name)
         self._queued_rows = QUEUED_ROWS.labels(trunk=name)
         self._refused_rows = REFUSED_ROWS.labels(trunk=name)
@@ -238,7 +239,9 @@ class Batcher:
         for (row, request), result in zip(batch, results, strict=True):
             request.finish(row.index, result)
         self._batch_rows.observe(len(batch))
-        self._queued_rows.set(self._queue.rows)
+        waiting = self._queue.rows
+        self._queued_rows.inc(waiting - self._counted_rows)  # others may count under the same name
+        self._counted_rows = waiting
 
 
 def _budget(row: Prepared) -> int:

@@ -3,24 +3,21 @@
 A head is loaded when it is first needed: read → check hashes → replay golden rows. However many ask
 for it, it is loaded once, and off the event loop. When the heads take more than the budget, those
 that were used longest ago go, and come back when they are asked for; pinned ones stay. A trunk
-lives as long as a head on it: it is loaded with the first and let go with the last. A request keeps
-what it uses until it has ended; only then is memory given back.
+lives as long as a head on it (service.live_trunks).
 
-Budget: heads only, by their own count of bytes (core.head). Trunks come on top, one for each
-backbone and precision that is in use. Not here: which versions there are (service.hot_loader).
+Budget: heads by their own count of bytes (core.head), and with them trunks that are one version's
+own, of which only a few are on their way at once. Trunks that models share come on top, one for
+each backbone and precision that is in use. Not here: which versions there are (service.hot_loader).
 """
 
 from __future__ import annotations
 
 import asyncio
-import ctypes
-import gc
 import logging
-import weakref
-from collections import Counter, OrderedDict
+from collections import OrderedDict
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
+from contextlib import nullcontext, suppress
 from dataclasses import dataclass
 
 from core.errors import Conflict, GraftError, NoSpace, NotFound, Unavailable
@@ -28,8 +25,7 @@ from core.head import Head
 from core.identifiers import ModelReference
 from core.manifests import ModelManifest, Release
 from core.registry import Registry
-from core.trunk import Trunk
-from service.batcher import Batcher
+from service.live_trunks import LiveTrunk, LiveTrunks
 from service.metrics import EVICTIONS, LIVE_BYTES, LIVE_VERSIONS, LOADS
 from service.serving_set import Slot
 from service.single_flight import SingleFlight
@@ -37,16 +33,11 @@ from service.single_flight import SingleFlight
 logger = logging.getLogger("graft.service")
 
 LOADING_THREADS = 4
+OWN_TRUNKS_AT_ONCE = 2
+"""Versions with a trunk of their own that are loaded side by side: so much comes on top."""
+
 TRIM_BYTES = 32 << 20
 """Heads freed before the allocator is asked to give their memory back."""
-
-
-@dataclass(frozen=True)
-class LiveTrunk:
-    """A trunk with its batcher; shared by every head that was fitted on it."""
-
-    trunk: Trunk
-    batcher: Batcher
 
 
 @dataclass(frozen=True)
@@ -64,6 +55,11 @@ class LiveModel:
     def manifest(self) -> ModelManifest:
         """What the version is."""
         return self.head.manifest
+
+    @property
+    def bytes(self) -> int:
+        """About what it takes besides what it shares with others."""
+        return self.head.bytes + (self.trunk.trunk.bytes if self.manifest.has_own_trunk else 0)
 
 
 class Refused(Exception):
@@ -90,19 +86,16 @@ class LiveModels:
         self._registry = registry
         self._memory_bytes = memory_bytes
         self._is_pinned = is_pinned
-        self._threads = threads
-        self._max_pixels = max_pixels
-        self._max_queued_rows = max_queued_rows
         self._models: OrderedDict[Slot, LiveModel] = OrderedDict()
-        self._trunks: dict[str, LiveTrunk] = {}
-        self._heads_on: Counter[str] = Counter()
-        self._kept: set[str] = set()
         self._bytes = 0
         self._untrimmed_bytes = 0
         self._loading = SingleFlight[Slot, LiveModel]()
-        self._loading_trunks = SingleFlight[str, LiveTrunk]()
+        self._own_trunks = asyncio.Semaphore(OWN_TRUNKS_AT_ONCE)
         self._executor = ThreadPoolExecutor(LOADING_THREADS, thread_name_prefix="load")
-        self._trimming: asyncio.Future[None] | None = None
+        self._trunks = LiveTrunks(
+            registry, self._executor, threads=threads, max_pixels=max_pixels,
+            max_queued_rows=max_queued_rows,
+        )  # fmt: skip
 
     def __contains__(self, slot: object) -> bool:
         return slot in self._models
@@ -112,7 +105,7 @@ class LiveModels:
 
     @property
     def bytes(self) -> int:
-        """What the loaded heads take."""
+        """What the loaded heads take, and the trunks that are their own."""
         return self._bytes
 
     @property
@@ -138,23 +131,20 @@ class LiveModels:
 
         Raises `NotFound`, `Conflict` and `Unavailable`.
         """
-        live = await self._trunk(digest)
-        if digest not in self._kept:
-            self._kept.add(digest)
-            self._heads_on[digest] += 1
-            # Its last head may have gone while this task waited to go on.
-            self._trunks.setdefault(digest, live)
-        return live
+        return await self._trunks.keep(digest)
 
     def drop(self, slot: Slot) -> bool:
         """Let a version go from memory; tell whether it was there."""
         model = self._models.pop(slot, None)
         if model is None:
             return False
-        self._bytes -= model.head.bytes
+        self._bytes -= model.bytes
         self._untrimmed_bytes += model.head.bytes
-        self._heads_on[model.manifest.trunk] -= 1
-        self._free()
+        self._trunks.release(model.manifest)
+        if self._untrimmed_bytes >= TRIM_BYTES:
+            self._untrimmed_bytes = 0
+            self._trunks.trim(collect=False)
+        self._count()
         return True
 
     def drop_checkpoints(self, tenant: str, name: str) -> None:
@@ -165,16 +155,18 @@ class LiveModels:
     async def close(self) -> None:
         """Stop loading, and end every batcher."""
         await self._loading.close()
-        await self._loading_trunks.close()
-        for live in self._trunks.values():
-            await live.batcher.close()
+        await self._trunks.close()
         self._executor.shutdown(wait=False, cancel_futures=True)
 
     # -- inside ------------------------------------------------------------------------------
 
     async def _load(self, slot: Slot) -> LiveModel:
+        loop = asyncio.get_running_loop()
         try:
-            model = await self._checked(slot)
+            manifest = await loop.run_in_executor(self._executor, self._manifest, slot)
+            async with self._own_trunks if manifest.has_own_trunk else nullcontext():
+                model = await self._checked(manifest)
+                self._insert(slot, model)
         except (Unavailable, NoSpace):
             raise
         except Exception as error:
@@ -184,23 +176,19 @@ class LiveModels:
             LOADS.labels(outcome="refused").inc()
             raise Refused(reason) from None
         LOADS.labels(outcome="loaded").inc()
-        self._insert(slot, model)
         return model
 
-    async def _checked(self, slot: Slot) -> LiveModel:
+    async def _checked(self, manifest: ModelManifest) -> LiveModel:
         loop = asyncio.get_running_loop()
-        manifest = await loop.run_in_executor(self._executor, self._manifest, slot)
-        self._heads_on[manifest.trunk] += 1  # the trunk must not go while this head is on its way
+        trunk = await self._trunks.hold(manifest)
         try:
-            trunk = await self._trunk(manifest.trunk)
             if (manifest.dim, manifest.modality) != (trunk.trunk.dim, trunk.trunk.modality):
                 raise Conflict(f"{manifest.reference} does not fit its trunk")
             head = await loop.run_in_executor(
                 self._executor, Head.load, self._registry, manifest, trunk.trunk
             )
         except BaseException:
-            self._heads_on[manifest.trunk] -= 1
-            self._free()
+            self._trunks.release(manifest)
             raise
         return LiveModel(head, trunk)
 
@@ -209,23 +197,6 @@ class LiveModels:
         if isinstance(which, int):
             return self._registry.manifest(tenant, name, which)
         return self._registry.resolve(tenant, ModelReference(name, alias=which))
-
-    async def _trunk(self, digest: str) -> LiveTrunk:
-        live = self._trunks.get(digest)
-        return live or await self._loading_trunks.run(digest, lambda: self._load_trunk(digest))
-
-    async def _load_trunk(self, digest: str) -> LiveTrunk:
-        loop = asyncio.get_running_loop()
-        trunk = await loop.run_in_executor(
-            self._executor,
-            lambda: Trunk.load(
-                self._registry, digest, threads=self._threads, max_pixels=self._max_pixels
-            ),
-        )
-        weakref.finalize(trunk, self._request_trim, loop).atexit = False
-        live = LiveTrunk(trunk, Batcher(trunk, digest[:12], self._max_queued_rows, trunk.bank))
-        self._trunks[digest] = live
-        return live
 
     async def _reason(self, slot: Slot, error: Exception) -> str:
         if isinstance(error, NotFound):
@@ -242,7 +213,7 @@ class LiveModels:
 
     def _insert(self, slot: Slot, model: LiveModel) -> None:
         self._models[slot] = model
-        self._bytes += model.head.bytes
+        self._bytes += model.bytes
         if self._bytes > self._memory_bytes:
             for other in list(self._models):
                 if self._bytes <= self._memory_bytes:
@@ -252,39 +223,6 @@ class LiveModels:
                     EVICTIONS.inc()
         self._count()
 
-    def _free(self) -> None:
-        """Let trunks go that no head is on."""
-        for digest in [each for each in self._trunks if self._heads_on[each] <= 0]:
-            del self._trunks[digest], self._heads_on[digest]
-        if self._untrimmed_bytes >= TRIM_BYTES:
-            self._untrimmed_bytes = 0
-            self._trim(collect=False)
-        self._count()
-
     def _count(self) -> None:
         LIVE_VERSIONS.set(len(self._models))
         LIVE_BYTES.set(self._bytes)
-
-    def _request_trim(self, loop: asyncio.AbstractEventLoop) -> None:
-        """Called when a trunk's last user has gone, on whichever thread that was."""
-        with suppress(RuntimeError):  # the loop has ended, and the process will
-            loop.call_soon_threadsafe(lambda: self._trim(collect=True))
-
-    def _trim(self, *, collect: bool) -> None:
-        banks = [live.trunk.bank for live in self._trunks.values()]
-
-        def trim() -> None:
-            for bank in banks:
-                bank.shrink()
-            _give_back(collect)
-
-        with suppress(RuntimeError):
-            asyncio.get_running_loop().run_in_executor(self._executor, trim)
-
-
-def _give_back(collect: bool) -> None:
-    """Return freed memory to the system, which the allocator would keep (200 MB of a trunk)."""
-    if collect:
-        gc.collect()
-    with suppress(OSError, AttributeError):  # another C library than GNU's
-        ctypes.CDLL(None).malloc_trim(0)

@@ -54,7 +54,9 @@ LIVE_VERSIONS = Gauge(
     "graft_live_versions", "Versions that a process serves.", multiprocess_mode="livemin"
 )
 LIVE_BYTES = Gauge(
-    "graft_live_bytes", "Memory of a process's loaded heads.", multiprocess_mode="livemax"
+    "graft_live_bytes",
+    "Memory of a process's loaded heads and their own trunks.",
+    multiprocess_mode="livemax",
 )
 SHADOW_ROWS = Counter(
     "graft_shadow_rows", "Rows of shadows: agreed, disagreed, failed or dropped.", ["outcome"]

@@ -31,7 +31,8 @@ from service.caller import CALLER
 from service.explanation import Weight, occlude_image, occlude_text
 from service.hot_loader import HotLoader
 from service.inputs import Input, InputPreparer
-from service.live_models import LiveModel, LiveTrunk
+from service.live_models import LiveModel
+from service.live_trunks import LiveTrunk
 from service.metrics import ModelLabels
 from service.observation import Timing, observed
 from service.shadow import Shadows

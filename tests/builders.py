@@ -24,7 +24,7 @@ from core.files import sha256
 from core.identifiers import PRODUCTION
 from core.manifests import DatasetReference, ModelManifest, Release, Slot, TrunkManifest
 from core.preprocessing import FloatArray, ImagePreprocess, TextPreprocess
-from core.registry import Registry
+from core.registry import Registry, own_trunk_files
 from core.trunk import Trunk
 from training.branches import rows_input, take_by_row
 
@@ -157,6 +157,14 @@ def npz(**arrays: np.ndarray) -> bytes:
 def add_text_trunk(
     registry: Registry, seed: int = 0, *, adaptable: bool = False, by_row: bool = True
 ) -> TrunkManifest:
+    """The trunk of a seed, in the registry."""
+    manifest, files = text_trunk(seed, adaptable=adaptable, by_row=by_row)
+    return registry.add_trunk(f"test-{manifest.digest[:12]}", manifest, files)
+
+
+def text_trunk(
+    seed: int = 0, *, adaptable: bool = False, by_row: bool = True
+) -> tuple[TrunkManifest, dict[str, bytes]]:
     table = embedding(seed)
     ids, mask = np.array([[2, 4, 6], [3, 5, 0]]), np.array([[1, 1, 1], [1, 1, 0]])
     expected = np.stack([text_features(table, [2, 4, 6]), text_features(table, [3, 5])])
@@ -169,7 +177,7 @@ def add_text_trunk(
         "preprocess.json": config.model_dump_json().encode(),
         "golden.npz": npz(input_ids=ids, attention_mask=mask, features=expected),
     }
-    return _add_trunk(registry, files, Modality.TEXT, DIM, SLOTS if adaptable else ())
+    return _describe(files, Modality.TEXT, DIM, SLOTS if adaptable else ()), files
 
 
 def add_image_trunk(registry: Registry, side: int = 8) -> TrunkManifest:
@@ -182,7 +190,8 @@ def add_image_trunk(registry: Registry, side: int = 8) -> TrunkManifest:
         "preprocess.json": config.model_dump_json().encode(),
         "golden.npz": npz(pixels=pixels, features=pixels.mean(axis=(2, 3))),
     }
-    return _add_trunk(registry, files, Modality.IMAGE, 3)
+    manifest = _describe(files, Modality.IMAGE, 3)
+    return registry.add_trunk(f"test-{manifest.digest[:12]}", manifest, files)
 
 
 def draft(
@@ -281,6 +290,16 @@ def low_rank(
     return draft(trunk, name, job=f"ftjob-{time.monotonic_ns()}").model_copy(update=kind), files
 
 
+def publish_full(
+    registry: Registry, name: str = "pets", *, seed: int = 0, tenant: str = TENANT
+) -> ModelManifest:
+    """Store a version with the trunk of `seed` as its own; its head is that of `seed`."""
+    trunk, files = text_trunk(seed)
+    kind = {"kind": "full", "tenant": tenant}
+    made = draft(trunk, name, job=f"ftjob-{time.monotonic_ns()}").model_copy(update=kind)
+    return registry.publish(made, head_files(DIM, seed=seed) | own_trunk_files(trunk, files))
+
+
 def promote(registry: Registry, manifest: ModelManifest, alias: str = PRODUCTION) -> Release:
     return registry.releases.alias(
         TENANT, manifest.name, {alias: manifest.version}, created_by="test", reason="test"
@@ -296,13 +315,12 @@ def encoded_image(
     return buffer.getvalue()
 
 
-def _add_trunk(
-    registry: Registry, files: dict[str, bytes], modality: Modality, dim: int,
-    slots: tuple[Slot, ...] = (),
-) -> TrunkManifest:  # fmt: skip
+def _describe(
+    files: dict[str, bytes], modality: Modality, dim: int, slots: tuple[Slot, ...] = ()
+) -> TrunkManifest:
     hashes = {name: sha256(data) for name, data in files.items()}
     digest = sha256(repr(sorted(hashes.items())).encode())
-    manifest = TrunkManifest(
+    return TrunkManifest(
         digest=digest,
         backbone="minilm" if modality is Modality.TEXT else "efficientnet-lite0",
         backbone_digest="0" * 64,
@@ -315,7 +333,6 @@ def _add_trunk(
         max_difference=0.0,
         created_at=0.0,
     )
-    return registry.add_trunk(f"test-{digest[:12]}", manifest, files)
 
 
 def _graph(

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import time
 from dataclasses import dataclass
+from typing import Literal
 
 from core.adapters import Adapter
 from core.datasets import Task
@@ -47,17 +48,21 @@ class Origin:
 
 def draft(
     origin: Origin, strength: float, metrics: dict[str, float], *,
-    adapter: Adapter | None = None, blocks: int = 0, interval: Interval | None = None,
-    training: Json | None = None,
+    adapter: Adapter | None = None, own: Trunk | None = None, blocks: int = 0,
+    interval: Interval | None = None, training: Json | None = None,
 ) -> ModelManifest:  # fmt: skip
-    """Return a manifest without a version and files; `training` is added to the request's."""
-    data, trunk = origin.train, origin.trunk
+    """Return a manifest without a version and files; `training` is added to the request's.
+
+    `own` is a trunk that is made for this model only.
+    """
+    data, trunk = origin.train, own or origin.trunk
+    kind: Literal["linear", "low_rank", "full"] = "linear" if adapter is None else "low_rank"
     made_by = origin.request.model_dump(mode="json") | {"l2_strength": strength}
     return ModelManifest(
         tenant=origin.job.tenant,
         name=origin.name,
         version=0,
-        kind="linear" if adapter is None else "low_rank",
+        kind="full" if own else kind,
         rank=0 if adapter is None else adapter.rank,
         blocks=blocks,
         job=origin.job.id,

@@ -22,24 +22,26 @@ Not here: one step's training (training.tuning, training.trainer), the features 
 
 from __future__ import annotations
 
+import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Generic, Protocol, TypeVar
 
 import numpy as np
 import numpy.typing as npt
 
-from core.adapters import Adapter
 from core.preprocessing import FloatArray
 from training.fit import Head, IntArray
 from training.judgement import Judged, Jury, compare, likelihoods
 from training.plan import Plan, Rung, next_rung
 from training.rungs import SHARES, Source, Tasks
 from training.search_state import Record, SearchState, Step, Trained
-from training.stopping import Stopped
+from training.stopping import Stopped, StopReason
 from training.trainer import Epoch, Recipe, Trainer
-from training.tuning import Rows
+from training.tuning import P, Part, Rows, Tuning
+
+P_contra = TypeVar("P_contra", bound=Part, contravariant=True)
 
 SLOWDOWN = 3
 """What the learning rate is divided by where training diverges."""
@@ -52,8 +54,8 @@ RESERVED_SHARE = 0.2
 
 
 @dataclass(frozen=True)
-class Outcome:
-    """The ladder's end: what is best on the held-out rows, and deltas trained on all if it is any.
+class Outcome(Generic[P]):
+    """The ladder's end: what is best on the held-out rows, and a part trained on all if it is any.
 
     `head` was trained along with them; None if it is to be refitted with the best step's strength.
     `probabilities` and `targets` are of the rows `held_out`, by number, by the best step, and
@@ -62,7 +64,7 @@ class Outcome:
 
     steps: tuple[Step, ...]
     best: Step
-    adapter: Adapter | None
+    part: P | None
     head: Head | None
     probabilities: FloatArray
     targets: IntArray
@@ -70,7 +72,7 @@ class Outcome:
     distances: FloatArray
 
 
-class Watcher(Protocol):
+class Watcher(Protocol[P_contra]):
     """Who is told how a search goes, and keeps its state."""
 
     def check(self) -> None:
@@ -88,17 +90,15 @@ class Watcher(Protocol):
     def on_stop(self, step: int) -> None:
         """Hear that training stops, and that the state of `step` was saved."""
 
-    def on_step(
-        self, step: Step, trained_steps: int, model: Callable[[], tuple[Adapter, Head]]
-    ) -> None:
-        """Hear of a rung; `model` gives its deltas and classifier, of the training rows only."""
+    def on_step(self, step: Step, trained_steps: int, part: P_contra, head: Head) -> None:
+        """Hear of a rung, with its part and classifier, of the training rows only."""
 
 
-class Gradual:
+class Gradual(Generic[P]):
     """One search; give it the state of an earlier attempt to go on from there."""
 
     def __init__(
-        self, source: Source, plan: Plan, *, seed: int, deadline: float, watcher: Watcher,
+        self, source: Source[P], plan: Plan, *, seed: int, deadline: float, watcher: Watcher[P],
         state: bytes | None = None,
     ) -> None:  # fmt: skip
         self._source = source
@@ -107,7 +107,8 @@ class Gradual:
         self._deadline = deadline
         self._watcher = watcher
         self._at = SearchState() if state is None else SearchState.from_bytes(state)
-        self._tasks = Tasks(source, plan, seed)
+        self._tasks = Tasks(source, plan)
+        self._saved = time.monotonic()
         self._jury = Jury(source.targets, source.classes, seed)
 
     @property
@@ -115,26 +116,26 @@ class Gradual:
         """How many training steps an earlier attempt had made."""
         return self._at.saved_at
 
-    def run(self) -> Outcome:
+    def run(self) -> Outcome[P]:
         """Climb the ladder; raises `Stopped` when asked to, with its state saved."""
         if not self._at.steps:
             features = [self._source.features] * len(self._jury.folds)
             self._end(Rung(0), 0, self._jury.judge(features), features, 0.0)
-        ladder = self._plan.ladder(self._tasks.blocks)
+        ladder = self._tasks.ladder
         while rung := next_rung(self._at.steps, ladder, self._plan.contrast):
             if not self._affords(rung):
                 break
-            rows = self._tasks.activations(rung.blocks)
+            rows = self._tasks.rows(rung.blocks)
             if rows is None:
                 break
             self._climb(rung, rows)
         best, record = self._at.steps[self._at.best], self._at.records[self._at.best]
-        adapter, head = self._final(best) if best.blocks else (None, None)
+        part, head = self._final(best) if best.blocks else (None, None)
         rising = np.argsort(self._jury.rows)
         return Outcome(
             steps=tuple(self._at.steps),
             best=best,
-            adapter=adapter,
+            part=part,
             head=None if best.strength else head,
             probabilities=record.probabilities[rising],
             targets=self._jury.truth[rising],
@@ -150,70 +151,100 @@ class Gradual:
         Nothing is judged if training diverges: the rung comes again at a lower rate.
         """
         began = time.monotonic()
-        for fold in self._jury.folds[len(self._at.folds) :]:
-            task = self._tasks.make(rung, rows, fold.train, fold.held_out)
-            recipe = Recipe(
-                epochs=self._plan.epochs,
-                learning_rate=self._learning_rate,
-                patience=self._plan.patience,
-            )
-            trainer = Trainer(task, recipe, seed=self._seed)
-            self._train(trainer, rung, f"{len(self._at.steps)}/{len(self._at.folds)}")
-            if trainer.diverged and self._at.slowdowns < self._plan.slowdowns:
+        while len(self._at.folds) < len(self._jury.folds):
+            tuned = self._train_fold(rung, rows)
+            if tuned is None:
                 self._slow_down(rung)
                 return
-            features = self._tasks.features(task, rows)
-            along = task.head().predict(features[SHARES.index(1.0), fold.held_out])
-            self._at.folds.append(Trained(trainer.best_epoch, features, along))
+            task = tuned
+            if len(self._at.folds) < len(self._jury.folds):
+                self._save()
         trained = self._at.folds
         epochs = round(sum(each.epochs for each in trained) / len(trained))
         judged = self._jury.choose(self._candidates(task.head(), trained))
-        task.set_share(judged.share)
+        task.part.set_share(judged.share)
         chosen = [each.features[SHARES.index(judged.share)] for each in trained]
         step = self._end(rung, epochs, judged, chosen, time.monotonic() - began)
-        self._watcher.on_step(step, self._at.trained_steps, lambda: (task.adapter(), judged.head))
+        self._watcher.on_step(step, self._at.trained_steps, task.part, judged.head)
+        self._save()
+
+    def _train_fold(self, rung: Rung, rows: Rows) -> Tuning[P] | None:
+        """Train on the next fold's rows, and note how all rows do; None if that diverges."""
+        number = len(self._at.folds)
+        fold = self._jury.folds[number]
+        task = self._tasks.make(rung, rows, fold.train, fold.held_out)
+        recipe = Recipe(
+            epochs=self._plan.epochs,
+            learning_rate=self._learning_rate,
+            patience=self._plan.patience,
+            rows_at_once=task.part.rows_at_once,
+        )
+        trainer = Trainer(task, recipe, seed=self._seed)
+        trainings = len(self._jury.folds) - number + FINAL_COST
+        self._train(trainer, rung, f"{len(self._at.steps)}/{number}", trainings)
+        if trainer.diverged and self._at.slowdowns < self._plan.slowdowns:
+            return None
+        features = self._tasks.features(task, rows)
+        along = task.head().predict(features[SHARES.index(1.0), fold.held_out])
+        self._at.folds.append(Trained(trainer.best_epoch, features, along))
+        return task
 
     def _slow_down(self, rung: Rung) -> None:
         self._at.slowdowns += 1
         self._at.folds = []
         self._watcher.on_slowdown(rung.blocks, self._learning_rate)
 
-    def _final(self, best: Step) -> tuple[Adapter, Head]:
-        """Train the best rung's deltas and classifier on all rows."""
-        rows = self._tasks.activations(best.blocks)
+    def _final(self, best: Step) -> tuple[P, Head]:
+        """Train the best rung's part and classifier on all rows."""
+        rows = self._tasks.rows(best.blocks)
         assert rows is not None  # as it was when the rung was climbed
         rung = Rung(best.blocks, best.contrast)
         task = self._tasks.make(rung, rows, np.arange(len(rows)))
-        recipe = Recipe(epochs=max(1, best.epochs), learning_rate=best.learning_rate)
+        recipe = Recipe(
+            epochs=max(1, best.epochs),
+            learning_rate=best.learning_rate,
+            rows_at_once=task.part.rows_at_once,
+        )
         trainer = Trainer(task, recipe, seed=self._seed)
-        self._train(trainer, rung, "final")
-        task.set_share(best.share)
-        return task.adapter(), task.head()
+        self._train(trainer, rung, "final", 1)
+        task.part.set_share(best.share)
+        return task.part, task.head()
 
-    def _train(self, trainer: Trainer, rung: Rung, name: str) -> None:
-        """Run a trainer, keeping its state each epoch and when the job is told to stop."""
+    def _train(self, trainer: Trainer, rung: Rung, name: str, trainings: float) -> None:
+        """Run a trainer, keeping its state now and then and when the job is told to stop.
+
+        It has as much of the time that is left as each of the `trainings` that are to come.
+        """
         if self._at.trainer is not None and self._at.training == name:
             trainer.restore(self._at.trainer)
-        self._at.training = name
-
-        def save_state() -> None:
-            self._at.saved_at = self._at.trained_steps + trainer.step
-            self._at.trainer = trainer.state()
-            self._watcher.save(self._at.saved_at, self._at.to_bytes())
+        self._at.training, self._at.trainer = name, None
+        began = time.monotonic()
+        deadline = began + (self._deadline - began) / trainings
+        pause = self._source.state_seconds
 
         def on_epoch(epoch: Epoch) -> bool:
-            save_state()
+            if time.monotonic() - self._saved >= pause:
+                self._save(trainer)
             self._watcher.on_epoch(rung.blocks, len(trainer.history), epoch, self._at.saved_at)
-            return time.monotonic() < self._deadline
+            return time.monotonic() < deadline
 
         try:
             trainer.run(check=self._watcher.check, on_epoch=on_epoch)
-        except Stopped:
-            save_state()
+        except Stopped as stopped:
+            if pause < math.inf and stopped.reason is not StopReason.CANCEL:
+                self._save(trainer)
             self._watcher.on_stop(self._at.saved_at)
             raise
         self._at.training = self._at.trainer = None
         self._at.trained_steps += trainer.step
+
+    def _save(self, trainer: Trainer | None = None) -> None:
+        """Keep a state; without a `trainer` it is one between two trainings."""
+        self._at.saved_at = self._at.trained_steps + (trainer.step if trainer else 0)
+        self._at.trainer = trainer.state() if trainer else None
+        self._watcher.save(self._at.saved_at, self._at.to_bytes())
+        self._at.trainer = None
+        self._saved = time.monotonic()
 
     @property
     def _learning_rate(self) -> float:
@@ -255,6 +286,7 @@ class Gradual:
             gain_error=gain.error,
             kept=first or gain.counts,
             seconds=round(seconds, 2),
+            is_whole=self._source.is_whole and not first,
         )
         self._at.add(step, Record(judged.probabilities, self._jury.distances(features)))
         return step

@@ -39,14 +39,16 @@ from training.data_report import DataReport, describe, inspect_data
 from training.drafts import Origin, draft, release
 from training.export import export_adapted, export_head
 from training.fit import Fit
+from training.full import tune_whole
 from training.gate import Comparison, HeldOut, compare_with_current, judge
 from training.gradual import RESERVED_SHARE
 from training.novelty import estimate_novelty, estimate_tuned_novelty
 from training.preparation import Preparation, Reporter, Rows
 from training.prospect import stay_frozen
 from training.reporting import Evidence, common_fields, write_report
+from training.search import Setting, Tuned
 from training.search_state import Step
-from training.strategies import Setting, Tuned, unfreeze
+from training.strategies import unfreeze
 from training.tasks import TASKS, Judged
 
 
@@ -94,14 +96,14 @@ class FineTune:
             data = self._inspect(origin, rows, other)
         with self._stage("fit", 0.62):
             fitted = self._fit(origin, rows)
-        tuned, adapted = None, other
+        tuned, seen = None, other
         if origin.request.strategy != "feature_extraction":
             with self._stage("unfreeze", 0.7):
                 tuned = self._unfreeze(origin, rows, fitted)
                 if tuned is not None and held_out is not None:
-                    adapted = self._adapted(origin, tuned, held_out)
+                    seen = self._as_tuned(tuned, held_out, origin.labels)
         with self._stage("evaluate", 0.85):
-            assessment = self._evaluate(origin, fitted, tuned, rows, adapted)
+            assessment = self._evaluate(origin, fitted, tuned, rows, seen)
             comparison, gate = self._gate(origin, assessment, other or rows)
         with self._stage("report", 0.87):
             found = self._investigate(origin, rows, other, fitted, assessment)
@@ -110,6 +112,7 @@ class FineTune:
                 other.row_set if other else None, trunk, data, fitted, self._steps, assessment,
                 found, gate, comparison.current if comparison else None, made_of.choices,
                 origin.parent.reference if origin.parent else None,
+                tuned.trunk.manifest.digest if tuned else trunk.manifest.digest,
             )  # fmt: skip
             report = self._report(origin, evidence)
         with self._stage("export", 0.94):
@@ -146,7 +149,7 @@ class FineTune:
         )  # fmt: skip
 
     def _unfreeze(self, origin: Origin, rows: Rows, fitted: Fit) -> Tuned | None:
-        automatic = origin.request.strategy == "auto"
+        strategy = origin.request.strategy
         if origin.task is not Task.SINGLE_LABEL:
             # Whoever asks for `gradual` in so many words has been refused.
             prospect = stay_frozen(origin.task)
@@ -157,7 +160,7 @@ class FineTune:
             self._made_of.choices = replace(self._made_of.choices, strategy=prospect)
             return None
         trunk = origin.trunk
-        if not automatic and not trunk.manifest.slots:
+        if strategy == "gradual" and not trunk.manifest.slots:
             self._reporter.event(
                 "frozen_head_kept",
                 "This backbone has no layers that take deltas; the frozen head ships.",
@@ -176,22 +179,23 @@ class FineTune:
             ),
         )  # fmt: skip
         backbone = backbones.load(origin.request.model, self._settings.hf_models)
-        if automatic:
+        if strategy == "auto":
             prospect = strategies.decide(
                 setting, trunk, backbone, origin.train, fitted, rows.targets
             )
             self._made_of.choices = replace(self._made_of.choices, strategy=prospect)
             if not prospect.tune:
                 return None
-        tuned, self._steps = unfreeze(
+        tune = tune_whole if strategy == "full" else unfreeze
+        tuned, self._steps = tune(
             setting, trunk, backbone, origin.train, rows.targets, rows.features
         )
         return tuned
 
-    def _adapted(self, origin: Origin, tuned: Tuned, data: Dataset) -> Rows:
+    def _as_tuned(self, tuned: Tuned, data: Dataset, labels: list[str]) -> Rows:
         """The validation file's rows as the tuned model sees them."""
-        features = self._made_of.adapted(origin.trunk, data, tuned.deltas(origin.trunk))
-        return Rows(data, features, data.targets(origin.labels, param="validation_file"))
+        features = self._made_of.tuned(tuned.trunk, data, tuned.deltas)
+        return Rows(data, features, data.targets(labels, param="validation_file"))
 
     def _evaluate(
         self, origin: Origin, fitted: Fit, tuned: Tuned | None, rows: Rows, other: Rows | None
@@ -236,11 +240,11 @@ class FineTune:
 
     def _as_seen_by(self, current: ModelManifest, rows: Rows) -> tuple[Head, FloatArray]:
         """Another version's head, and the rows' features by its trunk and its adapter."""
-        trunk = Trunk.load(
-            self._registry, current.trunk, threads=1, max_pixels=self._settings.max_pixels
+        trunk = Trunk.load_for(
+            self._registry, current, threads=1, max_pixels=self._settings.max_pixels
         )
         head = Head.load(self._registry, current, trunk)
-        return head, self._made_of.adapted(trunk, rows.data, trunk.bank.gather([head.adapter]))
+        return head, self._made_of.tuned(trunk, rows.data, trunk.bank.gather([head.adapter]))
 
     def _investigate(
         self, origin: Origin, rows: Rows, other: Rows | None, fitted: Fit, assessment: Any
@@ -265,8 +269,9 @@ class FineTune:
     def _export(
         self, origin: Origin, assessment: Judged, tuned: Tuned | None, rows: Rows
     ) -> dict[str, bytes]:
-        if tuned is None:
-            return export_head(assessment.head, rows.features)
+        if tuned is None or tuned.adapter is None:
+            features, own = (tuned.features, tuned.own_files) if tuned else (rows.features, {})
+            return export_head(assessment.head, features) | dict(own)
         backbone = backbones.load(origin.request.model, self._settings.hf_models)
         return export_adapted(assessment.head, tuned.adapter, origin.trunk, backbone)
 
@@ -288,7 +293,8 @@ class FineTune:
             made = draft(origin, fitted.strength, metrics, interval=interval, training={**remedy})
         else:
             made = draft(
-                origin, tuned.strength, metrics, adapter=tuned.adapter, blocks=tuned.blocks,
+                origin, tuned.strength, metrics, adapter=tuned.adapter,
+                own=tuned.trunk if tuned.own_files else None, blocks=tuned.blocks,
                 training={"imbalance_remedy": "none"},
             )  # fmt: skip
         return made.model_copy(update={"gate": gate})

@@ -67,6 +67,9 @@ def choose(request: FineTuneRequest, candidates: Candidates) -> tuple[Trunk, Cho
     if request.precision != "auto":
         return candidates.open_trunk(request.precision), None
     fp32 = candidates.open_trunk("fp32")
+    if request.strategy == "full":
+        reason = "a backbone that is tuned as a whole is served as it was trained"
+        return fp32, Choice(precision="fp32", reason=reason)
     if not is_quantisable(fp32.manifest.slots):
         reason = "the backbone's blocks have no linear layers, which is what int8 makes faster"
         return fp32, Choice(precision="fp32", reason=reason)

@@ -188,8 +188,8 @@ class Preparation:
             )
         return result
 
-    def adapted(self, trunk: Trunk, data: Dataset, deltas: Deltas) -> FloatArray:
-        """Return the rows' features with an adapter's deltas, which are not kept."""
+    def tuned(self, trunk: Trunk, data: Dataset, deltas: Deltas | None) -> FloatArray:
+        """Return the rows' features by what one model alone has tuned, which are not kept."""
         return extract(
             trunk,
             data.items,

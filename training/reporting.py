@@ -56,7 +56,7 @@ class Evidence:
     """What the stages of a job have found, for its report; `targets` are of the training rows.
 
     `assessment` and `investigation` are those of the task (training.tasks), `labels` in the order
-    of the head's outputs.
+    of the head's outputs, and `served_by` the digest of the trunk that ships.
     """
 
     task: Task
@@ -76,6 +76,7 @@ class Evidence:
     production: str | None
     choices: Choices = Choices()
     parent: str | None = None
+    served_by: str = ""
 
     @property
     def judged(self) -> RowSet:
@@ -218,7 +219,7 @@ def common_fields(
         "environment": environment(),
         "lineage": Lineage(
             backbone=request.model,
-            trunk=evidence.trunk.manifest.digest,
+            trunk=evidence.served_by or evidence.trunk.manifest.digest,
             training_file=evidence.train.file,
             dataset=evidence.train.manifest.sha256,
             validation_file=evidence.held_out.file if evidence.held_out else None,

@@ -1,7 +1,8 @@
-"""What a search trains: a rung's deltas and classifier, on some of a job's rows.
+"""What a search trains: a rung's part of the backbone and a classifier, on some of a job's rows.
 
-`Tasks` makes the task of a rung from a `Source`, over activations at the rung's cut, of which it
-keeps the last. A task starts from a strongly regularised head of its own rows on frozen features.
+`Tasks` makes the task of a rung from a `Source`, over what goes into the part, such as activations
+at the rung's cut, of which it keeps the last. A task starts from a strongly regularised head of its
+own rows on frozen features.
 
 Not here: which rungs, and how they are judged (training.gradual), how a task trains
 (training.tuning, training.trainer).
@@ -9,84 +10,88 @@ Not here: which rungs, and how they are judged (training.gradual), how a task tr
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Generic
 
 import numpy as np
 
-from core.adapters import Adapter
-from core.manifests import Slot
 from core.preprocessing import FloatArray
-from training.backbones import TorchBackbone
 from training.fit import IntArray, fit_at
 from training.plan import Plan, Rung
-from training.tuning import DeltaTask, Rows
+from training.tuning import P, Rows, Tuning
 
 SHARES = (0.5, 1.0)
-"""The parts of trained deltas that are judged: half of them overfits less and costs no training."""
+"""How much of what was trained is judged: half of it overfits less and costs no training."""
 
 
 @dataclass(frozen=True)
-class Source:
-    """What is trained on: the backbone, its slots, the rows' classes, and frozen features.
+class Source(Generic[P]):
+    """What is trained: some of a backbone's `blocks`, on rows of these classes.
 
-    `activations(cut)` computes what enters block `cut`; None if that is too much to keep. `serve`
-    computes all rows' features as the trunk will with deltas; None if they are the same as torch's.
+    `part(blocks)` is what there is to train of the top ones, untrained, and `rows(blocks)` what
+    goes into it; None if that is too much to keep. `features` are the frozen ones. `serve` computes
+    all rows' features as the trunk will; None if they are the same as torch's. Between two states
+    that nobody asked for are at least `state_seconds`; if that is infinite, none is kept of a
+    training that has not ended. `is_whole` says that there is one part only, and it is everything.
     """
 
-    backbone: TorchBackbone
-    slots: Sequence[Slot]
+    blocks: int
     targets: IntArray
     classes: int
     features: FloatArray
-    activations: Callable[[int], Rows | None]
-    serve: Callable[[Adapter], FloatArray] | None = None
+    part: Callable[[int], P]
+    rows: Callable[[int], Rows | None]
+    serve: Callable[[P], FloatArray] | None = None
+    state_seconds: float = 0.0
+    is_whole: bool = False
 
 
-class Tasks:
+class Tasks(Generic[P]):
     """Makes the tasks of one search."""
 
-    def __init__(self, source: Source, plan: Plan, seed: int) -> None:
+    def __init__(self, source: Source[P], plan: Plan) -> None:
         self._source = source
         self._plan = plan
-        self._seed = seed
-        self._rank = min(plan.rank, *(min(s.in_dim, s.out_dim) for s in source.slots))
         self._kept: tuple[int, Rows] | None = None
-        self.blocks = 1 + max(slot.block for slot in source.slots)
 
-    def activations(self, blocks: int) -> Rows | None:
+    @property
+    def ladder(self) -> list[int]:
+        """How many of the blocks to unfreeze, step by step."""
+        blocks = self._source.blocks
+        return [blocks] if self._source.is_whole else self._plan.ladder(blocks)
+
+    def rows(self, blocks: int) -> Rows | None:
         """Return what enters the top blocks; the last is kept, for it may be trained on again."""
         if self._kept is None or self._kept[0] != blocks:
             self._kept = None  # two at once may not fit
-            rows = self._source.activations(self.blocks - blocks)
+            rows = self._source.rows(blocks)
             self._kept = None if rows is None else (blocks, rows)
         return None if self._kept is None else self._kept[1]
 
     def make(
         self, rung: Rung, rows: Rows, train: IntArray, held_out: IntArray | None = None
-    ) -> DeltaTask:
+    ) -> Tuning[P]:
         """Return the training of a rung on the rows of these numbers, of all `rows`."""
         head = fit_at(
             self._source.features[train], self._source.targets[train], self._source.classes,
             self._plan.start_strength,
         )  # fmt: skip
-        return DeltaTask(
-            self._source.backbone, self._source.slots, self.blocks - rung.blocks, self._rank, head,
+        return Tuning(
+            self._source.part(rung.blocks), head,
             rows.subset(train), None if held_out is None else rows.subset(held_out),
             batch_size=self._plan.batch_size,
-            layer_decay=self._plan.layer_decay,
             regularisation=self._plan.regularisation.model_copy(update={"contrast": rung.contrast}),
-            seed=self._seed,
         )  # fmt: skip
 
-    def features(self, task: DeltaTask, rows: Rows) -> FloatArray:
+    def features(self, task: Tuning[P], rows: Rows) -> FloatArray:
         """Return all rows' features with each of the `SHARES`, as they will be served.
 
         They are float32 [shares, n, dim].
         """
         found = []
         for share in SHARES:
-            task.set_share(share)
+            task.part.set_share(share)
             serve = self._source.serve
-            found.append(task.features(rows) if serve is None else serve(task.adapter()))
+            found.append(task.features(rows) if serve is None else serve(task.part))
         return np.stack(found)

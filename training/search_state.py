@@ -1,12 +1,13 @@
 """What a search knows so far, and its way into bytes and back: what a paused job goes on from.
 
-Numbers are JSON and arrays are tensors, in one safetensors file with the state of the trainer
-(training.trainer) that was at work. Not here: the search (training.gradual), where states are kept
+Numbers are JSON and arrays are tensors, in one safetensors file with the state of the trainer that
+was at work (training.trainer). Not here: the search (training.gradual), where states are kept
 (core.checkpoints).
 """
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass
 
 import numpy as np
@@ -16,7 +17,10 @@ from safetensors.torch import load, save
 from torch import Tensor
 
 from core.preprocessing import FloatArray
-from training.trainer import read_metadata
+from training.trainer import TrainerState
+
+_TRAINER = "trainer/"
+"""What the names of the trainer's tensors begin with."""
 
 
 class Step(BaseModel, frozen=True):
@@ -24,8 +28,9 @@ class Step(BaseModel, frozen=True):
 
     `gain` is the mean log-likelihood above the best before, in nats a row, `gain_error` its
     standard error. `blocks` 0 is the frozen head; `contrast` is the weight of the contrastive loss,
-    `share` the part of the deltas that was best (training.tuning), and `strength` that of the head
-    on their features, 0 for the classifier that was trained along.
+    `share` the part of what was trained that was best (training.tuning), and `strength` that of the
+    head on its features, 0 for the classifier that was trained along. `is_whole` says that all
+    parameters were trained, not deltas.
     """
 
     blocks: int
@@ -40,10 +45,13 @@ class Step(BaseModel, frozen=True):
     learning_rate: float
     contrast: float
     share: float
+    is_whole: bool = False
 
     @property
     def name(self) -> str:
         """What was tried, for people."""
+        if self.is_whole:
+            return "Everything" + (f", {100 * self.share:.0f} % of it" if self.share < 1 else "")
         contrast = ", contrastive" if self.contrast else ""
         share = f", {100 * self.share:.0f} % of the deltas" if self.share < 1 else ""
         return f"Top {self.blocks} blocks{contrast}{share}"
@@ -98,7 +106,7 @@ class SearchState:
         self.records: list[Record] = []
         self.folds: list[Trained] = []
         self.training: str | None = None
-        self.trainer: bytes | None = None
+        self.trainer: TrainerState | None = None
         self.slowdowns = 0
         self.trained_steps = 0
         self.saved_at = 0
@@ -116,7 +124,11 @@ class SearchState:
 
     def to_bytes(self) -> bytes:
         """Return it as one safetensors file."""
-        tensors = {"trainer": torch.frombuffer(bytearray(self.trainer or b""), dtype=torch.uint8)}
+        tensors: dict[str, Tensor] = {}
+        metadata: dict[str, str] = {}
+        if self.trainer is not None:
+            tensors |= {f"{_TRAINER}{key}": each for key, each in self.trainer.tensors.items()}
+            metadata = {"trainer": self.trainer.position}
         for number, record in enumerate(self.records):
             tensors[f"probabilities/{number}"] = torch.from_numpy(record.probabilities)
             tensors[f"distances/{number}"] = torch.from_numpy(record.distances)
@@ -131,18 +143,23 @@ class SearchState:
             trained_steps=self.trained_steps,
             saved_at=self.saved_at,
         )
-        return save(tensors, {"gradual": numbers.model_dump_json()})
+        return save(tensors, metadata | {"gradual": numbers.model_dump_json()})
 
     @classmethod
     def from_bytes(cls, data: bytes) -> SearchState:
         """Return what `to_bytes` wrote; raises `KeyError`, `ValueError` or `SafetensorError`."""
         tensors = load(data)
-        numbers = _Numbers.model_validate_json(read_metadata(data)["gradual"])
+        metadata = _read_metadata(data)
+        numbers = _Numbers.model_validate_json(metadata["gradual"])
         state = cls()
         state.steps, state.training = numbers.steps, numbers.training
         state.slowdowns = numbers.slowdowns
         state.trained_steps, state.saved_at = numbers.trained_steps, numbers.saved_at
-        state.trainer = tensors["trainer"].numpy().tobytes()
+        if "trainer" in metadata:
+            own = [name for name in tensors if name.startswith(_TRAINER)]
+            state.trainer = TrainerState(
+                {name.removeprefix(_TRAINER): tensors[name] for name in own}, metadata["trainer"]
+            )
         state.records = [
             Record(_array(tensors, "probabilities", n), _array(tensors, "distances", n))
             for n in range(len(numbers.steps))
@@ -152,6 +169,13 @@ class SearchState:
             for n, epochs in enumerate(numbers.epochs)
         ]
         return state
+
+
+def _read_metadata(data: bytes) -> dict[str, str]:
+    """Return the metadata of safetensors bytes, which the library reads from files only."""
+    length = int.from_bytes(data[:8], "little")
+    metadata: dict[str, str] = json.loads(data[8 : 8 + length]).get("__metadata__", {})
+    return metadata
 
 
 def _array(tensors: dict[str, Tensor], kind: str, number: int) -> FloatArray:

@@ -1,28 +1,25 @@
-"""`gradual` inside a job: its data and time, its events, its checkpoints and states.
+"""`gradual` inside a job: its data and time, and what ships.
 
     feature_extraction    fit a head on frozen features; nothing of this module
     gradual               besides, low-rank deltas on the top blocks, for as long as they help
+    full                  every parameter, if that is better than none (training.full)
     auto                  `gradual`, if that can pay (training.prospect)
 
 What comes out is judged and made as all heads are: features from the trunk that serves, with the
-deltas, and the convex fit on them. Not here: the search itself (training.gradual).
+deltas, and the convex fit on them. Not here: the search itself (training.gradual), its events and
+states (training.search).
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import torch
-from safetensors import SafetensorError
 
-from core.adapters import Adapter, Deltas, feed
-from core.checkpoints import Checkpoints
+from core.adapters import Adapter, feed
 from core.jobs import FineTuneRequest
-from core.manifests import ModelManifest
 from core.preprocessing import FloatArray
 from core.trunk import Trunk
 from training import parity, views
@@ -30,61 +27,16 @@ from training.backbones import TorchBackbone
 from training.data import Dataset
 from training.export import export_adapted
 from training.features import extract
-from training.fit import Fit, Head, IntArray, fit_at
-from training.gradual import Gradual, Outcome
+from training.fit import Fit, Head, IntArray
 from training.judgement import split
 from training.plan import DEFAULTS, Plan
 from training.prospect import Prospect, afford, foresee, weigh
 from training.rungs import Source
+from training.search import Setting, Tuned, search, tuned
 from training.search_state import Step
-from training.trainer import Epoch
-from training.tuning import Rows
+from training.tuning import CachedRows, DeltaPart
 
-if TYPE_CHECKING:
-    from training.preparation import Reporter
-
-KEPT_CHECKPOINTS = 3
 TIMED_ROWS = 16
-
-
-@dataclass(frozen=True)
-class Tuned:
-    """A head with deltas, and how the same step did on rows that it had not seen.
-
-    `features` [n, dim] are of all training rows, which the deltas have seen; `distances` are how
-    far from them unseen rows lie, as quantiles (training.novelty).
-    `probabilities` [n, classes] and `targets` [n] are of those rows, `held_out` [n] their numbers.
-    """
-
-    head: Head
-    adapter: Adapter
-    features: FloatArray
-    strength: float
-    blocks: int
-    probabilities: FloatArray
-    targets: IntArray
-    held_out: IntArray
-    distances: FloatArray
-
-    def deltas(self, trunk: Trunk) -> Deltas:
-        """Return what the trunk is fed for every row of this model."""
-        return feed(self.adapter, trunk.manifest.slots)
-
-
-@dataclass(frozen=True)
-class Setting:
-    """What of a job `unfreeze` needs. `deadline` is on the clock of `time.monotonic`.
-
-    `draft(step, adapter)` makes the manifest of a checkpoint.
-    """
-
-    request: FineTuneRequest
-    attempt: int
-    checkpoints: Checkpoints
-    reporter: Reporter
-    threads: int
-    deadline: float
-    draft: Callable[[Step, Adapter], ModelManifest]
 
 
 def unfreeze(
@@ -97,11 +49,18 @@ def unfreeze(
     job is to stop.
     """
     request, reporter = setting.request, setting.reporter
-    classes = len(data.manifest.classes)
+    slots, classes = trunk.manifest.slots, len(data.manifest.classes)
+    plan = _plan(request, backbone, targets)
 
-    def activations(cut: int) -> Rows | None:
+    def deltas(blocks: int) -> DeltaPart:
+        return DeltaPart(
+            backbone, slots, trunk.manifest.blocks - blocks, plan.rank,
+            layer_decay=plan.layer_decay, seed=request.seed,
+        )  # fmt: skip
+
+    def activations(blocks: int) -> CachedRows | None:
         return views.cache(
-            backbone, trunk.preprocessor, data.items, targets, cut,
+            backbone, trunk.preprocessor, data.items, targets, trunk.manifest.blocks - blocks,
             seed=request.seed, check=reporter.check,
         )  # fmt: skip
 
@@ -111,30 +70,34 @@ def unfreeze(
             data.items,
             threads=setting.threads,
             on_progress=lambda *_: reporter.check(),
-            deltas=feed(adapter, trunk.manifest.slots),
+            deltas=feed(adapter, slots),
         )
+
+    def checkpoint(part: DeltaPart, head: Head) -> tuple[Adapter, dict[str, bytes]]:
+        adapter = part.adapter()
+        return adapter, export_adapted(head, adapter, trunk, backbone)
 
     exact = trunk.manifest.precision == "fp32"
     source = Source(
-        backbone, trunk.manifest.slots, targets, classes, features, activations,
-        serve=None if exact else serve,
+        trunk.manifest.blocks, targets, classes, features, deltas, activations,
+        serve=None if exact else lambda part: serve(part.adapter()),
     )  # fmt: skip
-    watcher = _Watcher(setting, trunk, backbone)
-    outcome = _search(setting, source, watcher).run()
-    if outcome.adapter is None:
+    outcome = search(setting, source, plan, checkpoint)
+    if outcome.part is None:
         reporter.event(
             "frozen_head_kept",
             "No step beat the frozen head by more than one standard error; the frozen head ships.",
             steps=[step.model_dump(mode="json") for step in outcome.steps],
         )
         return None, outcome.steps
-    adapted = serve(outcome.adapter)
+    adapter = outcome.part.adapter()
+    adapted = serve(adapter)
     reporter.event(
         "deltas_kept",
-        f"Deltas of rank {outcome.adapter.rank} on the top {outcome.best.blocks} blocks ship.",
+        f"Deltas of rank {adapter.rank} on the top {outcome.best.blocks} blocks ship.",
         **outcome.best.model_dump(mode="json"),
     )
-    return _tuned(outcome, outcome.adapter, adapted, targets, classes), outcome.steps
+    return tuned(outcome, adapted, classes, targets, trunk, adapter), outcome.steps
 
 
 def decide(
@@ -147,7 +110,7 @@ def decide(
     if prospect.tune and setting.checkpoints.latest_state() is None:
         plan, blocks = _plan(setting.request, backbone, targets), trunk.manifest.blocks
         needed = foresee(
-            _row_seconds(backbone, trunk, data),
+            row_seconds(backbone, trunk, data),
             len(targets),
             views=views.view_count(backbone.modality),
             epochs=plan.epochs,
@@ -164,7 +127,7 @@ def decide(
     return prospect
 
 
-def _row_seconds(backbone: TorchBackbone, trunk: Trunk, data: Dataset) -> float:
+def row_seconds(backbone: TorchBackbone, trunk: Trunk, data: Dataset) -> float:
     """Return how long one row takes through the whole backbone in torch."""
     rows = np.random.default_rng(0).permutation(len(data.items))[:TIMED_ROWS]
     items: Any = [data.items[row] for row in rows]
@@ -177,116 +140,6 @@ def _row_seconds(backbone: TorchBackbone, trunk: Trunk, data: Dataset) -> float:
     return (time.perf_counter() - began) / len(rows)
 
 
-def _search(setting: Setting, source: Source, watcher: _Watcher) -> Gradual:
-    """Return the search, from where an earlier attempt left it if one did."""
-    plan = _plan(setting.request, source.backbone, source.targets)
-    state = setting.checkpoints.latest_state()
-    if state is not None:
-        try:
-            search = Gradual(
-                source, plan, seed=setting.request.seed, deadline=setting.deadline,
-                watcher=watcher, state=state,
-            )  # fmt: skip
-            setting.reporter.event(
-                "state_restored",
-                f"Training goes on from step {search.resumed_from}.",
-                from_step=search.resumed_from,
-            )
-            return search
-        except (KeyError, ValueError, SafetensorError):
-            # Of another release of Graft, or damaged: the job is only slower without it.
-            setting.reporter.event(
-                "state_ignored", "The saved state cannot be used; starting anew."
-            )
-    return Gradual(
-        source, plan, seed=setting.request.seed, deadline=setting.deadline, watcher=watcher
-    )
-
-
 def _plan(request: FineTuneRequest, backbone: TorchBackbone, targets: IntArray) -> Plan:
     defaults = DEFAULTS[backbone.modality]
     return defaults.plan(targets, request.chosen_hyperparameters, request.early_stopping)
-
-
-def _tuned(
-    outcome: Outcome, adapter: Adapter, features: FloatArray, targets: IntArray, classes: int
-) -> Tuned:
-    return Tuned(
-        head=outcome.head or fit_at(features, targets, classes, outcome.best.strength),
-        adapter=adapter,
-        features=features,
-        strength=outcome.best.strength,
-        blocks=outcome.best.blocks,
-        probabilities=outcome.probabilities,
-        targets=outcome.targets,
-        held_out=outcome.held_out,
-        distances=outcome.distances,
-    )
-
-
-@dataclass
-class _Watcher:
-    """Carries a search's news to the job's events, and its states and models to the store."""
-
-    setting: Setting
-    trunk: Trunk
-    backbone: TorchBackbone
-
-    def check(self) -> None:
-        self.setting.reporter.check()
-
-    def save(self, step: int, state: bytes) -> None:
-        self.setting.checkpoints.save_state(self.setting.attempt, step, state)
-
-    def on_stop(self, step: int) -> None:
-        self.setting.reporter.event("state_saved", f"Training stops at step {step}.", step=step)
-
-    def on_slowdown(self, blocks: int, learning_rate: float) -> None:
-        self.setting.reporter.event(
-            "learning_rate_lowered",
-            f"{blocks} blocks: training diverged; it starts anew at a rate of {learning_rate:.1e}.",
-            level="warn",
-            blocks=blocks,
-            learning_rate=learning_rate,
-        )
-
-    def on_epoch(self, blocks: int, number: int, epoch: Epoch, step: int) -> None:
-        self.setting.reporter.event(
-            "epoch_ended",
-            f"{blocks} blocks, epoch {number}: loss {epoch.loss:.3f}"
-            + (
-                "." if epoch.validation_loss is None else f", held out {epoch.validation_loss:.3f}."
-            ),
-            blocks=blocks,
-            epoch=number,
-            step=step,
-            **epoch.model_dump(mode="json"),
-        )
-
-    def on_step(
-        self, step: Step, trained_steps: int, model: Callable[[], tuple[Adapter, Head]]
-    ) -> None:
-        self.setting.reporter.event(
-            "unfrozen",
-            f"{step.name}: accuracy {step.accuracy:.3f} on held-out rows, "
-            f"log-likelihood {step.gain:+.4f} ± {step.gain_error:.4f} against the best before; "
-            + ("kept." if step.kept else "not kept."),
-            **step.model_dump(mode="json"),
-        )
-        if not step.kept:
-            return
-        adapter, head = model()
-        files = export_adapted(head, adapter, self.trunk, self.backbone)
-        manifest = self.setting.checkpoints.save(
-            self.setting.draft(step, adapter), trained_steps, files
-        )
-        # An earlier attempt's are among them.
-        saved = [each.step for each in self.setting.checkpoints.list() if each.step is not None]
-        self.setting.checkpoints.drop(keep=saved[-KEPT_CHECKPOINTS:])
-        self.setting.reporter.event(
-            "checkpoint",
-            f"Checkpoint {manifest.reference}.",
-            step=trained_steps,
-            reference=manifest.reference,
-            metrics=manifest.metrics,
-        )

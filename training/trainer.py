@@ -3,8 +3,8 @@
     for each epoch: for each batch: check ─▶ loss ─▶ clip ─▶ step;  then validate ─▶ keep the best
 
 The rate rises linearly over the first steps and then falls to zero. Where training is, is a handful
-of tensors and numbers: `state` returns them as safetensors with JSON inside, `restore` goes on from
-there, and ends with the same bits as if it had never stopped. For that, nothing random is carried
+of tensors and numbers: `state` returns them, `restore` goes on from there, and ends with the same
+bits as if it had never stopped. For that, nothing random is carried
 along: the order of an epoch's rows is drawn from (seed, epoch), and whatever a step draws, from
 (seed, step).
 
@@ -14,7 +14,6 @@ Training ends at once when a loss is no number. Not here: what is trained and on
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -22,7 +21,6 @@ from typing import Literal, Protocol
 
 import torch
 from pydantic import BaseModel
-from safetensors.torch import load, save
 from torch import Tensor
 
 DIVERGED = 1.25
@@ -32,7 +30,8 @@ DIVERGED = 1.25
 class Recipe(BaseModel, frozen=True):
     """How to train. `warmup` is the part of all steps in which the rate rises.
 
-    Training ends after `patience` epochs without a lower validation loss; None means never.
+    Training ends after `patience` epochs without a lower validation loss; None means never. Of a
+    batch at most `rows_at_once` are computed side by side, all if None: memory grows with them.
     """
 
     epochs: int
@@ -42,6 +41,7 @@ class Recipe(BaseModel, frozen=True):
     weight_decay: float = 0.01
     clip_norm: float = 1.0
     patience: int | None = None
+    rows_at_once: int | None = None
 
 
 @dataclass(frozen=True)
@@ -89,6 +89,18 @@ class _Position(BaseModel):
     history: list[Epoch] = []
 
 
+@dataclass(frozen=True)
+class TrainerState:
+    """Where training is: `position` is JSON.
+
+    The tensors are the trainer's own, to be written before its next step: of a whole backbone a
+    copy would be large.
+    """
+
+    tensors: Mapping[str, Tensor]
+    position: str
+
+
 class Trainer:
     """Trains one task; the parameters end as those of the best epoch."""
 
@@ -131,20 +143,20 @@ class Trainer:
     ) -> None:
         """Train to the end, from wherever `restore` left it.
 
-        `check` is called between steps; what it raises leaves the trainer in a state worth keeping.
+        `check` is called between steps, and between a batch's parts; what it raises leaves the
+        trainer in a state worth keeping.
         `on_epoch` is told of each epoch, and may return False to end early.
         """
         while not self._is_over():
             batches = self._task.batches(self._seed + 7919 * self._at.epoch)
             while self._at.batch < len(batches) and not self._at.broken:
-                check()
-                self._step(batches[self._at.batch], len(batches))
+                self._step(batches[self._at.batch], len(batches), check)
             epoch = None if self._at.broken else self._end_epoch(len(batches))
             if epoch is None or not on_epoch(epoch):
                 break
         self._set_values(self._best)
 
-    def state(self) -> bytes:
+    def state(self) -> TrainerState:
         """Return where training is."""
         tensors: dict[str, Tensor] = {}
         for name, parameter in self._parameters.items():
@@ -152,12 +164,12 @@ class Trainer:
             tensors[f"best/{name}"] = self._best[name]
             for key, value in self._optimiser.state[parameter.tensor].items():
                 tensors[f"{key}/{name}"] = value.contiguous()
-        return save(tensors, {"trainer": self._at.model_dump_json()})
+        return TrainerState(tensors, self._at.model_dump_json())
 
-    def restore(self, data: bytes) -> None:
-        """Go on from what `state` returned, for the same task, recipe and seed."""
-        tensors = load(data)
-        self._at = _Position.model_validate_json(read_metadata(data)["trainer"])
+    def restore(self, state: TrainerState) -> None:
+        """Go on from what `state` returned, for the same task, recipe and seed; it is used up."""
+        tensors = state.tensors
+        self._at = _Position.model_validate_json(state.position)
         self._set_values({name: tensors[f"parameter/{name}"] for name in self._parameters})
         self._best = {name: tensors[f"best/{name}"] for name in self._parameters}
         for name, parameter in self._parameters.items():
@@ -169,24 +181,35 @@ class Trainer:
             if kept:
                 self._optimiser.state[parameter.tensor] = kept
 
-    def _step(self, rows: Tensor, batches: int) -> None:
+    def _step(self, rows: Tensor, batches: int, check: Callable[[], None]) -> None:
         torch.manual_seed((self._seed << 20) + self._at.step)
         rate = rate_at(self._at.step, self._recipe.epochs * batches, self._recipe)
         for group in self._optimiser.param_groups:
             group["lr"] = rate * group["rate"]
         self._optimiser.zero_grad(set_to_none=True)
-        loss = self._task.loss(rows)
-        if not torch.isfinite(loss):
+        total = self._backward(rows, check)
+        if not math.isfinite(total):
             self._at.broken = True
             return
-        loss.backward()  # type: ignore[no-untyped-call]
         torch.nn.utils.clip_grad_norm_(
             [p.tensor for p in self._parameters.values()], self._recipe.clip_norm
         )
         self._optimiser.step()
-        self._at.total += float(loss.detach())
+        self._at.total += total
         self._at.batch += 1
         self._at.step += 1
+
+    def _backward(self, rows: Tensor, check: Callable[[], None]) -> float:
+        """Gather the gradient of a batch; return its loss."""
+        total = 0.0
+        for part in torch.split(rows, self._recipe.rows_at_once or len(rows)):
+            check()  # what has been gathered by then is of no step, and is thrown away
+            loss = self._task.loss(part) * (len(part) / len(rows))
+            total += float(loss.detach())
+            if not math.isfinite(total):
+                break
+            loss.backward()  # type: ignore[no-untyped-call]
+        return total
 
     def _end_epoch(self, batches: int) -> Epoch | None:
         loss = self._task.validate()
@@ -228,10 +251,3 @@ def rate_at(step: int, steps: int, recipe: Recipe) -> float:
     if recipe.decay == "linear":
         return recipe.learning_rate * (1 - passed)
     return recipe.learning_rate * 0.5 * (1 + math.cos(math.pi * passed))
-
-
-def read_metadata(data: bytes) -> dict[str, str]:
-    """Return the metadata of safetensors bytes, which the library reads from files only."""
-    length = int.from_bytes(data[:8], "little")
-    metadata: dict[str, str] = json.loads(data[8 : 8 + length]).get("__metadata__", {})
-    return metadata

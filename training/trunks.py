@@ -84,14 +84,15 @@ def load_known(
 
 
 def export(
-    backbone: TorchBackbone, precision: Precision = "fp32"
+    backbone: TorchBackbone, precision: Precision = "fp32", *, takes_deltas: bool = True
 ) -> tuple[TrunkManifest, dict[str, bytes]]:
     """Return a backbone as a trunk's manifest and files, checked against torch.
 
+    A trunk that takes no deltas has no slots, and a smaller graph.
     Raises `DataError` if torch cannot export it, or not at this precision, and `ExportMismatch` if
     the graph is not the same.
     """
-    slots = slots_of(backbone)
+    slots = slots_of(backbone) if takes_deltas else ()
     if precision == "int8":
         require_quantisable(backbone.name, slots)
     graph = to_onnx(backbone, slots)

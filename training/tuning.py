@@ -1,13 +1,15 @@
-"""Deltas above a cut and a classifier, as a task for the trainer.
+"""What is tuned of a backbone, and a classifier on its features, as a task for the trainer.
 
     activations at the cut ─▶ blocks with deltas ─▶ features ─▶ classifier ─▶ loss
+    inputs                 ─▶ the whole backbone ─▶
 
-The classifier starts as the one that was fitted on frozen features (LP-FT, Kumar et al. 2022, arXiv
+Both are a `Part` with its `Rows`: deltas are here, everything is in training.whole. The classifier
+starts as the one that was fitted on frozen features (LP-FT, Kumar et al. 2022, arXiv
 2202.10054), so training begins where the frozen head ends. Rates fall from block to block on the
 way down (ULMFiT, Howard & Ruder 2018). Few rows a class: a supervised contrastive loss (Khosla et
 al. 2020, arXiv 2004.11362) over whole batches is added. Images: a batch is mixed with itself
-(mix-up, Zhang et al. 2018), in activations (Verma et al. 2019), and each row comes as one of its
-cached views.
+(mix-up, Zhang et al. 2018), above a cut in activations (Verma et al. 2019), and each row comes as
+one of its views.
 
 Not here: the loop (training.trainer), which cut and when to stop (training.gradual).
 """
@@ -15,6 +17,7 @@ Not here: the loop (training.trainer), which cut and when to stop (training.grad
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Generic, Protocol, TypeVar
 
 import numpy as np
 import torch
@@ -51,7 +54,28 @@ class Regularisation(BaseModel, frozen=True):
     contrast: float = 0.0
 
 
-class Rows:
+class Rows(Protocol):
+    """Rows as a part takes them, and their classes, int64 [n]."""
+
+    targets: Tensor
+
+    def __len__(self) -> int:
+        """Return how many there are."""
+
+    def plain(self, row: int) -> Tensor:
+        """Return a row as it is."""
+
+    def draw(self, row: int) -> Tensor:
+        """Return one of a row's views, drawn from torch's global generator."""
+
+    def length(self, row: int) -> int:
+        """Return how many tokens a text has."""
+
+    def subset(self, rows: IntArray) -> Rows:
+        """Return some of the rows."""
+
+
+class CachedRows:
     """Activations of rows at a cut, [row][view], the first view being the row as it is."""
 
     def __init__(self, views: Sequence[Sequence[Tensor]], targets: IntArray) -> None:
@@ -61,29 +85,99 @@ class Rows:
     def __len__(self) -> int:
         return len(self.views)
 
-    def subset(self, rows: IntArray) -> Rows:
+    def plain(self, row: int) -> Tensor:
+        """Return a row as it is."""
+        return self.views[row][0]
+
+    def draw(self, row: int) -> Tensor:
+        """Return one of a row's cached views."""
+        return self.views[row][int(torch.randint(len(self.views[row]), ()))]
+
+    def length(self, row: int) -> int:
+        """Return how many tokens a text has."""
+        return len(self.plain(row))
+
+    def subset(self, rows: IntArray) -> CachedRows:
         """Return some of the rows."""
-        return Rows([self.views[row] for row in rows], self.targets[rows].numpy())
+        return CachedRows([self.views[row] for row in rows], self.targets[rows].numpy())
 
 
-class DeltaTask:
-    """Trains deltas on the slots from block `cut` up; `validate` is the loss on `held_out` rows."""
+class Part(Protocol):
+    """What is trained of a backbone, up to its features.
+
+    `rows_at_once` is how many rows it is trained on side by side; None if it makes no difference.
+    """
+
+    modality: Modality
+    rows_at_once: int | None
+
+    def __call__(self, batch: Batch) -> Tensor:
+        """Return features, float32 [n, dim]."""
+
+    def parameters(self) -> list[Parameter]:
+        """Return what is trained, always in the same order."""
+
+    def set_share(self, share: float) -> None:
+        """Once it is trained, let this part of the change count.
+
+        Half-way between a backbone before and after tuning lies one that is often better than
+        both, and more so on rows unlike the training rows (WiSE-FT, Wortsman et al. 2022, arXiv
+        2109.01903).
+        """
+
+
+P = TypeVar("P", bound=Part)
+
+
+class DeltaPart:
+    """Deltas on the slots from block `cut` up."""
 
     def __init__(
-        self, backbone: TorchBackbone, slots: Sequence[Slot], cut: int, rank: int, head: Head,
-        train: Rows, held_out: Rows | None, *, batch_size: int, layer_decay: float,
-        regularisation: Regularisation, seed: int,
+        self, backbone: TorchBackbone, slots: Sequence[Slot], cut: int, rank: int, *,
+        layer_decay: float, seed: int,
     ) -> None:  # fmt: skip
-        self._modality = backbone.modality
+        self.modality = backbone.modality
+        self.rows_at_once: int | None = None
         self._slots = [slot for slot in slots if slot.block >= cut]
         self._top = max(slot.block for slot in slots)
-        self._train, self._held_out = train, held_out
-        self._batch_size = batch_size
         self._layer_decay = layer_decay
-        self._regularisation = regularisation
         self._upper = Upper(backbone, cut).eval().requires_grad_(False)
+        rank = min(rank, *(min(slot.in_dim, slot.out_dim) for slot in slots))
         torch.manual_seed(seed)
         deltas.inject(self._upper.encoder, self._slots, rank)
+
+    def __call__(self, batch: Batch) -> Tensor:
+        features: Tensor = self._upper(batch)
+        return features
+
+    def parameters(self) -> list[Parameter]:
+        """Two tensors for each slot, at the rate of its block."""
+        return [
+            Parameter(name, tensor, self._layer_decay ** (block - self._top))
+            for name, block, tensor in deltas.parameters(self._upper.encoder, self._slots)
+        ]
+
+    def set_share(self, share: float) -> None:
+        """Let the adapter and the features have this part of the deltas that were trained."""
+        deltas.scale(self._upper.encoder, self._slots, share)
+
+    def adapter(self) -> Adapter:
+        """The deltas as they are now."""
+        return deltas.read(self._upper.encoder, self._slots)
+
+
+class Tuning(Generic[P]):
+    """Trains a `part` and a classifier; `validate` is the loss on `held_out` rows."""
+
+    def __init__(
+        self, part: P, head: Head, train: Rows, held_out: Rows | None, *, batch_size: int,
+        regularisation: Regularisation,
+    ) -> None:  # fmt: skip
+        self.part = part
+        self._modality = part.modality
+        self._train, self._held_out = train, held_out
+        self._batch_size = batch_size
+        self._regularisation = regularisation
         # The features' size is taken into the weights, so that one rate suits every backbone.
         self._scale = 1.0 / _length(self._features(train, np.arange(min(len(train), 64))))
         self._weight = nn.Parameter(torch.from_numpy(head.weight.copy()) / self._scale)
@@ -92,12 +186,9 @@ class DeltaTask:
     # -- what the trainer asks ---------------------------------------------------------------
 
     def parameters(self) -> list[Parameter]:
-        """The classifier's two tensors, and two for each slot, at the rate of its block."""
-        found = [
-            Parameter(name, tensor, self._layer_decay ** (block - self._top))
-            for name, block, tensor in deltas.parameters(self._upper.encoder, self._slots)
-        ]
-        return [Parameter("weight", self._weight), Parameter("bias", self._bias), *found]
+        """The classifier's two tensors, and what the part has."""
+        classifier = [Parameter("weight", self._weight), Parameter("bias", self._bias)]
+        return [*classifier, *self.part.parameters()]
 
     def batches(self, seed: int) -> list[Tensor]:
         """Every row once, in random order.
@@ -126,8 +217,7 @@ class DeltaTask:
     def loss(self, rows: Tensor) -> Tensor:
         """Cross-entropy of a batch, mixed for images, and the contrastive loss if there is one."""
         settings = self._regularisation
-        views = [self._train.views[row] for row in rows.tolist()]
-        chosen = [v[int(torch.randint(len(v), ()))] for v in views]
+        chosen = [self._train.draw(row) for row in rows.tolist()]
         batch, targets = Batch.of(chosen, self._modality), self._train.targets[rows]
         share = 1.0
         other = torch.arange(len(rows))
@@ -137,7 +227,7 @@ class DeltaTask:
             other = torch.randperm(len(rows))
             mixed = share * batch.hidden + (1 - share) * batch.hidden[other]
             batch = Batch(mixed, None)
-        features = self._upper(batch)
+        features = self.part(batch)
         logits = self._logits(functional.dropout(features, settings.dropout))
         smoothing = settings.label_smoothing
         loss = share * functional.cross_entropy(logits, targets, label_smoothing=smoothing)
@@ -160,26 +250,13 @@ class DeltaTask:
 
     # -- what comes of it --------------------------------------------------------------------
 
-    def set_share(self, share: float) -> None:
-        """Let `adapter` and `features` have this part of the deltas that were trained.
-
-        Half-way between a backbone before and after tuning lies one that is often better than
-        both, and more so on rows unlike the training rows (WiSE-FT, Wortsman et al. 2022, arXiv
-        2109.01903).
-        """
-        deltas.scale(self._upper.encoder, self._slots, share)
-
-    def adapter(self) -> Adapter:
-        """The deltas as they are now."""
-        return deltas.read(self._upper.encoder, self._slots)
-
     def head(self) -> Head:
         """The classifier as it is now, on features as they come."""
         weight = (self._weight.detach() * self._scale).numpy()
         return Head(weight.copy(), self._bias.detach().numpy().copy())
 
     def features(self, rows: Rows) -> FloatArray:
-        """Features of rows, [n, dim], with the deltas as they are now."""
+        """Features of rows, [n, dim], by the part as it is now."""
         array: FloatArray = self._features(rows, np.arange(len(rows))).numpy()
         return array
 
@@ -187,18 +264,20 @@ class DeltaTask:
         """Without dropout, and texts of one length together."""
         order = torch.from_numpy(indices)
         if self._modality is Modality.TEXT:
-            lengths = torch.tensor([len(rows.views[int(i)][0]) for i in order])
+            lengths = torch.tensor([rows.length(int(i)) for i in order])
             order = order[torch.argsort(lengths, stable=True)]
         found: list[Tensor] = []
         with torch.no_grad():
-            for part in torch.split(order, VALIDATION_ROWS):
-                views = [rows.views[int(i)][0] for i in part]
-                found.append(self._upper(Batch.of(views, self._modality)))
+            at_once = self.part.rows_at_once
+            # Without gradients about four times as many have room.
+            for part in torch.split(order, 4 * at_once if at_once else VALIDATION_ROWS):
+                views = [rows.plain(int(i)) for i in part]
+                found.append(self.part(Batch.of(views, self._modality)))
         features = torch.cat(found)
         return features[torch.argsort(order)] if len(indices) == len(rows) else features
 
     def _longest(self, rows: Tensor) -> int:
-        return max(len(self._train.views[row][0]) for row in rows.tolist())
+        return max(self._train.length(row) for row in rows.tolist())
 
     def _logits(self, features: Tensor) -> Tensor:
         return (features * self._scale) @ self._weight + self._bias

@@ -22,7 +22,7 @@ from core.preprocessing import Prepared, PreparedImage, Preprocessor, TextPrepro
 from training.activations import capture
 from training.backbones import TorchBackbone
 from training.fit import IntArray
-from training.tuning import Rows
+from training.tuning import CachedRows
 
 IMAGE_VIEWS = 4
 TOKENS_PER_BATCH = 512
@@ -37,7 +37,7 @@ def cache(
     backbone: TorchBackbone, preprocessor: Preprocessor, items: Sequence[str] | Sequence[bytes],
     targets: IntArray, cut: int, *, seed: int, check: Callable[[], None],
     max_bytes: int = MAX_BYTES,
-) -> Rows | None:  # fmt: skip
+) -> CachedRows | None:  # fmt: skip
     """Return the activations of items at a cut, or None if they take more than `max_bytes`.
 
     `check` is called between batches.
@@ -48,7 +48,10 @@ def cache(
     for indices, rows in _batches(preprocessor, items):
         check()
         for view in range(views):
-            seen = [_view(row, view, seed, index) for index, row in zip(indices, rows, strict=True)]
+            seen = [
+                augment(row, view, np.random.default_rng((seed, index, view)))
+                for index, row in zip(indices, rows, strict=True)
+            ]
             for index, hidden in zip(indices, capture(backbone, cut, seen), strict=True):
                 found[index].append(hidden)
                 taken += hidden.nbytes
@@ -61,7 +64,7 @@ def cache(
             too_much = each > max_bytes
         if too_much:
             return None
-    return Rows([row[:views] for row in found], targets)
+    return CachedRows([row[:views] for row in found], targets)
 
 
 def view_count(modality: Modality) -> int:
@@ -88,14 +91,13 @@ def _batches(
         yield group, [prepared[i] for i in group]
 
 
-def _view(row: Prepared, view: int, seed: int, index: int) -> Prepared:
-    """Return one view of a row; the same for the same seed, row and view."""
+def augment(row: Prepared, view: int, numbers: np.random.Generator) -> Prepared:
+    """Return one view of a row, with `numbers` for what it draws; view 0 is the row as it is."""
     if view == 0 or not isinstance(row, PreparedImage):
         return row
     pixels = torch.from_numpy(row.pixels)
     if view >= 2:
         height, width = pixels.shape[1:]
-        numbers = np.random.default_rng((seed, index, view))
         side = float(np.sqrt(numbers.uniform(_LEAST_AREA, _MOST_AREA)))
         tall, wide = round(height * side), round(width * side)
         top, left = numbers.integers(height - tall + 1), numbers.integers(width - wide + 1)

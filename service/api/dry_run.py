@@ -229,7 +229,8 @@ def _resolved(wanted: FineTuneRequest) -> dict[str, Any]:
         mode="json", exclude={"hyperparameters", "method", "integrations", "metadata"}
     )
     backbone = BACKBONES.get(wanted.model)
-    if wanted.precision == "auto" and backbone is not None and not backbone.has_int8:
+    has_int8 = wanted.strategy != "full" and (backbone is None or backbone.has_int8)
+    if wanted.precision == "auto" and not has_int8:
         resolved["precision"] = "fp32"
     trains = wanted.strategy != "feature_extraction"
     without_file = "held_out" if trains else "cross_validation"

@@ -25,7 +25,7 @@ from core.preprocessing import FloatArray
 from service.api.predict import timeout_seconds
 from service.api.responses import json_response, read_body, while_connected
 from service.inputs import ImageInput, Input
-from service.live_models import LiveTrunk
+from service.live_trunks import LiveTrunk
 from service.predictor import Embedding
 from service.runtime import Runtime, runtime, tenant
 

@@ -161,3 +161,34 @@ def test_a_checkpoint_predicts_while_its_job_trains_and_the_best_can_be_kept(sta
             stand.stack.predict(best.fine_tuned_model_checkpoint, PROBES)
         else:
             assert jobs.checkpoints.list(job_id).data == []
+
+
+def test_a_whole_tuned_backbone_outlives_its_worker_is_served_and_goes_with_its_model(
+    stand: Stand,
+) -> None:
+    """Its own trunk answers predictions and embeddings; the one that models share is as it was."""
+    stack, embed = stand.stack, stand.stack.openai.embeddings.create
+    before = embed(model=stand.model, input=PROBES).data[0].embedding
+    job_id = stand.train(strategy="full", suffix="whole")
+    stand.trains(job_id)
+    (worker,) = stack.pids("training.worker")
+    os.kill(worker, signal.SIGKILL)
+    job = stack.finished(job_id)
+    assert job.status == "succeeded", job.error
+    assert job.fine_tuned_model == "whole@1"
+    assert stand.events(job_id, "backbone_tuned")
+    assert stand.events(job_id, "job_restarted")
+
+    stack.served("whole")
+    rows = [line.split(",") for line in exclusive_or(ROWS).decode().splitlines()[1:]]
+    answers = stack.predict("whole", [text for text, _ in rows])["predictions"]
+    right = [answer["label"] == label for answer, (_, label) in zip(answers, rows, strict=True)]
+    assert sum(right) > 0.85 * ROWS
+    assert embed(model="whole", input=PROBES).data[0].embedding != before
+    assert embed(model=stand.model, input=PROBES).data[0].embedding == before
+
+    folder = stack.data / "store/default/models/whole/versions/1"
+    assert (folder / "own-trunk.onnx").is_file()
+    stack.openai.models.delete("whole")
+    assert [path.name for path in folder.iterdir()] == ["deleted.json"]
+    assert stack.http.post("/v1/predict", json={"model": "whole@1", "inputs": ["a"]}).is_error

@@ -32,10 +32,10 @@ SUPERVISOR = os.getppid()
 DIM = 4
 HEAVY = (
     "torch", "training.assessment", "training.data_report", "training.export",
-    "training.features", "training.fit", "training.gate", "training.gradual",
+    "training.features", "training.fit", "training.full", "training.gate", "training.gradual",
     "training.investigation", "training.novelty", "training.precision", "training.reporting",
-    "training.search_state", "training.strategies", "training.tasks", "training.trunks",
-    "training.warm_up",
+    "training.search", "training.search_state", "training.strategies", "training.tasks",
+    "training.trunks", "training.warm_up",
 )  # fmt: skip
 
 
@@ -80,9 +80,9 @@ def install() -> None:
         ):  # fmt: skip
             around(owner, name, before=lambda *_, step=step, **__: reach(step))
         if not os.environ.get("FAULTS_LIGHT"):
-            from training.strategies import _Watcher
+            from training.search import Watcher
 
-            around(_Watcher, "on_epoch", before=lambda *_: reach("epoch"))
+            around(Watcher, "on_epoch", before=lambda *_: reach("epoch"))
         around(training.child.Reporter, "authorise", before=lambda _: reach("ask"))
 
 

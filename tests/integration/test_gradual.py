@@ -51,6 +51,7 @@ from training.rungs import SHARES, Source, Tasks
 from training.stopping import Stopped
 from training.trainer import Recipe, Trainer
 from training.trunks import slots_of
+from training.tuning import DeltaPart
 
 ROWS = 300
 """Of so many, one in three judges; of fewer, every row in turn."""
@@ -250,10 +251,12 @@ class Bare:
         )
         self.prepared = [preprocess.prepare(text) for text in texts]
         self.features = np.random.default_rng(0).normal(size=(96, backbone.dim)).astype(np.float32)
+        slots = slots_of(backbone)
         self.source = Source(
-            backbone, slots_of(backbone), targets, 2, self.features,
-            lambda cut: views.cache(
-                backbone, preprocess, texts, targets, cut, seed=0, check=lambda: None
+            2, targets, 2, self.features,
+            lambda blocks: DeltaPart(backbone, slots, 2 - blocks, 8, layer_decay=1, seed=0),
+            lambda blocks: views.cache(
+                backbone, preprocess, texts, targets, 2 - blocks, seed=0, check=lambda: None
             ),
         )  # fmt: skip
         chosen = Hyperparameters.model_validate(FEW_EPOCHS)
@@ -261,7 +264,7 @@ class Bare:
 
     def run(
         self, watcher: Watcher, state: bytes | None = None, serve: Any = None, **changes: Any
-    ) -> Outcome:
+    ) -> Outcome[DeltaPart]:
         return Gradual(
             replace(self.source, serve=serve), replace(self.plan, **changes), seed=0,
             deadline=time.monotonic() + 600, watcher=watcher, state=state,
@@ -274,7 +277,7 @@ def test_of_few_rows_each_judges_and_a_search_may_stop_in_any_fold(stand: Stand)
     whole = bare.run(watcher, contrast=1.0)
     assert list(whole.held_out) == list(range(96))
     assert [(step.blocks, step.contrast) for step in whole.steps[1:3]] == [(1, 0.0), (1, 1.0)]
-    assert whole.adapter is not None
+    assert whole.part is not None
 
     stops, state = [3, 11, 24], None
     stops.append(watcher.epochs - sum(stops) - 2)
@@ -289,17 +292,17 @@ def test_of_few_rows_each_judges_and_a_search_may_stop_in_any_fold(stand: Stand)
     assert untimed[0] == untimed[1]
     assert np.array_equal(resumed.probabilities, whole.probabilities)
     assert np.array_equal(resumed.distances, whole.distances)
-    assert resumed.adapter is not None
-    for name, delta in whole.adapter.deltas.items():
-        assert np.array_equal(resumed.adapter.deltas[name].b, delta.b)
+    assert resumed.part is not None
+    for name, delta in whole.part.adapter().deltas.items():
+        assert np.array_equal(resumed.part.adapter().deltas[name].b, delta.b)
 
 
 def test_each_share_of_the_deltas_is_judged_as_it_is_served(
     stand: Stand, whole: tuple[ModelManifest, Listener]
 ) -> None:
     bare = Bare(stand)
-    tasks = Tasks(bare.source, bare.plan, seed=0)
-    rows = tasks.activations(2)
+    tasks = Tasks(bare.source, bare.plan)
+    rows = tasks.rows(2)
     assert rows is not None
     task = tasks.make(Rung(2), rows, np.arange(96))
     recipe = Recipe(epochs=2, learning_rate=bare.plan.learning_rate)
@@ -307,8 +310,8 @@ def test_each_share_of_the_deltas_is_judged_as_it_is_served(
     trunk = Trunk.load(stand.registry, whole[0].trunk, threads=1, max_pixels=1)
     judged = tasks.features(task, rows)
     for share, features in zip(SHARES, judged, strict=True):
-        task.set_share(share)
-        served = trunk.encode(bare.prepared, feed(task.adapter(), trunk.manifest.slots))
+        task.part.set_share(share)
+        served = trunk.encode(bare.prepared, feed(task.part.adapter(), trunk.manifest.slots))
         assert np.abs(served - features).max() < 1e-3
     assert np.abs(judged[0] - judged[1]).max() > 0.1
 

@@ -343,6 +343,9 @@ class TestDryRun:
         tuned = (await dry_run(http, body | {"strategy": "gradual"})).json()["estimate"]
         assert tuned["seconds"] > tuned["unfreeze_seconds"] > estimate["seconds"]
         assert 1e8 < estimate["memory_bytes"] < 4e9
+        whole = (await dry_run(http, body | {"strategy": "full", "precision": "auto"})).json()
+        assert (whole["resolved"]["precision"], whole["resolved"]["ignored"]) == ("fp32", [])
+        assert whole["estimate"]["memory_bytes"] > estimate["memory_bytes"]
         assert await jobs_of(openai, body) == []
 
     async def test_the_precision_is_measured_or_refused_by_backbone(

@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import threading
+import weakref
+from collections.abc import Sized
 from contextlib import aclosing
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -14,7 +18,9 @@ from core.checkpoints import Checkpoints
 from core.errors import NotFound, Unavailable
 from core.head import Head
 from core.identifiers import ModelReference
-from service import live_models
+from core.manifests import OWN_TRUNK
+from core.trunk import Trunk
+from service import live_models, live_trunks
 from service.serving_set import IndexEntry
 from tests.builders import (
     TENANT,
@@ -23,6 +29,7 @@ from tests.builders import (
     head_files,
     promote,
     publish,
+    publish_full,
     publish_low_rank,
 )
 from tests.loading import Loading, loading
@@ -100,6 +107,90 @@ async def test_adapters_count_and_leave_the_bank_with_their_heads(tmp_path: Path
         bank = (await it.live("a")).trunk.trunk.bank
         # Four arrays with room for 8 at most: two, one that loads, and those on their way out.
         assert bank.bytes <= 4 * (4 * 2) * 4 * 8
+
+
+async def test_a_trunk_of_a_model_s_own_counts_and_comes_and_goes_with_it(tmp_path: Path):
+    """Of two tenants with the same trunk each has its own; a third model shares none either."""
+    async with loading(tmp_path, start=False) as it:
+        for number, name in enumerate("abc"):
+            publish_full(it.registry, name, seed=number)
+        other = publish_full(it.registry, "a", seed=0, tenant="other")
+        shared = add_text_trunk(it.registry, seed=7)
+        publish(it.registry, shared, "plain")
+        await it.loader.reconcile()
+        live = it.loader.live
+        size = (await it.live("a@1")).bytes
+        assert size > (await it.live("a@1")).head.bytes + 1_000
+        assert (await it.live("plain")).bytes == (await it.live("plain")).head.bytes
+        assert (await it.live("plain")).trunk is await live.trunk(shared.digest)
+        theirs = await it.loader.resolve("other", ModelReference("a", 1))
+        assert theirs.manifest == other
+        assert theirs.trunk is not (await it.live("a@1")).trunk
+        assert it.registry.newest_trunk("minilm") == shared
+        with pytest.raises(NotFound):
+            await live.trunk(other.trunk)
+    async with loading(tmp_path, start=False, memory_bytes=2 * size) as it:
+        answers = {}
+        kept = weakref.WeakSet[Trunk]()
+        for name in ("a@1", "b@1", "c@1") * 3:
+            answer = (await it.predict(name)).rows[0]
+            assert answers.setdefault(name, answer) == answer
+            assert it.loader.live.bytes <= 2 * size
+            kept.add((await it.live(name)).trunk.trunk)
+        gc.collect()
+        assert len(kept) == len(it.loader.live) == 2
+        assert len(set(map(str, answers.values()))) == 3
+        # The files go with the version, and so does what is loaded of them.
+        it.registry.delete(TENANT, "c")
+        await it.loader.reconcile()
+        assert await until_gone(kept, 1)
+        assert not [e for e in it.store.walk("default/models/c") if OWN_TRUNK in e.key]
+
+
+async def test_many_that_come_at_once_do_not_all_lie_in_memory(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    kept, most = weakref.WeakSet[Trunk](), 0
+    load = Trunk.load_for
+
+    def count(*args: Any, **options: Any) -> Trunk:
+        nonlocal most
+        trunk = load(*args, **options)
+        kept.add(trunk)
+        gc.collect()
+        most = max(most, len(kept))
+        return trunk
+
+    monkeypatch.setattr(Trunk, "load_for", count)
+    names = [f"model-{number}" for number in range(8)]
+    async with loading(tmp_path, start=False, memory_bytes=1) as it:
+        for number, name in enumerate(names):
+            publish_full(it.registry, name, seed=number)
+        await it.loader.reconcile()
+        await it.loader.unload(TENANT, names[-1])
+        await asyncio.gather(*(it.predict(f"{name}@1") for name in names))
+    # One stays, two are on their way, and as many may still answer.
+    assert 1 < most <= 1 + 2 * live_models.OWN_TRUNKS_AT_ONCE
+
+
+async def until_gone(kept: Sized, most: int) -> bool:
+    await until(lambda: gc.collect() >= 0 and len(kept) <= most)
+    return True
+
+
+async def test_a_model_without_its_own_trunk_or_with_another_is_refused(tmp_path: Path):
+    async with loading(tmp_path, start=False) as it:
+        for number, name in enumerate("ab"):
+            publish_full(it.registry, name, seed=number)
+        folders = [f"default/models/{name}/versions/1" for name in "ab"]
+        graph = tmp_path / folders[0] / "own-trunk.onnx"
+        graph.write_bytes(graph.read_bytes()[:-1] + b"?")
+        (tmp_path / folders[1] / "own-manifest.json").unlink()
+        await it.loader.reconcile()
+        for name, why in (("a@1", "own-trunk.onnx does not match"), ("b@1", "missing")):
+            with pytest.raises(Unavailable, match=why):
+                await it.live(name)
+        assert len(it.loader.live) == 0
 
 
 async def test_a_budget_below_one_head_still_serves(tmp_path: Path):
@@ -272,7 +363,7 @@ async def test_memory_is_given_back_when_the_last_head_of_a_trunk_has_gone(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
     given_back: list[bool] = []
-    monkeypatch.setattr(live_models, "_give_back", given_back.append)
+    monkeypatch.setattr(live_trunks, "_give_back", given_back.append)
     async with loading(tmp_path, start=False) as it:
         publish(it.registry, add_text_trunk(it.registry))
         await it.loader.reconcile()
