@@ -69,7 +69,8 @@ def tune_whole(
     """
     request, reporter = setting.request, setting.reporter
     if setting.checkpoints.latest_state() is None:
-        needed, left = _shortest_seconds(setting, trunk, backbone, data), _seconds_left(setting)
+        needed = _shortest_seconds(setting, trunk, backbone, data, targets)
+        left = setting.deadline - time.monotonic()
         if needed > left:
             reporter.event(
                 "frozen_head_kept",
@@ -114,15 +115,10 @@ def tune_whole(
 
 
 def _shortest_seconds(
-    setting: Setting, trunk: Trunk, backbone: TorchBackbone, data: Dataset
+    setting: Setting, trunk: Trunk, backbone: TorchBackbone, data: Dataset, targets: IntArray
 ) -> float:
     """Return what one epoch of every training will take."""
-    targets = data.targets(data.manifest.classes, param="")
     return foresee(
         row_seconds(backbone, trunk, data), len(data.items),
         views=0, epochs=1, folds=len(split(targets, setting.request.seed)), share=1.0,
     )  # fmt: skip
-
-
-def _seconds_left(setting: Setting) -> float:
-    return setting.deadline - time.monotonic()

@@ -158,7 +158,7 @@ def likelihoods(probabilities: FloatArray, truth: IntArray) -> npt.NDArray[np.fl
     return np.log(np.maximum(chosen, _SMALLEST))
 
 
-def compare(after: npt.NDArray[np.float64], before: npt.NDArray[np.float64] | None = None) -> Gain:
-    """Return what the `likelihoods` of the same rows gained; nothing, without a `before`."""
-    gains = after - (after if before is None else before)
+def compare(after: npt.NDArray[np.float64], before: npt.NDArray[np.float64]) -> Gain:
+    """Return what the `likelihoods` of the same rows gained."""
+    gains = after - before
     return Gain(float(gains.mean()), float(gains.std() / np.sqrt(len(gains))))

@@ -74,9 +74,9 @@ class Evidence:
     investigation: Any
     gate: GateOutcome | None
     production: str | None
-    choices: Choices = Choices()
-    parent: str | None = None
-    served_by: str = ""
+    choices: Choices
+    parent: str | None
+    served_by: str
 
     @property
     def judged(self) -> RowSet:
@@ -219,7 +219,7 @@ def common_fields(
         "environment": environment(),
         "lineage": Lineage(
             backbone=request.model,
-            trunk=evidence.served_by or evidence.trunk.manifest.digest,
+            trunk=evidence.served_by,
             training_file=evidence.train.file,
             dataset=evidence.train.manifest.sha256,
             validation_file=evidence.held_out.file if evidence.held_out else None,

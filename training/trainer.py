@@ -4,9 +4,8 @@
 
 The rate rises linearly over the first steps and then falls to zero. Where training is, is a handful
 of tensors and numbers: `state` returns them, `restore` goes on from there, and ends with the same
-bits as if it had never stopped. For that, nothing random is carried
-along: the order of an epoch's rows is drawn from (seed, epoch), and whatever a step draws, from
-(seed, step).
+bits as if it had never stopped. For that, nothing random is carried along: the order of an epoch's
+rows is drawn from (seed, epoch), and whatever a step draws, from (seed, step).
 
 Training ends at once when a loss is no number. Not here: what is trained and on what
 (training.gradual), where states are kept (core.checkpoints).
@@ -144,8 +143,8 @@ class Trainer:
         """Train to the end, from wherever `restore` left it.
 
         `check` is called between steps, and between a batch's parts; what it raises leaves the
-        trainer in a state worth keeping.
-        `on_epoch` is told of each epoch, and may return False to end early.
+        trainer in a state worth keeping. `on_epoch` is told of each epoch, and may return False to
+        end early.
         """
         while not self._is_over():
             batches = self._task.batches(self._seed + 7919 * self._at.epoch)
