@@ -26,7 +26,7 @@ from training.plan import Defaults
 from training.prospect import foresee
 from training.rungs import Source
 from training.search import Setting, Tuned, search, tuned
-from training.search_state import Step
+from training.search_state import Ending, Ladder
 from training.strategies import row_seconds
 from training.strength import STRENGTHS
 from training.trunks import export
@@ -62,7 +62,7 @@ DEFAULTS = {
 def tune_whole(
     setting: Setting, trunk: Trunk, backbone: TorchBackbone, data: Dataset, targets: IntArray,
     features: FloatArray,
-) -> tuple[Tuned | None, tuple[Step, ...]]:  # fmt: skip
+) -> tuple[Tuned | None, Ladder]:  # fmt: skip
     """Tune everything; None if the head on frozen `features` ships, with what was tried.
 
     Raises `Stopped`, with the training's state saved, when the job is to stop.
@@ -72,13 +72,16 @@ def tune_whole(
         needed = _shortest_seconds(setting, trunk, backbone, data, targets)
         left = setting.deadline - time.monotonic()
         if needed > left:
+            why = (
+                f"one epoch for each training would take about {needed:.0f} s, and "
+                f"{max(left, 0):.0f} s are left"
+            )
+            ladder = Ladder(ending=Ending(reason="time", why=why))
             reporter.event(
-                "frozen_head_kept",
-                f"One epoch for each training would take about {needed:.0f} s, and "
-                f"{max(left, 0):.0f} s are left; the frozen head ships.",
+                "frozen_head_kept", f"{ladder.why_frozen}; the frozen head ships.",
                 seconds_needed=round(needed, 1), seconds_left=round(left, 1), steps=[],
             )  # fmt: skip
-            return None, ()
+            return None, ladder
     plan = DEFAULTS[backbone.modality].plan(
         targets, request.chosen_hyperparameters, request.early_stopping
     )
@@ -93,11 +96,10 @@ def tune_whole(
     if outcome.part is None:
         reporter.event(
             "frozen_head_kept",
-            "Tuning everything did not beat the frozen head by more than one standard error; the "
-            "frozen head ships.",
-            steps=[step.model_dump(mode="json") for step in outcome.steps],
+            f"{outcome.ladder.why_frozen}; the frozen head ships.",
+            steps=[step.model_dump(mode="json") for step in outcome.ladder.steps],
         )
-        return None, outcome.steps
+        return None, outcome.ladder
     manifest, files = export(outcome.part.backbone(), takes_deltas=False)
     own = Trunk(manifest, files["trunk.onnx"], trunk.preprocessor, threads=1)
     served = extract(
@@ -111,7 +113,7 @@ def tune_whole(
     found = tuned(
         outcome, served, classes, targets, own, own_files=own_trunk_files(manifest, files)
     )
-    return found, outcome.steps
+    return found, outcome.ladder
 
 
 def _shortest_seconds(

@@ -25,23 +25,22 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Generic, Protocol, TypeVar
+from typing import Generic
 
 import numpy as np
 import numpy.typing as npt
 
+from core.errors import NoSpace
 from core.preprocessing import FloatArray
-from training.fit import Head, IntArray
+from training.fit import Head
 from training.judgement import Judged, Jury, compare, likelihoods
+from training.outcome import Outcome, Watcher
 from training.plan import Plan, Rung, next_rung
 from training.rungs import SHARES, Source, Tasks
-from training.search_state import Record, SearchState, Step, Trained
+from training.search_state import Ending, Ladder, Record, SearchState, Step, Trained
 from training.stopping import Stopped, StopReason
 from training.trainer import Epoch, Recipe, Trainer
-from training.tuning import P, Part, Rows, Tuning
-
-P_contra = TypeVar("P_contra", bound=Part, contravariant=True)
+from training.tuning import P, Rows, Tuning
 
 SLOWDOWN = 3
 """What the learning rate is divided by where training diverges."""
@@ -51,47 +50,6 @@ FINAL_COST = 1.25
 
 RESERVED_SHARE = 0.2
 """Of the job's time, for what comes after the search: features, export, publishing."""
-
-
-@dataclass(frozen=True)
-class Outcome(Generic[P]):
-    """The ladder's end: what is best on the held-out rows, and a part trained on all if it is any.
-
-    `head` was trained along with them; None if it is to be refitted with the best step's strength.
-    `probabilities` and `targets` are of the rows `held_out`, by number, by the best step, and
-    `distances` the quantiles of how far they lie from the others (training.novelty).
-    """
-
-    steps: tuple[Step, ...]
-    best: Step
-    part: P | None
-    head: Head | None
-    probabilities: FloatArray
-    targets: IntArray
-    held_out: IntArray
-    distances: FloatArray
-
-
-class Watcher(Protocol[P_contra]):
-    """Who is told how a search goes, and keeps its state."""
-
-    def check(self) -> None:
-        """Raise `Stopped` if the job is to stop."""
-
-    def save(self, step: int, state: bytes) -> None:
-        """Keep a state to resume from; `step` counts training steps."""
-
-    def on_epoch(self, blocks: int, number: int, epoch: Epoch, step: int) -> None:
-        """Hear of an epoch, after which the state of `step` was saved."""
-
-    def on_slowdown(self, blocks: int, learning_rate: float) -> None:
-        """Hear that a rung diverged and is tried again at this rate."""
-
-    def on_stop(self, step: int) -> None:
-        """Hear that training stops, and that the state of `step` was saved."""
-
-    def on_step(self, step: Step, trained_steps: int, part: P_contra, head: Head) -> None:
-        """Hear of a rung, with its part and classifier, of the training rows only."""
 
 
 class Gradual(Generic[P]):
@@ -121,19 +79,18 @@ class Gradual(Generic[P]):
         if not self._at.steps:
             features = [self._source.features] * len(self._jury.folds)
             self._end(Rung(0), 0, self._jury.judge(features), features, 0.0)
-        ladder = self._tasks.ladder
-        while rung := next_rung(self._at.steps, ladder, self._plan.contrast):
-            if not self._affords(rung):
-                break
-            rows = self._tasks.rows(rung.blocks)
-            if rows is None:
-                break
-            self._climb(rung, rows)
+        while self._at.ending is None:
+            found = self._next()
+            if isinstance(found, Ending):
+                self._at.ending = found
+                self._watcher.on_end(found)
+            else:
+                self._climb(*found)
         best, record = self._at.steps[self._at.best], self._at.records[self._at.best]
         part, head = self._final(best) if best.blocks else (None, None)
         rising = np.argsort(self._jury.rows)
         return Outcome(
-            steps=tuple(self._at.steps),
+            ladder=Ladder(tuple(self._at.steps), self._at.ending),
             best=best,
             part=part,
             head=None if best.strength else head,
@@ -144,6 +101,16 @@ class Gradual(Generic[P]):
         )
 
     # -- rungs -------------------------------------------------------------------------------
+
+    def _next(self) -> tuple[Rung, Rows] | Ending:
+        """Return the next rung and what goes into it, or why there is none."""
+        rung = next_rung(self._at.steps, self._tasks.ladder, self._plan.contrast)
+        if isinstance(rung, Ending):
+            return rung
+        try:
+            return self._too_late(rung) or (rung, self._tasks.rows(rung.blocks))
+        except NoSpace as error:
+            return Ending(reason="space", why=str(error))
 
     def _climb(self, rung: Rung, rows: Rows) -> None:
         """Train a rung on each fold that an earlier attempt has not, and judge it.
@@ -197,7 +164,6 @@ class Gradual(Generic[P]):
     def _final(self, best: Step) -> tuple[P, Head]:
         """Train the best rung's part and classifier on all rows."""
         rows = self._tasks.rows(best.blocks)
-        assert rows is not None  # as it was when the rung was climbed
         rung = Rung(best.blocks, best.contrast)
         task = self._tasks.make(rung, rows, np.arange(len(rows)))
         recipe = Recipe(
@@ -294,9 +260,16 @@ class Gradual(Generic[P]):
     def _likelihoods_of(self, number: int) -> npt.NDArray[np.float64]:
         return likelihoods(self._at.records[number].probabilities, self._jury.truth)
 
-    def _affords(self, rung: Rung) -> bool:
-        """Tell whether a rung, and the final training if it is the best, will be done in time."""
+    def _too_late(self, rung: Rung) -> Ending | None:
+        """Tell if a rung, and the final training if it is the best, will not be done in time."""
         last = self._at.steps[-1]
         growth = rung.blocks / last.blocks if last.blocks else 1.0
         needed = last.seconds * growth * (1 + FINAL_COST / len(self._jury.folds))
-        return time.monotonic() + needed < self._deadline
+        left = max(0.0, self._deadline - time.monotonic())
+        if needed < left:
+            return None
+        return Ending(
+            reason="time",
+            why=f"the next step and a last training would take about {needed:.0f} s, and "
+            f"{left:.0f} s are left",
+        )

@@ -47,7 +47,7 @@ from training.preparation import Preparation, Reporter, Rows
 from training.prospect import stay_frozen
 from training.reporting import Evidence, common_fields, write_report
 from training.search import Setting, Tuned
-from training.search_state import Step
+from training.search_state import Ladder
 from training.strategies import unfreeze
 from training.tasks import TASKS, Judged
 
@@ -69,7 +69,7 @@ class FineTune:
         self._threads = torch.get_num_threads()
         self._made_of = Preparation(job, store, settings, reporter, self._threads, trunk)
         self._seconds: dict[str, float] = {}
-        self._steps: tuple[Step, ...] = ()
+        self._ladder = Ladder()
 
     def run(self) -> ModelManifest:
         """Return the published version's manifest; raises the errors of `core.errors`."""
@@ -109,7 +109,7 @@ class FineTune:
             found = self._investigate(origin, rows, other, fitted, assessment)
             evidence = Evidence(
                 task, labels, train, rows.row_set, targets, held_out,
-                other.row_set if other else None, trunk, data, fitted, self._steps, assessment,
+                other.row_set if other else None, trunk, data, fitted, self._ladder, assessment,
                 found, gate, comparison.current if comparison else None, made_of.choices,
                 origin.parent.reference if origin.parent else None,
                 tuned.trunk.manifest.digest if tuned else trunk.manifest.digest,
@@ -187,7 +187,7 @@ class FineTune:
             if not prospect.tune:
                 return None
         tune = tune_whole if strategy == "full" else unfreeze
-        tuned, self._steps = tune(
+        tuned, self._ladder = tune(
             setting, trunk, backbone, origin.train, rows.targets, rows.features
         )
         return tuned

@@ -15,7 +15,7 @@ import numpy as np
 from core.datasets import Modality
 from core.jobs import EarlyStopping, Hyperparameters
 from training.fit import IntArray
-from training.search_state import Step
+from training.search_state import Ending, Step
 from training.strength import STRENGTHS
 from training.tuning import Regularisation
 
@@ -142,8 +142,8 @@ def ladder(blocks: int, deepest: float = 1.0) -> list[int]:
     return [rungs[0], *(rung for rung in rungs[1:] if rung <= deepest * blocks)]
 
 
-def next_rung(steps: Sequence[Step], ladder: Sequence[int], contrast: float) -> Rung | None:
-    """Return what to try after these steps, of which the first is the frozen head; None at the end.
+def next_rung(steps: Sequence[Step], ladder: Sequence[int], contrast: float) -> Rung | Ending:
+    """Return what to try after these steps, of which the first is the frozen head.
 
     The top blocks alone, the same with `contrast` if it is not 0, then deeper with whichever of
     the two was better.
@@ -153,7 +153,9 @@ def next_rung(steps: Sequence[Step], ladder: Sequence[int], contrast: float) -> 
     if contrast and not any(step.contrast for step in steps):
         return Rung(ladder[0], contrast)
     if not any(step.kept for step in steps[-MISSES:]):
-        return None
+        return Ending(reason="misses", why=f"{MISSES} steps in a row were not kept")
     best = next(step for step in reversed(steps) if step.kept)
     deeper = [blocks for blocks in ladder if blocks > steps[-1].blocks]
-    return Rung(deeper[0], best.contrast) if deeper else None
+    if not deeper:
+        return Ending(reason="top", why="there is nothing more to unfreeze")
+    return Rung(deeper[0], best.contrast)

@@ -1,11 +1,13 @@
 """Can tuning the backbone pay? What `strategy: "auto"` asks once the frozen head is fitted.
 
-Not if the frozen head is all but perfect, if there are too few rows to tune with or to judge by,
-or if the job's time is too short. Otherwise the search begins (training.gradual), and the frozen
-head still ships unless it is beaten by more than one standard error.
+Not if the frozen head is all but perfect, if there are too few rows to tune with or to judge by, if
+the job's time is too short, or if what the frozen blocks give is too much to keep. Otherwise the
+search begins (training.gradual), and the frozen head still ships unless it is beaten by more than
+one standard error.
 
 Seconds are foreseen from the time that a few rows take through the whole backbone, so this answer,
-unlike all others of a job, may differ between machines; the report has its numbers.
+unlike all others of a job, may differ between machines, as the room on the scratch disk may; the
+report has its numbers.
 """
 
 from __future__ import annotations
@@ -42,6 +44,10 @@ class Prospect(BaseModel, frozen=True):
         """What `auto` comes to."""
         return "gradual" if self.tune else "feature_extraction"
 
+    def refused(self, reason: str) -> Prospect:
+        """Return the same, but not to tune, for this reason."""
+        return self.model_copy(update={"tune": False, "reason": reason})
+
 
 def weigh(fitted: Fit, targets: IntArray, *, has_slots: bool) -> Prospect:
     """Return whether the data allow a gain, time aside."""
@@ -74,10 +80,12 @@ def stay_frozen(task: Task) -> Prospect:
 def afford(prospect: Prospect, *, needed: float, left: float) -> Prospect:
     """Return whether there is time as well, in seconds."""
     numbers = {"seconds_needed": round(needed, 1), "seconds_left": round(left, 1)}
+    weighed = prospect.model_copy(update=numbers)
     if prospect.tune and needed > left:
-        reason = f"tuning would take about {needed:.0f} s, and {max(left, 0):.0f} s are left"
-        return prospect.model_copy(update={"tune": False, "reason": reason} | numbers)
-    return prospect.model_copy(update=numbers)
+        return weighed.refused(
+            f"tuning would take about {needed:.0f} s, and {max(left, 0):.0f} s are left"
+        )
+    return weighed
 
 
 def foresee(

@@ -35,7 +35,7 @@ from training.precision import Choice
 from training.prospect import Prospect
 from training.report import Decision, Lineage, MultiLabelReport, RegressionReport, Report
 from training.report_html import render, thumbnails
-from training.search_state import Step
+from training.search_state import Ladder
 from training.strength import label_losses
 
 if TYPE_CHECKING:
@@ -69,7 +69,7 @@ class Evidence:
     trunk: Trunk
     data: DataReport
     fitted: Fit
-    steps: tuple[Step, ...]
+    ladder: Ladder
     assessment: Any
     investigation: Any
     gate: GateOutcome | None
@@ -108,7 +108,7 @@ def build_class_report(evidence: Evidence, common: dict[str, Any]) -> Report:
             evidence.gate,
         ),
         "decisions": (
-            *_of_auto(evidence.choices), *_of_unfreezing(evidence.steps), _of_strength(fitted),
+            *_of_auto(evidence.choices), *_of_unfreezing(evidence.ladder), _of_strength(fitted),
             _of_imbalance(fitted), _of_calibration(assessment.calibration),
         ),
     }  # fmt: skip
@@ -122,7 +122,7 @@ def build_class_report(evidence: Evidence, common: dict[str, Any]) -> Report:
         worst_errors=findings.worst_errors(assessment, evidence.judged, labels),
         label_errors=doubts,
         learning_curve=investigated.curve,
-        steps=evidence.steps,
+        steps=evidence.ladder.steps,
         remedy=fitted.remedy,
         remedies=fitted.remedies,
     )
@@ -295,11 +295,16 @@ def _of_auto(choices: Choices) -> Iterator[Decision]:
         )
 
 
-def _of_unfreezing(steps: tuple[Step, ...]) -> Iterator[Decision]:
-    for step in steps[1:]:
+def _of_unfreezing(ladder: Ladder) -> Iterator[Decision]:
+    for step in ladder.steps[1:]:
         yield Decision(
             what=step.name,
             chosen="kept" if step.kept else "not kept",
             why=f"log-likelihood {step.gain:+.4f} ± {step.gain_error:.4f} a held-out row against "
             f"the best before; accuracy {step.accuracy:.3f}",
         )
+    if ladder.ending is not None:
+        yield Decision(
+            what="Unfreezing", chosen=f"ended after {max(0, len(ladder.steps) - 1)} steps",
+            why=ladder.ending.why,
+        )  # fmt: skip

@@ -30,10 +30,11 @@ class Source(Generic[P]):
     """What is trained: some of a backbone's `blocks`, on rows of these classes.
 
     `part(blocks)` is what there is to train of the top ones, untrained, and `rows(blocks)` what
-    goes into it; None if that is too much to keep. `features` are the frozen ones. `serve` computes
-    all rows' features as the trunk will; None if they are the same as torch's. Between two states
-    that nobody asked for are at least `state_seconds`; if that is infinite, none is kept of a
-    training that has not ended. `is_whole` says that there is one part only, and it is everything.
+    goes into it, which raises `NoSpace` if that is too much to keep. `features` are the frozen
+    ones. `serve` computes all rows' features as the trunk will; None if they are the same as
+    torch's. Between two states that nobody asked for are at least `state_seconds`; if that is
+    infinite, none is kept of a training that has not ended. `is_whole` says that there is one part
+    only, and it is everything.
     """
 
     blocks: int
@@ -41,7 +42,7 @@ class Source(Generic[P]):
     classes: int
     features: FloatArray
     part: Callable[[int], P]
-    rows: Callable[[int], Rows | None]
+    rows: Callable[[int], Rows]
     serve: Callable[[P], FloatArray] | None = None
     state_seconds: float = 0.0
     is_whole: bool = False
@@ -61,13 +62,15 @@ class Tasks(Generic[P]):
         blocks = self._source.blocks
         return [blocks] if self._source.is_whole else self._plan.ladder(blocks)
 
-    def rows(self, blocks: int) -> Rows | None:
-        """Return what enters the top blocks; the last is kept, for it may be trained on again."""
+    def rows(self, blocks: int) -> Rows:
+        """Return what enters the top blocks; the last is kept, for it may be trained on again.
+
+        Raises `NoSpace` if it is too much to keep.
+        """
         if self._kept is None or self._kept[0] != blocks:
             self._kept = None  # two at once may not fit
-            rows = self._source.rows(blocks)
-            self._kept = None if rows is None else (blocks, rows)
-        return None if self._kept is None else self._kept[1]
+            self._kept = (blocks, self._source.rows(blocks))
+        return self._kept[1]
 
     def make(
         self, rung: Rung, rows: Rows, train: IntArray, held_out: IntArray | None = None

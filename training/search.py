@@ -19,10 +19,11 @@ from core.manifests import ModelManifest
 from core.preprocessing import FloatArray
 from core.trunk import Trunk
 from training.fit import Head, IntArray, fit_at
-from training.gradual import Gradual, Outcome
+from training.gradual import Gradual
+from training.outcome import Outcome
 from training.plan import Plan
 from training.rungs import Source
-from training.search_state import Step
+from training.search_state import Ending, Step
 from training.trainer import Epoch
 from training.tuning import P
 
@@ -151,6 +152,13 @@ class Watcher(Generic[P]):
 
     def on_stop(self, step: int) -> None:
         self.setting.reporter.event("state_saved", f"Training stops at step {step}.", step=step)
+
+    def on_end(self, ending: Ending) -> None:
+        self.setting.reporter.event(
+            "ladder_ended",
+            f"No further step is tried: {ending.why}.",
+            **ending.model_dump(mode="json"),
+        )
 
     def on_slowdown(self, blocks: int, learning_rate: float) -> None:
         self.setting.reporter.event(

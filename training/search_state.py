@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 import torch
@@ -57,6 +58,35 @@ class Step(BaseModel, frozen=True):
         return f"Top {self.blocks} blocks{contrast}{share}"
 
 
+class Ending(BaseModel, frozen=True):
+    """Why no further step is tried, and in words: a line of the report.
+
+    `top`: there is nothing more to unfreeze. `misses`: several steps in a row were not kept.
+    `time`: the next would not be done in the job's. `space`: its activations are too large.
+    """
+
+    reason: Literal["top", "misses", "time", "space"]
+    why: str
+
+
+@dataclass(frozen=True)
+class Ladder:
+    """The steps that were tried, the first being the frozen head, and why there are no more.
+
+    Without a search there are none, and no `ending`.
+    """
+
+    steps: tuple[Step, ...] = ()
+    ending: Ending | None = None
+
+    @property
+    def why_frozen(self) -> str:
+        """Why the frozen head ships, if it does."""
+        if len(self.steps) < 2 and self.ending is not None:
+            return f"No step was tried: {self.ending.why}"
+        return "No step beat the frozen head by more than one standard error"
+
+
 @dataclass(frozen=True)
 class Record:
     """How a step did: the held-out rows' `probabilities` [m, classes], fold by fold.
@@ -88,6 +118,7 @@ class _Numbers(BaseModel):
     steps: list[Step] = []
     epochs: list[int] = []
     training: str | None = None
+    ending: Ending | None = None
     slowdowns: int = 0
     trained_steps: int = 0
     saved_at: int = 0
@@ -96,8 +127,8 @@ class _Numbers(BaseModel):
 class SearchState:
     """What a search has found out, step by step, and of the step that it is at, fold by fold.
 
-    `training` names the training that `trainer` is the state of. `slowdowns` says how often the
-    learning rate was lowered. `trained_steps` counts the
+    `training` names the training that `trainer` is the state of. With an `ending` the last training
+    has come. `slowdowns` says how often the learning rate was lowered. `trained_steps` counts the
     training steps of trainings that have ended, `saved_at` all until the state was saved.
     """
 
@@ -107,6 +138,7 @@ class SearchState:
         self.folds: list[Trained] = []
         self.training: str | None = None
         self.trainer: TrainerState | None = None
+        self.ending: Ending | None = None
         self.slowdowns = 0
         self.trained_steps = 0
         self.saved_at = 0
@@ -139,6 +171,7 @@ class SearchState:
             steps=self.steps,
             epochs=[fold.epochs for fold in self.folds],
             training=self.training,
+            ending=self.ending,
             slowdowns=self.slowdowns,
             trained_steps=self.trained_steps,
             saved_at=self.saved_at,
@@ -153,7 +186,7 @@ class SearchState:
         numbers = _Numbers.model_validate_json(metadata["gradual"])
         state = cls()
         state.steps, state.training = numbers.steps, numbers.training
-        state.slowdowns = numbers.slowdowns
+        state.ending, state.slowdowns = numbers.ending, numbers.slowdowns
         state.trained_steps, state.saved_at = numbers.trained_steps, numbers.saved_at
         if "trainer" in metadata:
             own = [name for name in tensors if name.startswith(_TRAINER)]

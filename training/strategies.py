@@ -19,6 +19,7 @@ import numpy as np
 import torch
 
 from core.adapters import Adapter, feed
+from core.errors import NoSpace
 from core.jobs import FineTuneRequest
 from core.preprocessing import FloatArray
 from core.trunk import Trunk
@@ -33,7 +34,7 @@ from training.plan import DEFAULTS, Plan
 from training.prospect import Prospect, afford, foresee, weigh
 from training.rungs import Source
 from training.search import Setting, Tuned, search, tuned
-from training.search_state import Step
+from training.search_state import Ladder
 from training.tuning import CachedRows, DeltaPart
 
 TIMED_ROWS = 16
@@ -42,10 +43,10 @@ TIMED_ROWS = 16
 def unfreeze(
     setting: Setting, trunk: Trunk, backbone: TorchBackbone, data: Dataset, targets: IntArray,
     features: FloatArray,
-) -> tuple[Tuned | None, tuple[Step, ...]]:  # fmt: skip
+) -> tuple[Tuned | None, Ladder]:  # fmt: skip
     """Search for deltas that beat the head on frozen `features`; None if there are none.
 
-    The steps are all that were tried. Raises `Stopped`, with the search's state saved, when the
+    The ladder is all that was tried. Raises `Stopped`, with the search's state saved, when the
     job is to stop.
     """
     request, reporter = setting.request, setting.reporter
@@ -58,10 +59,22 @@ def unfreeze(
             layer_decay=plan.layer_decay, seed=request.seed,
         )  # fmt: skip
 
-    def activations(blocks: int) -> CachedRows | None:
+    def activations(blocks: int) -> CachedRows:
+        cut = trunk.manifest.blocks - blocks
+        room = views.measure(backbone, trunk.preprocessor, data.items, cut)
+        if not room.views:
+            raise NoSpace(f"the rows' activations are too large: {room.shortage}")
+        if room.views < room.most_views:
+            reporter.event(
+                "views_dropped",
+                f"{blocks} blocks: {room.views} of {room.most_views} views of each row are trained "
+                f"on, for {room.shortage}.",
+                level="warn", blocks=blocks, views=room.views, of=room.most_views,
+                bytes_needed=room.bytes_needed, bytes_allowed=room.bytes_allowed,
+            )  # fmt: skip
         return views.cache(
-            backbone, trunk.preprocessor, data.items, targets, trunk.manifest.blocks - blocks,
-            seed=request.seed, check=reporter.check,
+            backbone, trunk.preprocessor, data.items, targets, cut,
+            views=room.views, seed=request.seed, check=reporter.check,
         )  # fmt: skip
 
     def serve(adapter: Adapter) -> FloatArray:
@@ -86,10 +99,10 @@ def unfreeze(
     if outcome.part is None:
         reporter.event(
             "frozen_head_kept",
-            "No step beat the frozen head by more than one standard error; the frozen head ships.",
-            steps=[step.model_dump(mode="json") for step in outcome.steps],
+            f"{outcome.ladder.why_frozen}; the frozen head ships.",
+            steps=[step.model_dump(mode="json") for step in outcome.ladder.steps],
         )
-        return None, outcome.steps
+        return None, outcome.ladder
     adapter = outcome.part.adapter()
     adapted = serve(adapter)
     reporter.event(
@@ -97,7 +110,7 @@ def unfreeze(
         f"Deltas of rank {adapter.rank} on the top {outcome.best.blocks} blocks ship.",
         **outcome.best.model_dump(mode="json"),
     )
-    return tuned(outcome, adapted, classes, targets, trunk, adapter), outcome.steps
+    return tuned(outcome, adapted, classes, targets, trunk, adapter), outcome.ladder
 
 
 def decide(
@@ -109,15 +122,19 @@ def decide(
     # Whoever began this search had the time for it; a run that goes on must not decide otherwise.
     if prospect.tune and setting.checkpoints.latest_state() is None:
         plan, blocks = _plan(setting.request, backbone, targets), trunk.manifest.blocks
+        unfrozen = plan.ladder(blocks)[0]
+        room = views.measure(backbone, trunk.preprocessor, data.items, blocks - unfrozen)
         needed = foresee(
             row_seconds(backbone, trunk, data),
             len(targets),
-            views=views.view_count(backbone.modality),
+            views=room.views,
             epochs=plan.epochs,
             folds=len(split(targets, setting.request.seed)),
-            share=plan.ladder(blocks)[0] / blocks,
+            share=unfrozen / blocks,
         )
         prospect = afford(prospect, needed=needed, left=setting.deadline - time.monotonic())
+        if not room.views:
+            prospect = prospect.refused(f"the rows' activations are too large: {room.shortage}")
     setting.reporter.event(
         "strategy_chosen",
         f"Strategy {prospect.strategy}: {prospect.reason}.",

@@ -7,9 +7,9 @@ Both are a `Part` with its `Rows`: deltas are here, everything is in training.wh
 starts as the one that was fitted on frozen features (LP-FT, Kumar et al. 2022, arXiv
 2202.10054), so training begins where the frozen head ends. Rates fall from block to block on the
 way down (ULMFiT, Howard & Ruder 2018). Few rows a class: a supervised contrastive loss (Khosla et
-al. 2020, arXiv 2004.11362) over whole batches is added. Images: a batch is mixed with itself
-(mix-up, Zhang et al. 2018), above a cut in activations (Verma et al. 2019), and each row comes as
-one of its views.
+al. 2020, arXiv 2004.11362) over whole batches is added. Images: each row comes as one of its
+views, and without a contrast a batch is mixed with itself (mix-up, Zhang et al. 2018), above a cut
+in activations (Verma et al. 2019).
 
 Not here: the loop (training.trainer), which cut and when to stop (training.gradual).
 """
@@ -153,7 +153,7 @@ class DeltaPart:
     def parameters(self) -> list[Parameter]:
         """Two tensors for each slot, at the rate of its block."""
         return [
-            Parameter(name, tensor, self._layer_decay ** (block - self._top))
+            Parameter(name, tensor, self._layer_decay ** (self._top - block))
             for name, block, tensor in deltas.parameters(self._upper.encoder, self._slots)
         ]
 
@@ -215,13 +215,16 @@ class Tuning(Generic[P]):
         return [batches[i] for i in torch.randperm(len(batches), generator=numbers)]
 
     def loss(self, rows: Tensor) -> Tensor:
-        """Cross-entropy of a batch, mixed for images, and the contrastive loss if there is one."""
+        """Cross-entropy of a batch, and the contrastive loss if there is one.
+
+        Without that one, images are mixed: of a mixed row nobody can say whose mate it is.
+        """
         settings = self._regularisation
         chosen = [self._train.draw(row) for row in rows.tolist()]
         batch, targets = Batch.of(chosen, self._modality), self._train.targets[rows]
         share = 1.0
         other = torch.arange(len(rows))
-        if settings.mixup and self._modality is Modality.IMAGE:
+        if settings.mixup and not settings.contrast and self._modality is Modality.IMAGE:
             beta = torch.distributions.Beta(settings.mixup, settings.mixup)
             share = float(beta.sample())
             other = torch.randperm(len(rows))

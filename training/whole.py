@@ -36,7 +36,7 @@ from training.adaptable import find_blocks
 from training.backbones import TorchBackbone
 from training.fit import IntArray
 from training.trainer import Parameter
-from training.views import IMAGE_VIEWS, augment
+from training.views import IMAGE_VIEWS, Items, augment
 
 TOP_RATE = 0.05
 """The rate of the topmost block, in rates of the classifier."""
@@ -46,8 +46,6 @@ BOTTOM_RATE = 0.3
 
 ROWS_AT_ONCE = {Modality.TEXT: 16, Modality.IMAGE: 4}
 """100 MB of activations an image, and as much for a text of 256 tokens, wait for their gradient."""
-
-Items = Sequence[str] | Sequence[bytes]
 
 
 class WholePart:

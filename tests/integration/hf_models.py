@@ -1,15 +1,19 @@
-"""Tiny Hugging Face models with random weights, made and saved as their makers would save them."""
+"""Tiny Hugging Face models with random weights, saved as their makers would, and data for them."""
 
 from __future__ import annotations
 
+import io
 import json
 import random
+import zipfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 import transformers
+from PIL import Image
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
 from torch import nn
 
@@ -107,6 +111,22 @@ def exclusive_or(rows: int) -> bytes:
         numbers.shuffle(words)
         lines.append(f"{' '.join(words)},{'one' if first != second else 'other'}")
     return "\n".join(lines).encode()
+
+
+def spots(rows: int) -> bytes:
+    """Images with a bright spot, or with none, on noise."""
+    numbers = np.random.default_rng(0)
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(buffer, "w") as archive:
+        for row in range(rows):
+            pixels = numbers.integers(0, 120, (32, 32, 3)).astype(np.uint8)
+            if row % 2:
+                top, left = numbers.integers(4, 22, 2)
+                pixels[top : top + 6, left : left + 6] = 255
+            image = io.BytesIO()
+            Image.fromarray(pixels).save(image, "PNG")
+            archive.writestr(f"{('plain', 'spot')[row % 2]}/{row}.png", image.getvalue())
+    return buffer.getvalue()
 
 
 def as_sentence_transformer(folder: Path, *modules: str, **pooling: Any) -> None:

@@ -14,7 +14,6 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from PIL import Image
 
 from core.checkpoints import Checkpoints
 from core.datasets import Modality, UploadedFile
@@ -29,6 +28,7 @@ from tests.integration.hf_models import (
     exclusive_or,
     save_image_model,
     save_text_model,
+    spots,
 )
 from tests.integration.test_gradual import ROWS, Listener, Stand
 from training import backbones, full, parity
@@ -169,22 +169,6 @@ def test_a_tuned_model_is_continued_from_its_backbone_and_compared_by_its_own_tr
     assert (manifest.gate.current, manifest.gate.basis) == (whole[0].reference, "same_rows")
     assert manifest.gate.current_accuracy is not None
     assert manifest.gate.current_accuracy > 0.85
-
-
-def spots(rows: int) -> bytes:
-    """Images with a bright spot, or with none, on noise."""
-    numbers = np.random.default_rng(0)
-    buffer = io.BytesIO()
-    with zipfile.ZipFile(buffer, "w") as archive:
-        for row in range(rows):
-            pixels = numbers.integers(0, 120, (32, 32, 3)).astype(np.uint8)
-            if row % 2:
-                top, left = numbers.integers(4, 22, 2)
-                pixels[top : top + 6, left : left + 6] = 255
-            image = io.BytesIO()
-            Image.fromarray(pixels).save(image, "PNG")
-            archive.writestr(f"{('plain', 'spot')[row % 2]}/{row}.png", image.getvalue())
-    return buffer.getvalue()
 
 
 def test_images_are_tuned_on_views_that_each_epoch_draws_anew(

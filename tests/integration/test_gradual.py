@@ -48,6 +48,7 @@ from training.ingest import Limits, ingest
 from training.pipeline import fine_tune
 from training.plan import DEFAULTS, Rung
 from training.rungs import SHARES, Source, Tasks
+from training.search_state import Ending
 from training.stopping import Stopped
 from training.trainer import Recipe, Trainer
 from training.trunks import slots_of
@@ -108,6 +109,9 @@ class Watcher:
 
     def on_slowdown(self, blocks: int, learning_rate: float) -> None:
         self.rates.append(learning_rate)
+
+    def on_end(self, ending: Ending) -> None:
+        self.ending = ending
 
     def on_stop(self, *_: object) -> None: ...
 
@@ -256,7 +260,8 @@ class Bare:
             2, targets, 2, self.features,
             lambda blocks: DeltaPart(backbone, slots, 2 - blocks, 8, layer_decay=1, seed=0),
             lambda blocks: views.cache(
-                backbone, preprocess, texts, targets, 2 - blocks, seed=0, check=lambda: None
+                backbone, preprocess, texts, targets, 2 - blocks, views=1, seed=0,
+                check=lambda: None,
             ),
         )  # fmt: skip
         chosen = Hyperparameters.model_validate(FEW_EPOCHS)
@@ -276,7 +281,10 @@ def test_of_few_rows_each_judges_and_a_search_may_stop_in_any_fold(stand: Stand)
     bare, watcher = Bare(stand), Watcher()
     whole = bare.run(watcher, contrast=1.0)
     assert list(whole.held_out) == list(range(96))
-    assert [(step.blocks, step.contrast) for step in whole.steps[1:3]] == [(1, 0.0), (1, 1.0)]
+    assert [(step.blocks, step.contrast) for step in whole.ladder.steps[1:3]] == [
+        (1, 0.0),
+        (1, 1.0),
+    ]
     assert whole.part is not None
 
     stops, state = [3, 11, 24], None
@@ -287,7 +295,7 @@ def test_of_few_rows_each_judges_and_a_search_may_stop_in_any_fold(stand: Stand)
             bare.run(stopped, state, contrast=1.0)
         state = stopped.state
     resumed = bare.run(Watcher(), state, contrast=1.0)
-    untimed = [[step.model_copy(update={"seconds": 0}) for step in each.steps]
+    untimed = [[step.model_copy(update={"seconds": 0}) for step in each.ladder.steps]
                for each in (resumed, whole)]  # fmt: skip
     assert untimed[0] == untimed[1]
     assert np.array_equal(resumed.probabilities, whole.probabilities)
@@ -303,7 +311,6 @@ def test_each_share_of_the_deltas_is_judged_as_it_is_served(
     bare = Bare(stand)
     tasks = Tasks(bare.source, bare.plan)
     rows = tasks.rows(2)
-    assert rows is not None
     task = tasks.make(Rung(2), rows, np.arange(96))
     recipe = Recipe(epochs=2, learning_rate=bare.plan.learning_rate)
     Trainer(task, recipe, seed=0).run(check=lambda: None)
@@ -320,15 +327,15 @@ def test_deltas_that_only_torch_can_use_do_not_ship(stand: Stand) -> None:
     """Where the trunk gives other features than torch, its are those that are judged."""
     bare = Bare(stand)
     outcome = bare.run(Watcher(), serve=lambda _: bare.features.copy())
-    assert len(outcome.steps) > 1
-    assert not any(step.kept for step in outcome.steps[1:])
+    assert len(outcome.ladder.steps) > 1
+    assert not any(step.kept for step in outcome.ladder.steps[1:])
 
 
 def test_a_rate_at_which_training_diverges_is_lowered(stand: Stand) -> None:
     watcher = Watcher()
     outcome = Bare(stand).run(watcher, learning_rate=900.0, slowdowns=2)
     assert watcher.rates == [300.0, 100.0]
-    assert {step.learning_rate for step in outcome.steps[1:]} == {100.0}
+    assert {step.learning_rate for step in outcome.ladder.steps[1:]} == {100.0}
 
 
 def test_the_same_job_gives_the_same_bytes(

@@ -12,7 +12,7 @@ from torch.nn import functional
 from core.datasets import Modality
 from core.jobs import EarlyStopping, Hyperparameters
 from training.plan import DEFAULTS, Rung, ladder, next_rung
-from training.search_state import Step
+from training.search_state import Ending, Step
 from training.tuning import CONTRAST_TEMPERATURE, contrastive_loss
 
 FROZEN = (0, 0.0, True)
@@ -33,23 +33,26 @@ def step(blocks: int, contrast: float, kept: bool) -> Step:
         ([(2, 0.0, False)], 1.0, Rung(2, 1.0)),
         ([(2, 0.0, True), (2, 1.0, True)], 1.0, Rung(6, 1.0)),
         ([(2, 0.0, True), (2, 1.0, False)], 1.0, Rung(6)),
-        ([(2, 0.0, False), (2, 1.0, False)], 1.0, None),
-        ([(2, 0.0, True), (2, 1.0, True), (6, 1.0, True)], 1.0, None),
+        ([(2, 0.0, False), (2, 1.0, False)], 1.0, "misses"),
+        ([(2, 0.0, True), (2, 1.0, True), (6, 1.0, True)], 1.0, "top"),
         ([(2, 0.0, False)], 0.0, Rung(6)),
-        ([(2, 0.0, True), (6, 0.0, False)], 0.0, None),
+        ([(2, 0.0, True), (6, 0.0, False)], 0.0, "top"),
     ],
 )
 def test_a_search_goes_deeper_with_what_was_better(
-    steps: list[tuple[int, float, bool]], contrast: float, expected: Rung | None
+    steps: list[tuple[int, float, bool]], contrast: float, expected: Rung | str
 ) -> None:
     tried = [step(*each) for each in [FROZEN, *steps]]
-    assert next_rung(tried, [2, 6], contrast) == expected
+    found = next_rung(tried, [2, 6], contrast)
+    assert (found.reason if isinstance(found, Ending) else found) == expected
 
 
 def test_a_ladder_ends_after_two_depths_that_do_not_help() -> None:
     tried = [step(*each) for each in [FROZEN, (3, 0.0, False), (9, 0.0, False)]]
     assert ladder(12) == [3, 9, 12]
-    assert next_rung(tried, ladder(12), 0.0) is None
+    ending = next_rung(tried, ladder(12), 0.0)
+    assert isinstance(ending, Ending)
+    assert ending.reason == "misses"
 
 
 @pytest.mark.parametrize(

@@ -183,3 +183,24 @@ def test_a_slower_parameter_moves_less() -> None:
     Trainer(task, Recipe(epochs=1, learning_rate=0.05, weight_decay=0), seed=3).run(check=go_on)
     moved = (task.scale.detach() - 1).abs().max()
     assert 0 < float(moved) < float(task.weight.detach().abs().max())
+
+
+def test_large_gradients_are_cut_to_the_norm_and_small_ones_left_alone() -> None:
+    """Of all parameters together, in their own direction."""
+
+    def gradient(clip_norm: float, times: float) -> Tensor:
+        task = Classifier()
+        loss = task.loss
+        task.loss = lambda rows: times * loss(rows)  # type: ignore[method-assign]
+        recipe = RECIPE.model_copy(update={"epochs": 1, "clip_norm": clip_norm})
+        task.batches = lambda seed: [torch.arange(30)]  # type: ignore[method-assign]
+        Trainer(task, recipe, seed=0).run(check=lambda: None)
+        found = [each.tensor.grad for each in task.parameters()]
+        return torch.cat([each.flatten() for each in found if each is not None])
+
+    free = gradient(1e9, 1.0)
+    assert float(free.norm()) > 0.1
+    assert torch.equal(gradient(1.0, 1e-3), gradient(1e9, 1e-3))
+    cut = gradient(1.0, 1e3)
+    assert float(cut.norm()) == pytest.approx(1.0, rel=1e-4)
+    assert torch.allclose(cut, free / free.norm(), atol=1e-4)

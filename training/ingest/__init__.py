@@ -13,21 +13,19 @@ good the data is (training.report). Nothing in this package imports torch.
 
 from __future__ import annotations
 
-import errno
 import shutil
-from collections.abc import Iterator
-from contextlib import closing, contextmanager
+from contextlib import closing
 from tempfile import TemporaryFile
 from typing import BinaryIO
 
 from core.datasets import DatasetManifest, FileErrors, RowError
-from core.errors import NoSpace
 from core.files import FileStore
 from training.ingest import csv, images, jsonl, parquet
 from training.ingest.draft import Draft
 from training.ingest.formats import HEAD_BYTES, Format, detect
 from training.ingest.limits import MIB, Limits
 from training.ingest.rows import Parser
+from training.scratch_disk import full_disk_errors
 
 __all__ = ["Limits", "ingest", "parse_upload"]
 
@@ -49,7 +47,7 @@ def ingest(files: FileStore, file_id: str, limits: Limits) -> DatasetManifest | 
     if known is not None:
         return known
     filename = files.get(file_id).filename
-    with _scratch_errors(), TemporaryFile() as upload, TemporaryFile() as normal_form:
+    with full_disk_errors(), TemporaryFile() as upload, TemporaryFile() as normal_form:
         with files.open_upload(file_id) as stored:
             shutil.copyfileobj(stored, upload, MIB)
         outcome = parse_upload(upload, filename, limits, normal_form)
@@ -77,14 +75,3 @@ def parse_upload(
             if not draft.add(found):
                 break
         return draft.finish()
-
-
-@contextmanager
-def _scratch_errors() -> Iterator[None]:
-    """Turn a full scratch disk into `NoSpace`; the store does so for itself."""
-    try:
-        yield
-    except OSError as error:
-        if error.errno in (errno.ENOSPC, errno.EDQUOT):
-            raise NoSpace("the scratch disk has no room left") from error
-        raise
