@@ -118,7 +118,7 @@ def estimate(work: Workload) -> Estimate:
 
 
 def memory_bytes(work: Workload) -> int:
-    """Return the peak of the job's process; the activations of `gradual` come on top."""
+    """Return the peak of the job's process; `gradual` keeps activations on the scratch disk."""
     floats = 4 * (work.rows + work.new_rows) // 2 * work.dim * FEATURE_COPIES
     whole = WHOLE_BYTES[work.modality] if work.strategy == "full" else 0
     usual = CHILD_BYTES + TRUNK_BYTES[work.modality]

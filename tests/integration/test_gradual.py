@@ -23,6 +23,7 @@ from core.adapters import feed
 from core.backbones import BACKBONES
 from core.checkpoints import Checkpoints
 from core.datasets import Modality, UploadedFile
+from core.errors import NoSpace
 from core.files import FileStore
 from core.head import Head
 from core.jobs import EarlyStopping, Hyperparameters, Job, JobKind, JobStatus, StopReason
@@ -268,11 +269,12 @@ class Bare:
         self.plan = DEFAULTS[Modality.TEXT].plan(targets, chosen, EarlyStopping(patience=14))
 
     def run(
-        self, watcher: Watcher, state: bytes | None = None, serve: Any = None, **changes: Any
-    ) -> Outcome[DeltaPart]:
+        self, watcher: Watcher, state: bytes | None = None, serve: Any = None,
+        seconds: float = 600, **changes: Any,
+    ) -> Outcome[DeltaPart]:  # fmt: skip
         return Gradual(
             replace(self.source, serve=serve), replace(self.plan, **changes), seed=0,
-            deadline=time.monotonic() + 600, watcher=watcher, state=state,
+            deadline=time.monotonic() + seconds, watcher=watcher, state=state,
         ).run()  # fmt: skip
 
 
@@ -303,6 +305,39 @@ def test_of_few_rows_each_judges_and_a_search_may_stop_in_any_fold(stand: Stand)
     assert resumed.part is not None
     for name, delta in whole.part.adapter().deltas.items():
         assert np.array_equal(resumed.part.adapter().deltas[name].b, delta.b)
+
+
+def test_a_search_without_time_says_that_nothing_was_tried(stand: Stand) -> None:
+    ladder = Bare(stand).run(Watcher(), seconds=0).ladder
+    assert ladder.ending is not None
+    assert (len(ladder.steps), ladder.ending.reason) == (1, "time")
+    assert "No step was tried" in ladder.why_frozen
+
+
+def test_a_ladder_that_has_ended_is_not_climbed_on_when_resumed(stand: Stand) -> None:
+    """It ended for want of room, and resumes where there is room, or where there is none at all."""
+    bare, room = Bare(stand), 1
+    rows = bare.source.rows
+
+    def within(blocks: int) -> Any:
+        if blocks > room:
+            raise NoSpace("too large")
+        return rows(blocks)
+
+    bare.source = replace(bare.source, rows=within)
+    trainings = 3
+    stopped = Watcher(trainings * FEW_EPOCHS["n_epochs"] + 1)
+    with pytest.raises(Stopped):
+        bare.run(stopped)
+    assert stopped.ending == Ending(reason="space", why="too large")
+    room = 0
+    with pytest.raises(NoSpace):
+        bare.run(Watcher(), stopped.state)
+    room = 2
+    outcome = bare.run(Watcher(), stopped.state)
+    assert [step.blocks for step in outcome.ladder.steps] == [0, 1]
+    assert outcome.ladder.ending == stopped.ending
+    assert outcome.part is not None
 
 
 def test_each_share_of_the_deltas_is_judged_as_it_is_served(
