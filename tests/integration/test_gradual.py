@@ -8,9 +8,11 @@ from __future__ import annotations
 
 import asyncio
 import math
+import tempfile
 import time
 from collections import Counter
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -58,7 +60,7 @@ from training.tuning import DeltaPart
 ROWS = 300
 """Of so many, one in three judges; of fewer, every row in turn."""
 
-FEW_EPOCHS = {"n_epochs": 10, "learning_rate_multiplier": 10, "batch_size": 8}
+FEW_EPOCHS = {"n_epochs": 7, "learning_rate_multiplier": 10, "batch_size": 8}
 FILES = ("head.onnx", "golden.npz", "adapter_config.json", "adapter_model.safetensors")
 
 
@@ -289,7 +291,7 @@ def test_of_few_rows_each_judges_and_a_search_may_stop_in_any_fold(stand: Stand)
     ]
     assert whole.part is not None
 
-    stops, state = [3, 11, 24], None
+    stops, state = [3, 9, 20], None
     stops.append(watcher.epochs - sum(stops) - 2)
     for epochs in stops:
         stopped = Watcher(epochs)
@@ -338,6 +340,24 @@ def test_a_ladder_that_has_ended_is_not_climbed_on_when_resumed(stand: Stand) ->
     assert [step.blocks for step in outcome.ladder.steps] == [0, 1]
     assert outcome.ladder.ending == stopped.ending
     assert outcome.part is not None
+
+
+def test_activations_come_from_the_scratch_disk_as_they_went(
+    stand: Stand, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nothing is left of them, and a full disk has a name."""
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    bare = Bare(stand)
+    rows = bare.source.rows(1)
+    backbone = backbones.load(f"hf:{stand.model}", (stand.model,))
+    for number, prepared in enumerate(bare.prepared):
+        [hidden] = capture(backbone, 1, [prepared])
+        assert rows.length(number) == prepared.cost
+        assert torch.allclose(rows.plain(number), hidden, atol=1e-5)
+    assert not list(tmp_path.iterdir())
+    monkeypatch.setattr(views, "TemporaryFile", partial(open, "/dev/full", "wb"))
+    with pytest.raises(NoSpace, match="scratch disk"):
+        bare.source.rows(1)
 
 
 def test_each_share_of_the_deltas_is_judged_as_it_is_served(

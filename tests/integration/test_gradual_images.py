@@ -158,7 +158,9 @@ def test_what_does_not_fit_is_said(
     assert any(said in message for message in messages)
     assert '"what": "Unfreezing"' in images.stand.registry.file(manifest, "report.json").decode()
 
-    auto = Listener()
-    images.run(images.job(f"ftjob-auto-{room}", strategy="auto", hyperparameters=once), auto)
-    [choice] = auto.of("strategy_chosen")
-    assert ("activations are too large" in choice["reason"]) == (room == 0)
+    if not room:
+        auto = Listener()
+        images.run(images.job("ftjob-auto", strategy="auto"), auto)
+        [choice] = auto.of("strategy_chosen")
+        assert choice["strategy"] == "feature_extraction"
+        assert "activations are too large" in choice["reason"]
