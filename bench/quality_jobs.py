@@ -42,7 +42,8 @@ WARM_SETS = {
     Modality.IMAGE: DataSet("digits", 6),
 }
 SHOWN = (
-    "unfrozen", "frozen_head_kept", "deltas_kept", "backbone_tuned", "strategy_chosen",
+    "unfrozen", "ladder_ended", "frozen_head_kept", "deltas_kept", "backbone_tuned",
+    "strategy_chosen",
 )  # fmt: skip
 
 
