@@ -32,12 +32,14 @@ from core.bootstrap import open_queue
 from core.changes import Change
 from core.identifiers import DEFAULT_TENANT, PRODUCTION
 from core.manifests import DatasetReference, ModelManifest, Precision, TrunkManifest
+from core.novelty import NOVELTY_FILE
 from core.registry import Registry
 from core.settings import Settings
 from core.store import ArtifactStore
 from core.trunk import Trunk
 from training.export import export_head
 from training.fit import Head
+from training.novelty import estimate_novelty
 from training.parity import random_adapter
 from training.trunks import ensure_trunk
 
@@ -86,7 +88,7 @@ class Models:
             dataset=DatasetReference(file="file-bench", sha256="0" * 64, rows=1), training={},
             metrics={},
         )  # fmt: skip
-        return draft, export_head(head, sample)
+        return draft, export_head(head, sample) | {NOVELTY_FILE: self._novelty(trunk.dim, seed)}
 
     def make_low_rank(
         self, trunk: Trunk, name: str, seed: int, rank: int = 8
@@ -98,7 +100,10 @@ class Models:
         draft, _ = self.make(trunk.manifest, name, seed)
         kind = {"kind": "low_rank", "rank": rank, "blocks": trunk.manifest.blocks}
         files = export_head(self._head(trunk.dim, seed), features)
-        return draft.model_copy(update=kind), files | write_adapter(adapter, slots, "bench")
+        files |= write_adapter(adapter, slots, "bench") | {
+            NOVELTY_FILE: self._novelty(trunk.dim, seed)
+        }
+        return draft.model_copy(update=kind), files
 
     def store(self, draft: ModelManifest, files: dict[str, bytes]) -> ModelManifest:
         """Publish and release what `make` made."""
@@ -114,6 +119,13 @@ class Models:
         random = np.random.default_rng(seed)
         weight = random.normal(size=(dim, CLASSES)).astype(np.float32)
         return Head(weight, random.normal(size=CLASSES).astype(np.float32))
+
+    @staticmethod
+    def _novelty(dim: int, seed: int) -> bytes:
+        """Statistics as every job gives them, of two rows a class."""
+        random = np.random.default_rng(seed)
+        rows = random.normal(size=(2 * CLASSES, dim)).astype(np.float32)
+        return estimate_novelty(rows, np.arange(2 * CLASSES) % CLASSES, CLASSES, seed=seed).write()
 
     def unpack(self, manifest: ModelManifest, folder: Path) -> None:
         """Write what the peers serve: the trunk, its tokenizer, and the head's arrays."""

@@ -10,7 +10,6 @@ graphs come from (core.registry, training.export).
 
 from __future__ import annotations
 
-import io
 import os
 import threading
 from collections.abc import Callable, Sequence
@@ -21,12 +20,13 @@ import numpy as np
 # Its telemetry is on by default and reports to its maker; what it reads is read at import.
 os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
 import onnxruntime as ort
+from safetensors.numpy import load
 
 from core.adapter_bank import AdapterBank
 from core.adapters import ROWS, Deltas
 from core.datasets import Modality
 from core.errors import Conflict
-from core.manifests import OWN_TRUNK, ModelManifest, Precision, TrunkManifest
+from core.manifests import GOLDEN_FILE, OWN_TRUNK, ModelManifest, Precision, TrunkManifest
 from core.preprocessing import (
     FloatArray,
     ImagePreprocess,
@@ -133,7 +133,7 @@ class Trunk:
         graph = read("trunk.onnx")
         preprocessor = build_preprocessor(config, tokenizer, max_pixels)
         trunk = cls(manifest, graph, preprocessor, threads)
-        rows, expected = trunk.golden(read("golden.npz"))
+        rows, expected = trunk.golden(read(GOLDEN_FILE))
         what = f"trunk {manifest.digest[:12]}"
         require_equal(trunk.encode(rows), expected, what, manifest.precision)
         trunk.golden_rows = rows
@@ -162,19 +162,18 @@ class Trunk:
         return features
 
     def golden(self, data: bytes) -> tuple[list[Prepared], FloatArray]:
-        """Read `golden.npz`: inputs as arrays, and the features that torch gave for them."""
-        with np.load(io.BytesIO(data), allow_pickle=False) as arrays:
-            expected: FloatArray = arrays["features"]
-            rows: list[Prepared]
-            if self.modality is Modality.TEXT:
-                lengths = arrays["attention_mask"].sum(axis=1)
-                rows = [
-                    PreparedText([int(i) for i in ids[:length]])
-                    for ids, length in zip(arrays["input_ids"], lengths, strict=True)
-                ]
-            else:
-                rows = [PreparedImage(pixels) for pixels in arrays["pixels"]]
-        return rows, expected
+        """Read `GOLDEN_FILE`: inputs as arrays, and the features that torch gave for them."""
+        arrays = load(data)
+        rows: list[Prepared]
+        if self.modality is Modality.TEXT:
+            lengths = arrays["attention_mask"].sum(axis=1)
+            rows = [
+                PreparedText(ids[:length].tolist())
+                for ids, length in zip(arrays["input_ids"], lengths, strict=True)
+            ]
+        else:
+            rows = [PreparedImage(pixels) for pixels in arrays["pixels"]]
+        return rows, arrays["features"]
 
     def _text_feed(self, rows: Sequence[Prepared]) -> dict[str, np.ndarray]:
         config = self.preprocessor.config

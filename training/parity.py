@@ -10,12 +10,11 @@ from __future__ import annotations
 
 import copy
 import dataclasses
-import io
 from collections.abc import Iterator, Sequence
-from typing import Any
 
 import numpy as np
 import torch
+from safetensors.numpy import save
 from tokenizers import Tokenizer
 
 from core.adapter_bank import BankedAdapter
@@ -209,9 +208,5 @@ def _torch_features(backbone: TorchBackbone, rows: Sequence[Prepared]) -> FloatA
 
 
 def golden(backbone: TorchBackbone, rows: Sequence[Prepared]) -> bytes:
-    """Return `golden.npz`: rows and torch's features of them, which every process replays."""
-    arrays = _arrays(backbone, rows) | {"features": _torch_features(backbone, rows)}
-    save: Any = np.savez_compressed  # its annotations take the arrays' names for its own options
-    buffer = io.BytesIO()
-    save(buffer, **arrays)
-    return buffer.getvalue()
+    """Return `GOLDEN_FILE`: rows and torch's features of them, which every process replays."""
+    return save(_arrays(backbone, rows) | {"features": _torch_features(backbone, rows)})
