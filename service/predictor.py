@@ -204,7 +204,9 @@ class Predictor:
                 model.head.adapter,
             )
             began = time.monotonic()
-            novelty = _novelty(model, features) if with_novelty else [None] * len(inputs)
+            novelty: list[float | None] = [None] * len(inputs)
+            if with_novelty:
+                novelty = _novelty(model, features)
             rows = _classify(model, features)
             inference.timing.head = time.monotonic() - began
             inference.failed_rows = sum(isinstance(row, GraftError) for row in rows)
