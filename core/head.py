@@ -58,7 +58,8 @@ class Head:
         graph = registry.file(manifest, "head.onnx")
         weight, bias = read_linear_graph(graph, OUTPUTS[manifest.task])
         golden = load(registry.file(manifest, GOLDEN_FILE))
-        features, expected = golden["features"], golden[OUTPUT_NAMES[OUTPUTS[manifest.task]]]
+        features: FloatArray = golden["features"]
+        expected: FloatArray = golden[OUTPUT_NAMES[OUTPUTS[manifest.task]]]
         width = manifest.width
         shapes = weight.shape, features.shape, expected.shape
         rows = len(features) if features.ndim else 0

@@ -16,10 +16,11 @@ from functools import cached_property
 
 import numpy as np
 import numpy.typing as npt
-from safetensors.numpy import load, save
+from safetensors.numpy import load
 
 from core.errors import Conflict
 from core.preprocessing import FloatArray
+from core.tensors import write_tensors
 
 NOVELTY_FILE = "novelty.safetensors"
 QUANTILES = 201
@@ -51,7 +52,9 @@ class Novelty:
 
     def write(self) -> bytes:
         """Return `novelty.safetensors`."""
-        return save({"means": self.means, "scale": self.scale, "quantiles": self.quantiles})
+        return write_tensors(
+            {"means": self.means, "scale": self.scale, "quantiles": self.quantiles}
+        )
 
     @cached_property
     def _squares(self) -> FloatArray:

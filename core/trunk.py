@@ -108,7 +108,7 @@ class Trunk:
         Raises `NotFound`, or `Conflict` when a file or an output is not what was exported.
         """
         manifest = registry.trunk(digest)
-        return cls._checked(
+        return cls.read(
             manifest, lambda name: registry.trunk_file(manifest, name), threads, max_pixels
         )
 
@@ -119,15 +119,16 @@ class Trunk:
         """Load the trunk that a version runs on, its own if it has one; raises as `load` does."""
         if not model.has_own_trunk:
             return cls.load(registry, model.trunk, threads=threads, max_pixels=max_pixels)
-        return cls._checked(
+        return cls.read(
             registry.own_trunk(model),
             lambda name: registry.file(model, f"{OWN_TRUNK}{name}"), threads, max_pixels,
         )  # fmt: skip
 
     @classmethod
-    def _checked(
+    def read(
         cls, manifest: TrunkManifest, read: Callable[[str], bytes], threads: int, max_pixels: int
     ) -> Trunk:
+        """Load a trunk from its files and replay its golden rows; raises `Conflict`."""
         config = parse_preprocess(read("preprocess.json"))
         tokenizer = read("tokenizer.json") if isinstance(config, TextPreprocess) else b""
         graph = read("trunk.onnx")
@@ -157,9 +158,13 @@ class Trunk:
         """
         if not rows:
             return np.zeros((0, self.dim), np.float32)
-        feed = self._text_feed(rows) if self.modality is Modality.TEXT else self._image_feed(rows)
-        features: FloatArray = self._session.run(["features"], {**feed, **(deltas or {})})[0]
+        fed = {**self.feed(rows), **(deltas or {})}
+        features: FloatArray = self._session.run(["features"], fed)[0]
         return features
+
+    def feed(self, rows: Sequence[Prepared]) -> dict[str, np.ndarray]:
+        """Return rows, one at least, as the graph's inputs."""
+        return self._text_feed(rows) if self.modality is Modality.TEXT else self._image_feed(rows)
 
     def golden(self, data: bytes) -> tuple[list[Prepared], FloatArray]:
         """Read `GOLDEN_FILE`: inputs as arrays, and the features that torch gave for them."""

@@ -11,13 +11,13 @@ from __future__ import annotations
 import numpy as np
 import onnx
 from onnx import TensorProto, helper, numpy_helper
-from safetensors.numpy import save
 
 from core.adapters import Adapter, feed, write_adapter
 from core.errors import ExportMismatch
 from core.manifests import GOLDEN_FILE
 from core.preprocessing import FloatArray
 from core.tasks import OUTPUT_NAMES, golden_unit
+from core.tensors import write_tensors
 from core.trunk import TOLERANCE, Trunk, agree, create_session
 from training import parity
 from training.backbones import TorchBackbone
@@ -72,7 +72,7 @@ def export_head(head: Head, features_sample: FloatArray) -> dict[str, bytes]:
     golden = sample[:GOLDEN_ROWS]
     expected = head.predict(golden)
     arrays = {"features": golden, OUTPUT_NAMES[head.output]: expected}
-    return {"head.onnx": graph, GOLDEN_FILE: save(arrays)}
+    return {"head.onnx": graph, GOLDEN_FILE: write_tensors(arrays)}
 
 
 def export_adapted(

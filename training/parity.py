@@ -14,7 +14,6 @@ from collections.abc import Iterator, Sequence
 
 import numpy as np
 import torch
-from safetensors.numpy import save
 from tokenizers import Tokenizer
 
 from core.adapter_bank import BankedAdapter
@@ -29,6 +28,7 @@ from core.preprocessing import (
     PreparedText,
     TextPreprocess,
 )
+from core.tensors import write_tensors
 from core.trunk import Trunk, agree, build_preprocessor
 from training import deltas
 from training.backbones import TorchBackbone
@@ -209,4 +209,5 @@ def _torch_features(backbone: TorchBackbone, rows: Sequence[Prepared]) -> FloatA
 
 def golden(backbone: TorchBackbone, rows: Sequence[Prepared]) -> bytes:
     """Return `GOLDEN_FILE`: rows and torch's features of them, which every process replays."""
-    return save(_arrays(backbone, rows) | {"features": _torch_features(backbone, rows)})
+    features = {"features": _torch_features(backbone, rows)}
+    return write_tensors(_arrays(backbone, rows) | features)
