@@ -38,11 +38,11 @@ def inject(encoder: nn.Module, slots: Sequence[Slot], rank: int) -> None:
         inject_adapter_in_model(config, encoder, adapter_name=_NAME)
 
 
-def parameters(encoder: nn.Module, slots: Sequence[Slot]) -> Iterator[tuple[str, int, Tensor]]:
-    """Yield the trainable tensors as (name, block, tensor), slot by slot."""
+def parameters(encoder: nn.Module, slots: Sequence[Slot]) -> Iterator[tuple[str, Tensor]]:
+    """Yield the trainable tensors with their names, slot by slot."""
     for slot, layer in zip(slots, _layers(encoder, slots), strict=True):
-        yield f"{slot.name}.a", slot.block, layer.lora_A[_NAME].weight
-        yield f"{slot.name}.b", slot.block, layer.lora_B[_NAME].weight
+        yield f"{slot.name}.a", layer.lora_A[_NAME].weight
+        yield f"{slot.name}.b", layer.lora_B[_NAME].weight
 
 
 def read(encoder: nn.Module, slots: Sequence[Slot]) -> Adapter:

@@ -64,7 +64,6 @@ class Plan:
     regularisation: Regularisation
     contrast: float
     deepest: float
-    layer_decay: float
 
     def ladder(self, blocks: int) -> list[int]:
         """Return how many of the blocks to unfreeze, step by step."""
@@ -87,7 +86,6 @@ class Defaults:
     regularisation: Regularisation
     contrast: float = 1.0
     deepest: float = 1.0
-    layer_decay: float = 1.0
 
     def plan(self, targets: IntArray, chosen: Hyperparameters, stopping: EarlyStopping) -> Plan:
         """Return the plan for rows of these classes, [n]."""
@@ -108,7 +106,6 @@ class Defaults:
             regularisation=self.regularisation,
             contrast=self.contrast if per_class <= FEW_ROWS_PER_CLASS else 0.0,
             deepest=self.deepest,
-            layer_decay=self.layer_decay,
         )
 
 

@@ -55,9 +55,8 @@ def unfreeze(
 
     def deltas(blocks: int) -> DeltaPart:
         return DeltaPart(
-            backbone, slots, trunk.manifest.blocks - blocks, plan.rank,
-            layer_decay=plan.layer_decay, seed=request.seed,
-        )  # fmt: skip
+            backbone, slots, trunk.manifest.blocks - blocks, plan.rank, seed=request.seed
+        )
 
     def activations(blocks: int) -> CachedRows:
         cut = trunk.manifest.blocks - blocks

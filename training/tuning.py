@@ -5,11 +5,10 @@
 
 Both are a `Part` with its `Rows`: deltas are here, everything is in training.whole. The classifier
 starts as the one that was fitted on frozen features (LP-FT, Kumar et al. 2022, arXiv
-2202.10054), so training begins where the frozen head ends. Rates fall from block to block on the
-way down (ULMFiT, Howard & Ruder 2018). Few rows a class: a supervised contrastive loss (Khosla et
-al. 2020, arXiv 2004.11362) over whole batches is added. Images: each row comes as one of its
-views, and without a contrast a batch is mixed with itself (mix-up, Zhang et al. 2018), above a cut
-in activations (Verma et al. 2019).
+2202.10054), so training begins where the frozen head ends. Few rows a class: a supervised
+contrastive loss (Khosla et al. 2020, arXiv 2004.11362) over whole batches is added. Images: each
+row comes as one of its views, and without a contrast a batch is mixed with itself (mix-up, Zhang et
+al. 2018), above a cut in activations (Verma et al. 2019).
 
 Not here: the loop (training.trainer), which cut and when to stop (training.gradual).
 """
@@ -133,14 +132,11 @@ class DeltaPart:
     """Deltas on the slots from block `cut` up."""
 
     def __init__(
-        self, backbone: TorchBackbone, slots: Sequence[Slot], cut: int, rank: int, *,
-        layer_decay: float, seed: int,
-    ) -> None:  # fmt: skip
+        self, backbone: TorchBackbone, slots: Sequence[Slot], cut: int, rank: int, *, seed: int
+    ) -> None:
         self.modality = backbone.modality
         self.rows_at_once: int | None = None
         self._slots = [slot for slot in slots if slot.block >= cut]
-        self._top = max(slot.block for slot in slots)
-        self._layer_decay = layer_decay
         self._upper = Upper(backbone, cut).eval().requires_grad_(False)
         rank = min(rank, *(min(slot.in_dim, slot.out_dim) for slot in slots))
         torch.manual_seed(seed)
@@ -151,10 +147,10 @@ class DeltaPart:
         return features
 
     def parameters(self) -> list[Parameter]:
-        """Two tensors for each slot, at the rate of its block."""
+        """Two tensors for each slot, all at one rate."""
         return [
-            Parameter(name, tensor, self._layer_decay ** (self._top - block))
-            for name, block, tensor in deltas.parameters(self._upper.encoder, self._slots)
+            Parameter(name, tensor)
+            for name, tensor in deltas.parameters(self._upper.encoder, self._slots)
         ]
 
     def set_share(self, share: float) -> None:

@@ -261,7 +261,7 @@ class Bare:
         slots = slots_of(backbone)
         self.source = Source(
             2, targets, 2, self.features,
-            lambda blocks: DeltaPart(backbone, slots, 2 - blocks, 8, layer_decay=1, seed=0),
+            lambda blocks: DeltaPart(backbone, slots, 2 - blocks, 8, seed=0),
             lambda blocks: views.cache(
                 backbone, preprocess, texts, targets, 2 - blocks, views=1, seed=0,
                 check=lambda: None,
@@ -358,14 +358,6 @@ def test_activations_come_from_the_scratch_disk_as_they_went(
     monkeypatch.setattr(views, "TemporaryFile", partial(open, "/dev/full", "wb"))
     with pytest.raises(NoSpace, match="scratch disk"):
         bare.source.rows(1)
-
-
-def test_rates_fall_from_block_to_block_on_the_way_down(stand: Stand) -> None:
-    backbone = backbones.load(f"hf:{stand.model}", (stand.model,))
-    slots = slots_of(backbone)
-    part = DeltaPart(backbone, slots, 0, 4, layer_decay=0.5, seed=0)
-    rates = {parameter.name: parameter.rate for parameter in part.parameters()}
-    assert {slot.block: rates[f"{slot.name}.b"] for slot in slots} == {1: 1.0, 0: 0.5}
 
 
 def test_each_share_of_the_deltas_is_judged_as_it_is_served(
