@@ -34,6 +34,13 @@ local function clock()
   return string.format('%d.%06d', seconds, micros), seconds * 1000 + math.floor(micros / 1000)
 end
 
+-- Redis that is full (maxmemory, noeviction) refuses a script at its first command that may take
+-- memory, unless the script has written before. So what would take on new work asks first, and is
+-- refused whole; what ends or carries on the work taken on writes first, and is let through: what
+-- that adds is bounded, and refusing it would cost running jobs their leases. Neither changes a key.
+local function refuse_if_full() redis.call('SETRANGE', root, 0, '') end
+local function go_on_if_full() redis.call('DEL', root) end
+
 local function split(member) return string.match(member, '^([^/]*)/(.*)$') end
 
 local function add_event(tenant, id, type, message, level, data)
@@ -216,8 +223,9 @@ local function from_step(tenant, id)
   return tonumber(redis.call('HGET', job_key(tenant, id), 'step') or 0)
 end
 
--- The fence: only the worker of the current attempt may write.
+-- The fence: only the worker of the current attempt may write, and it may when Redis is full.
 local function holds(tenant, id, attempt, worker)
+  go_on_if_full()
   local job = redis.call('HMGET', job_key(tenant, id), 'status', 'attempt', 'worker')
   return job[1] == 'running' and job[2] == attempt and job[3] == worker
 end
