@@ -172,7 +172,8 @@ class FineTune:
             checkpoints=self._checkpoints,
             reporter=self._reporter,
             threads=self._threads,
-            deadline=self._began + (1 - RESERVED_SHARE) * origin.request.max_seconds,
+            deadline=self._began
+            + (1 - RESERVED_SHARE) * (origin.request.max_seconds - self._job.ran_seconds),
             draft=lambda step, adapter: draft(
                 origin, step.strength, {"accuracy": step.accuracy, "nll": step.nll},
                 adapter=adapter, blocks=step.blocks,

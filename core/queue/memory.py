@@ -128,13 +128,19 @@ class MemoryJobQueue(MemoryJobViews, JobQueue):
         self._wakes_seen[kind] = ledger.wakes[kind]
 
     async def heartbeat(
-        self, claim: Claim, lease_seconds: float, progress: Progress | None = None
+        self,
+        claim: Claim,
+        lease_seconds: float,
+        progress: Progress | None = None,
+        ran_seconds: float | None = None,
     ) -> StopReason | None:
         """Renew the lease; return what was requested, if anything."""
         entry = self._held(claim)
         entry.lease_ends = self._ledger.clock() + lease_seconds
         if progress:
             entry.update(progress=progress)
+        if ran_seconds is not None:
+            entry.update(ran_seconds=round(ran_seconds, 3))
         return wanted(entry.job)
 
     async def mark_publishing(self, claim: Claim, lease_seconds: float) -> StopReason | None:

@@ -130,11 +130,16 @@ class JobQueue(JobViews, Protocol):
         """
 
     async def heartbeat(
-        self, claim: Claim, lease_seconds: float, progress: Progress | None = None
+        self,
+        claim: Claim,
+        lease_seconds: float,
+        progress: Progress | None = None,
+        ran_seconds: float | None = None,
     ) -> StopReason | None:
         """Renew the lease; return what was requested, if anything. Raises `LeaseLost`.
 
-        A cancel goes before a pause. While the job is publishing it is None.
+        A cancel goes before a pause. While the job is publishing it is None. `ran_seconds` is what
+        all attempts have run so far; the next one finds it in the job.
         """
 
     async def mark_publishing(self, claim: Claim, lease_seconds: float) -> StopReason | None:

@@ -137,11 +137,16 @@ class RedisJobQueue(RedisJobViews, JobQueue):
                 return
 
     async def heartbeat(
-        self, claim: Claim, lease_seconds: float, progress: Progress | None = None
+        self,
+        claim: Claim,
+        lease_seconds: float,
+        progress: Progress | None = None,
+        ran_seconds: float | None = None,
     ) -> StopReason | None:
         """Renew the lease; return what was requested, if anything."""
         text = progress.model_dump_json() if progress else ""
-        answer = await self._run_fenced("heartbeat", claim, _ms(lease_seconds), text)
+        ran = "" if ran_seconds is None else f"{ran_seconds:.3f}"
+        answer = await self._run_fenced("heartbeat", claim, _ms(lease_seconds), text, ran)
         return StopReason(answer[0]) if answer[0] else None
 
     async def mark_publishing(self, claim: Claim, lease_seconds: float) -> StopReason | None:

@@ -171,11 +171,11 @@ class TestRecord:
         assert claim.job.started_at is not None
 
         progress = Progress(stage="fit", fraction=0.5, seconds_remaining=3)
-        assert await queue.heartbeat(claim, LONG, progress) is None
+        assert await queue.heartbeat(claim, LONG, progress, 12.5) is None
         assert await queue.heartbeat(claim, LONG) is None
         running = await queue.get("acme", "j")
         assert running is not None
-        assert running.progress == progress
+        assert (running.progress, running.ran_seconds) == (progress, 12.5)
 
         done = await queue.settle(claim, JobStatus.SUCCEEDED, result={"model": "m@1"})
         assert (done.status, done.result, done.error) == (
