@@ -131,9 +131,9 @@ class Job(BaseModel, frozen=True):
     """A job's record. Times are Unix seconds; `attempt` counts claims and is the fencing token.
 
     `started_at` is of the first claim, `claimed_at` of the last. `ran_seconds` is what its attempts
-    have run in all, up to the last heartbeat; waits and pauses do not count. `publishing` is true from the
-    moment that an attempt may publish until it is known whether one has. `keep_best` is what the
-    one who cancelled wants: that the best checkpoint stays.
+    have run in all, up to the last heartbeat; waits and pauses do not count. `publishing` is true
+    from the moment that an attempt may publish until it is known whether one has. `keep_best` is
+    what the one who cancelled wants: that the best checkpoint stays.
     """
 
     tenant: str

@@ -16,8 +16,10 @@ from typing import Any
 
 import bentoml
 import click
+from bentoml._internal.server.http import traffic
 from bentoml.exceptions import BentoMLException
 from pydantic import ValidationError
+from starlette.types import ASGIApp
 from uvicorn.config import HTTP_PROTOCOLS
 
 from core.errors import GraftError
@@ -31,7 +33,18 @@ from service.metrics import forget_dead_processes
 from service.routes import api, probes
 from service.runtime import Runtime
 
+
+def untimed(app: ASGIApp, timeout: float) -> ASGIApp:
+    """Stand in for BentoML's timer, which would be around the guard; the guard has its own.
+
+    BentoML's answers 504 in a form of its own, without a request id and past all metrics. It also
+    keeps half a kilobyte for each request until its time is over, and has no option to be left out.
+    """
+    return app
+
+
 HTTP_PROTOCOLS["auto"] = "service.connection:Connection"
+traffic.TimeoutMiddleware = untimed  # type: ignore[assignment, misc]
 SETTINGS = Settings()
 START_SECONDS = 15.0
 
@@ -63,9 +76,6 @@ def is_no_refusal(record: logging.LogRecord) -> bool:
 @bentoml.service(
     name="graft",
     workers=SETTINGS.service_workers,
-    # Until the first byte of an answer. Long enough for the upload of a large file; not longer,
-    # because BentoML keeps half a kilobyte for each request until this has passed.
-    traffic={"timeout": 300},
     # Each costs more CPU per request than all of ours; /metrics and the guard replace them.
     metrics={"enabled": False},
     logging={"access": {"enabled": False}},
