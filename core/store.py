@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import errno
 import io
+import mmap
 import os
 import re
 from collections.abc import AsyncIterator, Iterator
@@ -109,8 +110,11 @@ class ArtifactStore:
             self._root = Path(url.removeprefix("file://")).absolute()
             self._store = LocalStore(self._root, mkdir=True, automatic_cleanup=True)
 
-    def put_new(self, key: str, data: bytes) -> None:
-        """Write an object that must not exist; raise `AlreadyExists` if it does."""
+    def put_new(self, key: str, data: bytes | mmap.mmap) -> None:
+        """Write an object that must not exist; raise `AlreadyExists` if it does.
+
+        A large file is given as its mapping, which is not copied into memory.
+        """
         with _translated(key):
             obstore.put(self._store, key, data, mode="create")
 
