@@ -21,7 +21,7 @@ import numpy as np
 
 from core.adapter_bank import BankedAdapter
 from core.datasets import Task
-from core.errors import DeadlineExceeded, GraftError, InvalidRequest
+from core.errors import GraftError, InvalidRequest
 from core.identifiers import ModelReference
 from core.manifests import Interval, ModelManifest
 from core.preprocessing import FloatArray, PreparedImage, PreparedText, TextPreprocessor
@@ -31,7 +31,7 @@ from service.caller import CALLER
 from service.explanation import Weight, occlude_image, occlude_text
 from service.hot_loader import HotLoader
 from service.inputs import Input, InputPreparer
-from service.live_models import LiveModel
+from service.live_models import LiveModel, loaded_within
 from service.live_trunks import LiveTrunk
 from service.metrics import ModelLabels
 from service.observation import Timing, observed
@@ -118,11 +118,8 @@ class Predictor:
 
         Raises `NotFound`, `Unavailable`, or `DeadlineExceeded`; the loading goes on then.
         """
-        try:
-            async with asyncio.timeout(timeout_seconds):
-                return await self._loader.resolve(tenant, reference, CALLER.get().routing_key)
-        except TimeoutError:
-            raise DeadlineExceeded("the model was not loaded before the deadline") from None
+        async with loaded_within(timeout_seconds):
+            return await self._loader.resolve(tenant, reference, CALLER.get().routing_key)
 
     async def predict(
         self,

@@ -145,7 +145,7 @@ async def _find(
         reference = ModelReference.parse(model)
         found = await run.predictor.resolve(owner, reference, timeout_seconds=timeout)
         return found.manifest.reference, found.trunk, found.head.adapter
-    return model, await run.backbones.get(model), None
+    return model, await run.backbones.get(model, timeout_seconds=timeout), None
 
 
 def _as_numbers(features: FloatArray) -> list[float]:

@@ -17,7 +17,9 @@ from core.errors import InvalidRequest, Unavailable
 from core.identifiers import ModelReference
 from service.api.inference.endpoints import reference
 from service.api.inference.messages import RepositoryIndexRequest, RepositoryRequest
+from service.api.predict import timeout_seconds
 from service.api.responses import invalid_body, json_response, read_json
+from service.live_models import loaded_within
 from service.runtime import runtime, tenant
 from service.serving_set import IndexEntry
 
@@ -45,7 +47,8 @@ async def load(request: Request) -> Response:
     run, owner = runtime(request), tenant(request)
     named = await _named(request)
     try:
-        await run.loader.load(owner, named.name, named.version)
+        async with loaded_within(timeout_seconds(request, run)):
+            await run.loader.load(owner, named.name, named.version)
     except Unavailable as error:
         raise InvalidRequest(error.message, param="model", code=error.error_code) from None
     return json_response({})
