@@ -18,7 +18,7 @@ from contextlib import suppress
 from io import BufferedReader
 from typing import IO, cast
 
-from core.datasets import DatasetManifest, FileErrors, FileStatus, UploadedFile
+from core.datasets import DatasetManifest, FileErrors, FileStatus, RowError, UploadedFile
 from core.errors import AlreadyExists, NotFound
 from core.store import ArtifactStore
 
@@ -90,6 +90,13 @@ class FileStore:
     def refuse(self, file_id: str, errors: FileErrors) -> None:
         """Store why the file is unusable."""
         self._put(file_id, "error.json", errors.model_dump_json().encode())
+
+    def give_up(self, file_id: str, reason: str) -> None:
+        """Store that the file could not be parsed, unless it has been, or is gone."""
+        if self.status(file_id)[0] is FileStatus.UPLOADED:
+            with suppress(NotFound):
+                self.get(file_id)
+                self.refuse(file_id, FileErrors(errors=(RowError(reason=reason),), total=1))
 
     def ids(self) -> list[str]:
         """Return the ids of all files, complete or not, sorted."""

@@ -172,7 +172,7 @@ class Ledger:
         )  # fmt: skip
         entry.due = entry.lease_ends = None
         job = entry.job
-        if job.kind is JobKind.FINE_TUNE:
+        if job.kind is JobKind.FINE_TUNE or status is JobStatus.FAILED:
             self.unarchived.append(entry)
         else:
             self.expire(entry)

@@ -121,7 +121,7 @@ class MemoryJobViews(JobViews):
         """Return: there is nothing to release."""
 
     async def unarchived(self, limit: int = 100) -> builtins.list[Job]:
-        """Return ended `fine_tune` jobs that nobody has marked as archived, oldest first."""
+        """Return ended jobs that nobody has marked as archived, oldest first."""
         return [entry.job for entry in self._ledger.unarchived[:limit]]
 
     def _ring(self) -> None:

@@ -80,7 +80,9 @@ class JobViews(Protocol):
         """
 
     async def unarchived(self, limit: int = 100) -> builtins.list[Job]:
-        """Return ended `fine_tune` jobs that nobody has marked as archived, oldest first.
+        """Return ended jobs that nobody has marked as archived, oldest first.
+
+        These are `fine_tune` jobs, and `ingest` jobs that failed.
 
         However a job ended, it is among them until `mark_archived`, and is not forgotten before.
         """

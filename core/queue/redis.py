@@ -21,13 +21,14 @@ of them into one Cluster slot, which is why a script may build the names of the 
     leases:<kind>              sorted set: `<tenant>/<id>` by the time the lease runs out, ms
     speeds:<kind>              hash: by pace, how long jobs took of late and were expected to, s
     wake:<kind>                stream of one entry: something became pending
-    unarchived                 sorted set: `<tenant>/<id>` of the ended fine_tune jobs that are not
-                               known to be in the artifact store, by the time they ended, s
+    unarchived                 sorted set: `<tenant>/<id>` of the ended fine_tune jobs, and of the
+                               failed ingest jobs, that are not known to be in the artifact store,
+                               by the time they ended, s
     changes                    stream: the change feed (core.changes)
     presence, acks             who lives, and who serves what (core.presence)
 
 A finished job's hash and events expire after the retention, which begins when it leaves
-`unarchived` or, for other kinds, when it ends; its id leaves `jobs` on a later call.
+`unarchived` or, if it was never there, when it ends; its id leaves `jobs` on a later call.
 Not here: the rules of each step, which are in `lua/`, each file with its arguments.
 """
 

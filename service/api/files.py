@@ -1,9 +1,9 @@
 """`/v1/files`: uploads, as OpenAI's clients know them.
 
 The service stores the bytes and answers `uploaded`; a worker parses them (training.ingest) and the
-status becomes `processed` or `error`. A file's status is read from the artifact store; only why a
-parsing job itself failed, such as for want of memory, is asked of the queue. What a job made, its
-metrics and its report, are files too (service.job_history).
+status becomes `processed` or `error`. A file's status is read from the artifact store; only that a
+parsing job itself failed, such as for want of memory, the queue knows a moment earlier. What a job
+made, its metrics and its report, are files too (service.job_history).
 """
 
 from __future__ import annotations

@@ -14,8 +14,9 @@ local CANCELLED_FILE = cjson.encode({
 -- How often more than others a job that may have published is tried: it must end with the truth, but
 -- one that kills whoever publishes it must not do so for ever.
 local PUBLISHING_LOSSES = 20
--- The kinds of job whose records outlast Redis; what became of a file is told by the file.
-local ARCHIVED = {fine_tune = true}
+-- Whether what became of a job must outlast Redis: what became of a file its parser has told, unless
+-- that failed.
+local function is_archived(kind, status) return kind == 'fine_tune' or status == 'failed' end
 local ENDINGS = {succeeded = 'The job succeeded.', cancelled = 'The job was cancelled.'}
 local TERMINAL = {succeeded = true, failed = true, cancelled = true}
 
@@ -137,7 +138,7 @@ local function end_job(tenant, id, status, result, failure, retention)
     add_event(tenant, id, status, ENDINGS[status], 'info')
   end
   compact_events(tenant, id)
-  if ARCHIVED[kind] then
+  if is_archived(kind, status) then
     redis.call('ZADD', root .. ':unarchived', (clock()), tenant .. '/' .. id)
   else
     expire_job(tenant, id, retention)
