@@ -156,7 +156,11 @@ class ArtifactStore:
             return None
 
     def walk(self, prefix: str) -> Iterator[StoredObject]:
-        """Yield every object whose key begins with the folder `prefix`, in no order."""
+        """Yield every object whose key begins with the folder `prefix`.
+
+        Those of any one folder, with what is below it, come one after another: object stores list
+        by name, and a directory is walked folder by folder.
+        """
         with _translated(prefix):
             for page in obstore.list(self._store, prefix, chunk_size=1000):
                 for entry in page:
