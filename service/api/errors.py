@@ -31,8 +31,6 @@ STATUS: tuple[tuple[type[GraftError], int, str], ...] = (
     (errors.Unauthorized, 401, "authentication_error"),
     (errors.NotFound, 404, "invalid_request_error"),
     (errors.Conflict, 409, "invalid_request_error"),
-    (errors.AlreadyExists, 409, "invalid_request_error"),
-    (errors.LeaseLost, 409, "invalid_request_error"),
     (errors.DeadlineExceeded, 504, "timeout_error"),
     (errors.Overloaded, 503, "overloaded_error"),
     (errors.Unavailable, 503, "unavailable_error"),
