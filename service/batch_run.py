@@ -23,7 +23,7 @@ ADAPTED_TEXT, ADAPTED_IMAGE = 0.25, 1.2
 """What a row costs more when its batch has adapters, as a share of its cost."""
 
 SPLIT_COST = 32
-"""What two runs cost more than one, in tokens; in pixels it is nothing. Measured, see record 26."""
+"""What two runs cost more than one, in tokens; in pixels it is nothing (docs/decisions/0026)."""
 
 
 def run_batch(encoder: Encoder, bank: AdapterBank, batch: Sequence[Row]) -> list[RowResult]:
