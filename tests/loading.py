@@ -6,7 +6,7 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
 
-from core.changes import Change, ChangeFeed, MemoryChangeFeed
+from core.changes import Change, ChangeFeed
 from core.identifiers import ModelReference
 from core.registry import Registry
 from service.auto_rollback import AutoRollback
@@ -17,6 +17,7 @@ from service.predictor import Predictor
 from service.watch import RegistryWatch
 from tests.builders import TENANT
 from tests.fakes import DeafFeed, FlakyStore
+from tests.twins.feed import MemoryChangeFeed
 from tests.waiting import until
 
 NEVER = 3600.0

@@ -1,4 +1,4 @@
-"""A lease queue for jobs, as a Protocol that Redis and memory both implement.
+"""A lease queue for jobs, as a Protocol: core.queue.redis keeps it, and in unit tests memory does.
 
 A job waits in `pending`. `claim` gives a worker a lease, which it must renew with `heartbeat`; if
 the worker dies, the next claim by anyone takes the job back. Every write carries the attempt; a

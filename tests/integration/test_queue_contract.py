@@ -14,14 +14,15 @@ from typing import Any, cast
 
 import pytest
 
-from core.changes import Change, ChangeFeed, MemoryChangeFeed, RedisChangeFeed
+from core.changes import Change, ChangeFeed, RedisChangeFeed
 from core.errors import Conflict, InvalidRequest, LeaseLost, NotFound, Overloaded
 from core.jobs import Failure, Job, JobKind, JobStatus, NewJob, Once, StopReason
 from core.outlook import Progress
 from core.queue import Claim, JobQueue
 from core.queue.connection import connect
-from core.queue.memory import MemoryJobQueue
 from core.queue.redis import RedisJobQueue
+from tests.twins.feed import MemoryChangeFeed
+from tests.twins.memory import MemoryJobQueue
 
 pytestmark = pytest.mark.anyio
 

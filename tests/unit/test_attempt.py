@@ -14,8 +14,8 @@ from core.errors import Unavailable
 from core.jobs import Failure, Job, JobKind, JobStatus, NewJob, StopReason
 from core.outlook import Estimate
 from core.presence import Presence, Role
-from core.queue.memory import MemoryJobQueue
 from core.queue.protocol import Claim
+from tests.twins.memory import MemoryJobQueue
 from tests.waiting import until
 from training.attempt import Attempt
 from training.process import (

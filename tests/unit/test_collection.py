@@ -17,7 +17,6 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from core.changes import MemoryChangeFeed
 from core.checkpoints import Checkpoints
 from core.datasets import Modality, UploadedFile
 from core.errors import AlreadyExists, NotFound, Unavailable
@@ -25,12 +24,13 @@ from core.files import FileStore
 from core.jobs import Failure, JobKind, JobStatus, NewJob
 from core.manifests import ModelManifest
 from core.queue import Claim
-from core.queue.memory import MemoryJobQueue
 from core.registry import Registry
 from core.runs import RunStore
 from core.store import ArtifactStore, StoredObject
 from tests import builders
 from tests.builders import TENANT, head_files
+from tests.twins.feed import MemoryChangeFeed
+from tests.twins.memory import MemoryJobQueue
 from training.archive import archive_finished
 from training.collection import Collector
 from training.leftovers import find_leftovers

@@ -12,12 +12,12 @@ from core.datasets import FileErrors, FileStatus, UploadedFile
 from core.errors import InvalidRequest, NotFound, Unavailable
 from core.files import FileStore
 from core.jobs import Failure, Job, JobEvent, JobKind, JobStatus, NewJob
-from core.queue.memory import MemoryJobQueue
 from core.registry import Registry
 from core.runs import RunStore, parse_result_file_id, result_file_ids
 from core.store import ArtifactStore
 from service.job_history import JobHistory
 from tests.builders import TENANT, add_text_trunk, draft, head_files
+from tests.twins.memory import MemoryJobQueue
 from training.archive import archive_finished, keep_archive
 
 pytestmark = pytest.mark.anyio

@@ -13,11 +13,11 @@ from typing import TYPE_CHECKING
 from core.errors import LeaseLost, NotFound, Overloaded
 from core.jobs import Failure, Job, JobEvent, JobKind, JobStatus, Json, NewJob, Once, StopReason
 from core.outlook import Estimate, Progress
-from core.queue.entries import Entry, wanted
-from core.queue.ledger import CANCELLED_FILE, STATES, Ledger
-from core.queue.memory_views import MemoryJobViews
 from core.queue.protocol import Claim, JobQueue
 from core.queue.records import ending, job_forgotten, key_reused, refused
+from tests.twins.entries import Entry, wanted
+from tests.twins.ledger import CANCELLED_FILE, STATES, Ledger
+from tests.twins.views import MemoryJobViews
 
 if TYPE_CHECKING:
     from core.changes import Change, ChangeFeed
