@@ -81,7 +81,7 @@ class Runtime:
         )
         runs = RunStore(store)
         history, forecast = JobHistory(queue, runs), Forecaster(queue, presence)
-        appraiser = Appraiser(store, settings.hf_models)
+        appraiser = Appraiser(store)
         return cls(
             settings, store, queue, history, runs, appraiser, forecast, feed, registry, loader,
             attendance, watch, rollback, BackboneTrunks(registry, loader.live), predictor,
