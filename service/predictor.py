@@ -103,11 +103,14 @@ class Predictor:
         *,
         threads: int,
         max_text_chars: int,
+        max_queued_rows: int,
         labelled_models: int = 100,
     ) -> None:
         self._loader = loader
         self._rollback = rollback
-        self._inputs = InputPreparer(threads=threads, max_text_chars=max_text_chars)
+        self._inputs = InputPreparer(
+            threads=threads, max_text_chars=max_text_chars, max_queued_rows=max_queued_rows
+        )
         self._shadows = Shadows(loader.live.get, self._inputs, rollback.compared)
         self._labels = ModelLabels(labelled_models)
 
@@ -154,9 +157,10 @@ class Predictor:
         Raises `Overloaded` and `DeadlineExceeded`. A part without which nothing can be computed
         is left out.
         """
-        began = time.monotonic()
+        deadline = time.monotonic() + timeout_seconds
         preprocessor = model.trunk.trunk.preprocessor
-        (whole,) = await self._inputs.prepare(preprocessor, [item], timeout_seconds)
+        name, lane = model.manifest.name, CALLER.get().lane
+        (whole,) = await self._inputs.prepare(model.trunk, [item], deadline, model=name, lane=lane)
         if isinstance(whole, GraftError):
             raise whole
         if isinstance(whole, PreparedImage):
@@ -167,9 +171,9 @@ class Predictor:
             occluded = await asyncio.to_thread(occlude_text, item, preprocessor.prepare)
         encoded = await model.trunk.batcher.encode(
             [whole, *(prepared for _, prepared in occluded)],
-            began + timeout_seconds,
-            model=model.manifest.name,
-            lane=CALLER.get().lane,
+            deadline,
+            model=name,
+            lane=lane,
             adapter=model.head.adapter,
         )
         first, *rows = _classify(model, encoded, Timing())
@@ -250,7 +254,7 @@ class Predictor:
     async def close(self) -> None:
         """End the decoding threads, and the shadows."""
         await self._shadows.close()
-        self._inputs.close()
+        await self._inputs.close()
 
     async def _encode(
         self,
@@ -263,13 +267,15 @@ class Predictor:
     ) -> tuple[list[FloatArray | GraftError], list[int]]:
         """Return each input's features, and how many tokens it was read as."""
         began = time.monotonic()
-        prepared = await self._inputs.prepare(trunk.trunk.preprocessor, inputs, timeout_seconds)
-        timing.prepare = time.monotonic() - began
+        deadline, lane = began + timeout_seconds, CALLER.get().lane
+        try:
+            prepared = await self._inputs.prepare(trunk, inputs, deadline, model=name, lane=lane)
+        finally:
+            timing.prepare = time.monotonic() - began
         good = [row for row in prepared if not isinstance(row, GraftError)]
-        deadline = began + timeout_seconds
         encoded = iter(
             await trunk.batcher.encode(
-                good, deadline, timing, model=name, lane=CALLER.get().lane, adapter=adapter
+                good, deadline, timing, model=name, lane=lane, adapter=adapter
             )
         )
         tokens = [len(row.ids) if isinstance(row, PreparedText) else 0 for row in prepared]

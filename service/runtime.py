@@ -77,6 +77,7 @@ class Runtime:
             rollback,
             threads=threads,
             max_text_chars=settings.max_text_chars,
+            max_queued_rows=settings.max_queued_rows,
             labelled_models=settings.labelled_models,
         )
         runs = RunStore(store)

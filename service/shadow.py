@@ -19,7 +19,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from core.errors import GraftError
+from core.errors import GraftError, Overloaded
 from core.manifests import ModelManifest
 from core.preprocessing import FloatArray
 from core.tasks import Answer, decide
@@ -27,6 +27,7 @@ from service.caller import Lane
 from service.inputs import Input, InputPreparer
 from service.live_models import LiveModel, Refused
 from service.metrics import SHADOW_ROWS
+from service.row_queue import Model
 from service.serving_set import Slot
 
 logger = logging.getLogger("graft.service")
@@ -147,15 +148,18 @@ class Shadows:
         batcher = shadow.trunk.batcher
         if batcher.queued_rows > BUSY_ROWS:
             return None
-        prepared = await self._inputs.prepare(
-            shadow.trunk.trunk.preprocessor, inputs, DEADLINE_SECONDS
-        )
-        rows = [row for row in prepared if not isinstance(row, GraftError)]
         deadline = time.monotonic() + DEADLINE_SECONDS
-        name = shadow.manifest.name
-        found = await batcher.encode(
-            rows, deadline, model=(name, "shadow"), lane=Lane.LOW, adapter=shadow.head.adapter
-        )
+        turn: Model = shadow.manifest.name, "shadow"
+        try:
+            prepared = await self._inputs.prepare(
+                shadow.trunk, inputs, deadline, model=turn, lane=Lane.LOW
+            )
+            rows = [row for row in prepared if not isinstance(row, GraftError)]
+            found = await batcher.encode(
+                rows, deadline, model=turn, lane=Lane.LOW, adapter=shadow.head.adapter
+            )
+        except Overloaded:
+            return None
         sound = [row for row in found if not isinstance(row, GraftError)]
         if len(sound) != len(inputs):
             raise GraftError("the shadow could not compute every row")

@@ -43,7 +43,9 @@ class Loading:
         )
         self.watch = RegistryWatch(self.loader, self.feed, poll_seconds=poll)
         self.rollback = AutoRollback(self.registry.releases, self.feed, self.loader.reconcile_model)
-        self.predictor = Predictor(self.loader, self.rollback, threads=1, max_text_chars=10_000)
+        self.predictor = Predictor(
+            self.loader, self.rollback, threads=1, max_text_chars=10_000, max_queued_rows=1_000
+        )
 
     async def predict(self, model: str, *inputs: Input, timeout: float = 20):  # type: ignore[no-untyped-def]
         return await self.predictor.predict(

@@ -16,8 +16,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from core.errors import DeadlineExceeded, GraftError, Overloaded, PayloadTooLarge
-from service.batcher import MAX_BATCH_ROWS, MAX_BATCH_TOKENS, Batcher
+from service.batcher import MAX_BATCH_TOKENS, Batcher
 from service.caller import Lane
+from service.line import MAX_BATCH_ROWS
 from tests.fakes import GIVES_NAN, GIVES_TOO_FEW, RAISES, FakeEncoder, row
 from tests.waiting import until
 
@@ -126,7 +127,7 @@ def test_every_row_is_answered_once_in_order_with_its_own_result(plans, max_rows
         batcher = Batcher(encoder, "t", max_rows)
         await asyncio.gather(*(ask(batcher, 100 * n, plan) for n, plan in enumerate(plans)))
         assert batcher.queued_rows == 0
-        assert not batcher._callers
+        assert not batcher._line._requests
         await batcher.close()
 
     asyncio.run(run())
@@ -295,12 +296,12 @@ async def test_an_idle_batcher_has_no_task_and_nothing_keeps_it_alive():
     batcher = Batcher(FakeEncoder(), "leak", 100)
     await batcher.encode([row(1)], soon())
     await until(lambda: len(asyncio.all_tasks()) == before)
-    assert any(thread.name.startswith("trunk-leak") for thread in threading.enumerate())
+    assert any(thread.name.startswith("line-leak") for thread in threading.enumerate())
     gone = weakref.ref(batcher)
     del batcher
     gc.collect()
     assert gone() is None
-    await until(lambda: not any(t.name.startswith("trunk-leak") for t in threading.enumerate()))
+    await until(lambda: not any(t.name.startswith("line-leak") for t in threading.enumerate()))
 
 
 async def test_rows_of_one_request_are_batched_by_length_and_answered_in_order() -> None:
@@ -337,14 +338,39 @@ async def test_rows_of_many_requests_get_what_they_get_alone(tmp_path: Path):
     await batcher.close()
 
 
-async def test_a_failure_outside_the_encoder_does_not_stop_the_next_request(
+async def test_a_failure_outside_the_encoder_is_told_at_once_and_the_next_request_is_answered(
     monkeypatch: pytest.MonkeyPatch,
 ):
     batcher = Batcher(FakeEncoder(), "t", 100)
-    take = batcher._queue.take
-    monkeypatch.setattr(batcher._queue, "take", lambda *_: 1 / 0)
-    with pytest.raises(DeadlineExceeded):
-        await batcher.encode([row(1)], soon(0.2))
-    monkeypatch.setattr(batcher._queue, "take", take)
+    queue = batcher._line._queue
+    take = queue.take
+    monkeypatch.setattr(queue, "take", lambda *_: 1 / 0)
+    with pytest.raises(GraftError, match="could not be computed"):
+        await batcher.encode([row(1)], soon())
+    monkeypatch.setattr(queue, "take", take)
     (result,) = await batcher.encode([row(2)], soon())
     assert answer(result) == [2, 1]
+
+
+async def test_rows_that_wait_behind_a_run_that_fails_as_a_whole_go_on(
+    monkeypatch: pytest.MonkeyPatch,
+):
+    encoder = FakeEncoder()
+    encoder.gate.clear()
+    batcher = Batcher(encoder, "t", 100)
+    work = batcher._line._work
+
+    def fail_on_the_first(rows):  # type: ignore[no-untyped-def]
+        results = work(rows)
+        if encoder.batches == [[1]]:
+            raise MemoryError
+        return results
+
+    monkeypatch.setattr(batcher._line, "_work", fail_on_the_first)
+    first = asyncio.create_task(batcher.encode([row(1)], soon()))
+    await until(encoder.entered.is_set)
+    behind = asyncio.create_task(batcher.encode([row(2)], soon()))
+    await until(lambda: batcher.queued_rows == 1)
+    encoder.gate.set()
+    assert answer((await first)[0]) == "this input could not be computed"
+    assert answer((await behind)[0]) == [2, 1]

@@ -152,7 +152,7 @@ async def test_long_texts_do_not_hold_up_the_event_loop(
     alone = await served.predict("pets", short)
     together = await served.predict("pets", short + " ", long)
     assert threads[len(short)] == threading.main_thread().name
-    assert threads[len(long)].startswith("decode")
+    assert threads[len(long)].startswith("line-decode")
     assert dict(together.rows[0].scores) == pytest.approx(dict(alone.rows[0].scores))
 
 
