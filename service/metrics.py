@@ -65,9 +65,12 @@ ROLLBACKS = Counter("graft_rollbacks", "Releases that the service took back by i
 LOADS = Counter("graft_loads", "Versions loaded or refused.", ["outcome"])
 EVICTIONS = Counter("graft_evictions", "Heads taken out of memory to stay within the budget.")
 QUEUED_ROWS = Gauge(
-    "graft_queued_rows", "Rows that wait for a trunk.", ["trunk"], multiprocess_mode="livesum"
+    "graft_queued_rows",
+    "Rows that wait for a trunk, or to be decoded.",
+    ["trunk"],
+    multiprocess_mode="livesum",
 )
-REFUSED_ROWS = Counter("graft_refused_rows", "Rows that a full queue refused.", ["trunk"])
+REFUSED_ROWS = Counter("graft_refused_rows", "Rows refused because too many waited.", ["trunk"])
 OTHER_MODELS = "other"
 
 

@@ -233,6 +233,25 @@ async def test_a_deadline_that_passes_is_a_504(http: httpx.AsyncClient):
     assert response.json()["error"]["code"] == "deadline_exceeded"
 
 
+async def test_overload_is_a_503_that_says_when_to_come_back(http: httpx.AsyncClient):
+    long = "good cat " * 2000
+    many = {"model": "pets", "inputs": [long] * MAX_INPUTS}
+    one = {"model": "other", "inputs": [long]}
+    # In each of the processes some wait to be tokenised: one more would hardly be done in time.
+    busy = [asyncio.create_task(post(http, many)) for _ in range(8)]
+    refusals = []
+    while not refusals and not all(task.done() for task in busy):
+        response = await post(http, one, headers={"X-Request-Timeout-Ms": "50"})
+        refusals += [response] if response.status_code == 503 else []
+    for task in busy:
+        task.cancel()
+    (refused,) = refusals
+    assert refused.json()["error"]["code"] == "overloaded"
+    assert int(refused.headers["Retry-After"]) >= 1
+    # Those have gone, and with them what they would have cost.
+    assert (await post(http, one)).status_code == 200
+
+
 async def test_a_wrong_content_type_is_a_415(http: httpx.AsyncClient):
     response = await http.post("/v1/predict", content=b"{}", headers={"Content-Type": "text/csv"})
     assert response.status_code == 415
