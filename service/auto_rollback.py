@@ -1,8 +1,9 @@
 """Automatic rollback: a release that goes wrong is taken back without waiting for a person.
 
 Off unless the release has a `guard`. Each process judges what it has seen itself, `min_rows` rows
-at a time: the rows that could not be computed, and those on which the shadow disagreed. If a limit
-is passed it appends a release with the content of the one before, and without a guard, so that two
+of one version at a time, so that one with a small part of the traffic is not hidden by the others:
+the rows that could not be computed, and those on which the shadow disagreed. If a limit is passed
+it appends a release with the content of the one before, and without a guard, so that two
 releases never take each other back in turns. It is put behind the release that was judged: of
 several processes one succeeds, and a person who was faster is never overruled.
 """
@@ -11,6 +12,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from collections import defaultdict
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from dataclasses import dataclass
@@ -45,12 +47,12 @@ class _Tally:
 
 
 class _Watched:
-    """What this process has seen of one release."""
+    """What this process has seen of one release, by the version that answered."""
 
     def __init__(self, number: int) -> None:
         self.number = number
-        self.errors = _Tally()
-        self.comparisons = _Tally()
+        self.errors: defaultdict[int, _Tally] = defaultdict(_Tally)
+        self.comparisons: defaultdict[int, _Tally] = defaultdict(_Tally)
 
 
 class AutoRollback:
@@ -68,7 +70,7 @@ class AutoRollback:
     def answered(self, model: LiveModel, rows: int, failed: int) -> None:
         """Take note of an answer; `failed` rows failed through no fault of the caller's."""
         if model.release is not None and model.release.guard is not None:
-            tally = self._of(model, model.release).errors
+            tally = self._of(model, model.release).errors[model.manifest.version]
             tally.rows += rows
             tally.bad += failed
             self._judge(model, model.release, model.release.guard)
@@ -76,7 +78,7 @@ class AutoRollback:
     def compared(self, model: LiveModel, agreed: int, disagreed: int) -> None:
         """Take note of what a shadow made of rows that `model` answered."""
         if model.release is not None and model.release.guard is not None:
-            tally = self._of(model, model.release).comparisons
+            tally = self._of(model, model.release).comparisons[model.manifest.version]
             tally.rows += agreed + disagreed
             tally.bad += disagreed
             self._judge(model, model.release, model.release.guard)
@@ -96,16 +98,19 @@ class AutoRollback:
 
     def _judge(self, model: LiveModel, release: Release, guard: Guard) -> None:
         key = model.manifest.tenant, model.manifest.name
-        watched = self._watched[key]
+        watched, version = self._watched[key], model.manifest.version
         if watched.number != release.number or key in self._tasks:
             return
         for tally, limit, what in (
-            (watched.errors, guard.max_error_rate, "error rate"),
-            (watched.comparisons, guard.max_disagreement, "disagreement"),
+            (watched.errors[version], guard.max_error_rate, "error rate"),
+            (watched.comparisons[version], guard.max_disagreement, "disagreement"),
         ):
             rate = tally.judge(limit, guard.min_rows)
             if rate is not None:
-                reason = f"{what} {rate:.3f} of release {release.number} is above {limit}"
+                reason = (
+                    f"{what} {rate:.3f} of version {version} in release {release.number} "
+                    f"is above {limit}"
+                )
                 task = asyncio.create_task(self._roll_back(key, release, reason))
                 self._tasks[key] = task
                 task.add_done_callback(lambda _: self._tasks.pop(key, None))

@@ -206,8 +206,7 @@ class Predictor:
             )
             rows = _classify(model, features, inference.timing)
             inference.failed_rows = sum(isinstance(row, GraftError) for row in rows)
-        self._rollback.answered(model, len(rows), sum(map(_is_failure, rows)))
-        self._shadows.offer(model, inputs, features, rows)
+        self._tell(model, inputs, features, rows)
         return Classification(model, rows, features, inference.timing)
 
     async def classify_features(self, model: LiveModel, features: FloatArray) -> Classification:
@@ -227,6 +226,7 @@ class Predictor:
         with observed(model.manifest.reference, len(features), meters) as inference:
             rows = _classify(model, results, inference.timing)
             inference.failed_rows = sum(isinstance(row, GraftError) for row in rows)
+        self._tell(model, None, results, rows)
         return Classification(model, rows, results, inference.timing)
 
     async def embed(
@@ -255,6 +255,17 @@ class Predictor:
         """End the decoding threads, and the shadows."""
         await self._shadows.close()
         await self._inputs.close()
+
+    def _tell(
+        self,
+        model: LiveModel,
+        inputs: Sequence[Input] | None,
+        features: Sequence[FloatArray | GraftError],
+        rows: Sequence[FloatArray | GraftError],
+    ) -> None:
+        """Tell those who judge the release, and its shadow, what has been answered."""
+        self._rollback.answered(model, len(rows), sum(map(_is_failure, rows)))
+        self._shadows.offer(model, inputs, features, rows)
 
     async def _encode(
         self,

@@ -45,11 +45,14 @@ Compared = Callable[[LiveModel, int, int], None]
 
 @dataclass(frozen=True)
 class Answered:
-    """One request that was answered: features and outputs of the rows that could be."""
+    """One request that was answered: features and outputs of the rows that could be.
+
+    Without `inputs`, when the caller sent features.
+    """
 
     model: LiveModel
     shadow: int
-    inputs: Sequence[Input]
+    inputs: Sequence[Input] | None
     features: FloatArray
     outputs: FloatArray
 
@@ -73,7 +76,7 @@ class Shadows:
     def offer(
         self,
         model: LiveModel,
-        inputs: Sequence[Input],
+        inputs: Sequence[Input] | None,
         features: Sequence[FloatArray | GraftError],
         outputs: Sequence[FloatArray | GraftError],
     ) -> None:
@@ -83,18 +86,19 @@ class Shadows:
             return
         assert release.shadow is not None
         good = [
-            (item, row, answer)
-            for item, row, answer in zip(inputs, features, outputs, strict=True)
+            (number, row, answer)
+            for number, (row, answer) in enumerate(zip(features, outputs, strict=True))
             if not isinstance(row, GraftError) and not isinstance(answer, GraftError)
         ]
         if not good:
             return
-        items, rows, answers = zip(*good, strict=True)
+        numbers, rows, answers = zip(*good, strict=True)
+        items = None if inputs is None else [inputs[number] for number in numbers]
         answered = Answered(model, release.shadow, items, np.stack(rows), np.stack(answers))
         try:
             self._waiting.put_nowait(answered)
         except asyncio.QueueFull:
-            _count("dropped", len(items))
+            _count("dropped", len(rows))
             return
         if self._task is None or self._task.done():
             self._task = asyncio.create_task(self._run())
@@ -113,10 +117,10 @@ class Shadows:
             try:
                 await self._compare(answered)
             except (GraftError, Refused):
-                _count("failed", len(answered.inputs))
+                _count("failed", len(answered.features))
             except Exception:
                 logger.exception("shadow of %s", answered.model.manifest.reference)
-                _count("failed", len(answered.inputs))
+                _count("failed", len(answered.features))
 
     async def _compare(self, answered: Answered) -> None:
         manifest = answered.model.manifest
@@ -126,7 +130,7 @@ class Shadows:
         if shadow.manifest.trunk != manifest.trunk or adapters != (None, None):
             features = await self._features(shadow, answered.inputs)
         if features is None:
-            _count("dropped", len(answered.inputs))
+            _count("dropped", len(answered.features))
             return
         loop = asyncio.get_running_loop()
         outputs = await loop.run_in_executor(self._executor, shadow.head.predict, features)
@@ -143,10 +147,12 @@ class Shadows:
         _count("disagreed", disagreed)
         self._on_compared(answered.model, agreed, disagreed)
 
-    async def _features(self, shadow: LiveModel, inputs: Sequence[Input]) -> FloatArray | None:
+    async def _features(
+        self, shadow: LiveModel, inputs: Sequence[Input] | None
+    ) -> FloatArray | None:
         """Return what the shadow's own trunk and adapter give, or None if that is busy."""
         batcher = shadow.trunk.batcher
-        if batcher.queued_rows > BUSY_ROWS:
+        if inputs is None or batcher.queued_rows > BUSY_ROWS:
             return None
         deadline = time.monotonic() + DEADLINE_SECONDS
         turn: Model = shadow.manifest.name, "shadow"
