@@ -22,7 +22,7 @@ from core.errors import Conflict, NotFound, Unavailable
 from core.manifests import Guard, Release, ReleaseContent
 from core.releases import Releases
 from service.live_models import LiveModel
-from service.metrics import ROLLBACKS
+from service.metrics import ModelLabels
 from service.serving_set import ModelKey
 
 logger = logging.getLogger("graft.service")
@@ -59,11 +59,16 @@ class AutoRollback:
     """Judges the releases that have a guard. Belongs to one event loop."""
 
     def __init__(
-        self, releases: Releases, feed: ChangeFeed, reconcile: Callable[[str, str], Awaitable[None]]
+        self,
+        releases: Releases,
+        feed: ChangeFeed,
+        reconcile: Callable[[str, str], Awaitable[None]],
+        labels: ModelLabels,
     ) -> None:
         self._releases = releases
         self._feed = feed
         self._reconcile = reconcile
+        self._labels = labels
         self._watched: dict[ModelKey, _Watched] = {}
         self._tasks: dict[ModelKey, asyncio.Task[None]] = {}
 
@@ -134,7 +139,7 @@ class AutoRollback:
             logger.error("%s: %s, and it cannot be taken back: %s", name, reason, error.message)
             return
         logger.warning("%s: %s; release %d takes it back", name, reason, made.number)
-        ROLLBACKS.inc()
+        self._labels.meters(name).rollbacks.inc()
         with suppress(Unavailable):  # others look by themselves
             await self._feed.publish(Change(tenant=tenant, model=name, type="released"))
             await self._reconcile(tenant, name)

@@ -104,15 +104,15 @@ class Predictor:
         threads: int,
         max_text_chars: int,
         max_queued_rows: int,
-        labelled_models: int = 100,
+        labels: ModelLabels,
     ) -> None:
         self._loader = loader
         self._rollback = rollback
         self._inputs = InputPreparer(
             threads=threads, max_text_chars=max_text_chars, max_queued_rows=max_queued_rows
         )
-        self._shadows = Shadows(loader.live.get, self._inputs, rollback.compared)
-        self._labels = ModelLabels(labelled_models)
+        self._labels = labels
+        self._shadows = Shadows(loader.live.get, self._inputs, rollback.compared, labels)
 
     async def resolve(
         self, tenant: str, reference: ModelReference, *, timeout_seconds: float
@@ -264,7 +264,14 @@ class Predictor:
         rows: Sequence[FloatArray | GraftError],
     ) -> None:
         """Tell those who judge the release, and its shadow, what has been answered."""
-        self._rollback.answered(model, len(rows), sum(map(_is_failure, rows)))
+        failed = sum(map(_is_failure, rows))
+        self._rollback.answered(model, len(rows), failed)
+        if model.release is not None and len(model.release.traffic) > 1:
+            newest = max(share.version for share in model.release.traffic)
+            side = "newest" if model.manifest.version == newest else "others"
+            answered, not_answered = self._labels.meters(model.manifest.name).split_rows[side]
+            answered.inc(len(rows) - failed)
+            not_answered.inc(failed)
         self._shadows.offer(model, inputs, features, rows)
 
     async def _encode(

@@ -26,7 +26,7 @@ from core.tasks import Answer, decide
 from service.caller import Lane
 from service.inputs import Input, InputPreparer
 from service.live_models import LiveModel, Refused
-from service.metrics import SHADOW_ROWS
+from service.metrics import ModelLabels
 from service.row_queue import Model
 from service.serving_set import Slot
 
@@ -65,10 +65,12 @@ class Shadows:
         load: Callable[[Slot], Awaitable[LiveModel]],
         inputs: InputPreparer,
         on_compared: Compared,
+        labels: ModelLabels,
     ) -> None:
         self._load = load
         self._inputs = inputs
         self._on_compared = on_compared
+        self._labels = labels
         self._waiting: asyncio.Queue[Answered] = asyncio.Queue(MAX_WAITING)
         self._executor = ThreadPoolExecutor(1, thread_name_prefix="shadow")
         self._task: asyncio.Task[None] | None = None
@@ -98,7 +100,7 @@ class Shadows:
         try:
             self._waiting.put_nowait(answered)
         except asyncio.QueueFull:
-            _count("dropped", len(rows))
+            self._count(model, "dropped", len(rows))
             return
         if self._task is None or self._task.done():
             self._task = asyncio.create_task(self._run())
@@ -117,10 +119,10 @@ class Shadows:
             try:
                 await self._compare(answered)
             except (GraftError, Refused):
-                _count("failed", len(answered.features))
+                self._count(answered.model, "failed", len(answered.features))
             except Exception:
                 logger.exception("shadow of %s", answered.model.manifest.reference)
-                _count("failed", len(answered.features))
+                self._count(answered.model, "failed", len(answered.features))
 
     async def _compare(self, answered: Answered) -> None:
         manifest = answered.model.manifest
@@ -130,7 +132,7 @@ class Shadows:
         if shadow.manifest.trunk != manifest.trunk or adapters != (None, None):
             features = await self._features(shadow, answered.inputs)
         if features is None:
-            _count("dropped", len(answered.features))
+            self._count(answered.model, "dropped", len(answered.features))
             return
         loop = asyncio.get_running_loop()
         outputs = await loop.run_in_executor(self._executor, shadow.head.predict, features)
@@ -143,8 +145,8 @@ class Shadows:
             )
         )
         disagreed = len(outputs) - agreed
-        _count("agreed", agreed)
-        _count("disagreed", disagreed)
+        self._count(answered.model, "agreed", agreed)
+        self._count(answered.model, "disagreed", disagreed)
         self._on_compared(answered.model, agreed, disagreed)
 
     async def _features(
@@ -171,6 +173,9 @@ class Shadows:
             raise GraftError("the shadow could not compute every row")
         return np.stack(sound)
 
+    def _count(self, model: LiveModel, outcome: str, rows: int) -> None:
+        self._labels.meters(model.manifest.name).shadow_rows[outcome].inc(rows)
+
 
 def agree(manifest: ModelManifest, answer: Answer, other: Answer) -> bool:
     """Tell whether another version says the same: of values, one in the interval of the answer."""
@@ -178,7 +183,3 @@ def agree(manifest: ModelManifest, answer: Answer, other: Answer) -> bool:
         half_width = manifest.interval.half_width if manifest.interval else 0.0
         return abs(answer - other) <= half_width
     return answer == other
-
-
-def _count(outcome: str, rows: int) -> None:
-    SHADOW_ROWS.labels(outcome=outcome).inc(rows)

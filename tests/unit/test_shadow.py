@@ -12,7 +12,7 @@ import pytest
 
 from core.identifiers import PRODUCTION
 from core.manifests import Guard, ReleaseContent, Share
-from service.metrics import SHADOW_ROWS
+from service.metrics import SHADOW_ROWS, SIDES, SPLIT_ROWS
 from service.shadow import MAX_WAITING
 from tests.builders import TENANT, add_text_trunk, head_graph, npz, publish, softmax
 from tests.loading import Loading, loading
@@ -22,7 +22,19 @@ pytestmark = pytest.mark.anyio
 
 
 def counted(outcome: str) -> float:
-    return float(SHADOW_ROWS.labels(outcome=outcome)._value.get())
+    return float(SHADOW_ROWS.labels(model="pets", outcome=outcome)._value.get())
+
+
+def split_rows() -> Counter[tuple[str, str]]:
+    return Counter(
+        {
+            (side, outcome): int(
+                SPLIT_ROWS.labels(model="pets", side=side, outcome=outcome)._value.get()
+            )
+            for side in SIDES
+            for outcome in ("ok", "error")
+        }
+    )
 
 
 def always(label: int) -> dict[str, bytes]:
@@ -158,12 +170,16 @@ async def test_a_version_with_a_twentieth_of_the_traffic_is_judged_by_its_own_ro
         bad = await it.live("pets@2")
         monkeypatch.setattr(bad.head, "_bias", np.full(2, np.nan, np.float32))
         answered: Counter[int] = Counter()
+        before = split_rows()
         while not it.rollback._tasks and answered.total() < 2_000:
             model = await it.live("pets", f"key {answered.total()}")
             # Features that the caller kept count as much as inputs that the service reads.
             await it.predictor.classify_features(model, np.ones((1, 4), np.float32))
             answered[model.manifest.version] += 1
         assert answered[2] == 40 < answered[1] / 10
+        assert split_rows() - before == Counter(
+            {("newest", "error"): 40, ("others", "ok"): answered[1]}
+        )
         await until(lambda: not it.rollback._tasks)
         reason = it.registry.releases.read(TENANT, "pets", 3).reason
         assert "error rate 1.000 of version 2 in release 2 is above 0.2" in reason
