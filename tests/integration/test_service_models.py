@@ -129,6 +129,31 @@ async def test_a_bad_version_is_refused_and_the_old_one_serves_on(
             assert await answers(client, "sound") == "sound@1"
 
 
+async def test_pages_of_models_hold_what_is_there_now_and_nothing_else(
+    service: ServiceProcess, http: httpx.AsyncClient, trunk: TrunkManifest
+):
+    for name in ("page-a", "page-b", "page-c"):
+        publish(service.registry, trunk, name)
+    async with asyncio.timeout(15):
+        while await answers(http, "page-b") is None:
+            await asyncio.sleep(0.02)
+    assert (await http.delete("/v1/models/page-b")).status_code == 200
+    publish(service.registry, trunk, "page-d")  # of which no process has heard
+    names: list[str] = []
+    pages = 0
+    has_more = True
+    while has_more:
+        after = names[-1] if names else "page-"
+        page = (await http.get("/v1/models", params={"limit": 1, "after": after})).json()
+        names += [model["id"] for model in page["data"]]
+        has_more = page["has_more"] and names[-1].startswith("page-")
+        pages += 1
+        assert pages < 10
+    assert [name for name in names if name.startswith("page-")] == ["page-a", "page-c", "page-d"]
+    (page_c,) = (await http.get("/v1/models?limit=1&after=page-a")).json()["data"]
+    assert (page_c["versions"], page_c["aliases"]) == ([1], {"production": 1})
+
+
 async def test_a_load_after_a_repair_and_an_unload_reach_every_process(
     service: ServiceProcess, trunk: TrunkManifest, tmp_path: Path
 ):
