@@ -97,9 +97,10 @@ class Guard:
 
         async def respond(message: Message) -> None:
             nonlocal refusal
-            # BentoML's endpoints turn what reading the body raises into a 500; ours is the answer.
+            # BentoML's endpoints turn what reading the body raises into a 500; ours is the answer,
+            # as it is to what its API methods refuse (service.app).
             refusal = refusal or body.refusal or _no_endpoint(scope, message)
-            if refusal is None:
+            if refusal is None and "answer" not in scope["state"]:
                 await answer.send(message)
 
         try:
@@ -117,6 +118,8 @@ class Guard:
                 await app(scope, body.receive, respond)
                 if refusal is not None:
                     raise refusal
+                if "answer" in scope["state"]:
+                    await scope["state"]["answer"](scope, receive, answer.send)
         except Exception as error:
             if not answer.has_begun:
                 await self._refuse(body.refusal or error, scope, receive, answer.send)
