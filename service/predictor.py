@@ -231,6 +231,7 @@ class Predictor:
 
     async def embed(
         self,
+        reference: str,
         name: str,
         trunk: LiveTrunk,
         inputs: Sequence[Input],
@@ -238,9 +239,13 @@ class Predictor:
         adapter: BankedAdapter | None = None,
         timeout_seconds: float,
     ) -> Embeddings:
-        """Return the features of every input; `name` is the model to count it under."""
+        """Return the features of every input.
+
+        `reference` is what answers, a version or a backbone; under `name` it is counted and takes
+        its turns, as predictions do.
+        """
         meters = self._labels.meters(name)
-        with observed(name, len(inputs), meters) as inference:
+        with observed(reference, len(inputs), meters) as inference:
             features, tokens = await self._encode(
                 trunk, name, inputs, timeout_seconds, inference.timing, adapter
             )
@@ -249,7 +254,7 @@ class Predictor:
                 for row, count in zip(features, tokens, strict=True)
             ]
             inference.failed_rows = sum(isinstance(row, GraftError) for row in rows)
-        return Embeddings(name, rows, inference.timing)
+        return Embeddings(reference, rows, inference.timing)
 
     async def close(self) -> None:
         """End the decoding threads, and the shadows."""
