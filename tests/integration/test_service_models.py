@@ -126,6 +126,8 @@ async def test_a_bad_version_is_refused_and_the_old_one_serves_on(
                         break
                     await asyncio.sleep(0.02)
             assert "sound@2" in response.json()["error"]["message"]
+            assert response.json()["error"]["code"] == "version_refused"
+            assert "Retry-After" not in response.headers
             assert await answers(client, "sound") == "sound@1"
 
 
