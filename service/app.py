@@ -60,10 +60,10 @@ async def refusing_as_ours(request: Request) -> AsyncIterator[None]:
             yield
     except GraftError as error:
         request.state.answer = error_response(error)
-        raise Refused from None
+        raise Refused("the guard answers") from None
     except ClientDisconnect:
         request.state.answer = Response(status_code=CLIENT_CLOSED_REQUEST)
-        raise Refused from None
+        raise Refused("the guard answers") from None
 
 
 def is_no_refusal(record: logging.LogRecord) -> bool:
