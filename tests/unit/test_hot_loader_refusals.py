@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 from dataclasses import replace
 from pathlib import Path
 
@@ -22,7 +21,6 @@ from tests.builders import (
     head_files,
     head_graph,
     low_rank,
-    npz,
     promote,
     publish,
     publish_low_rank,
@@ -62,7 +60,7 @@ def wrong_classes(files: dict[str, bytes]) -> dict[str, bytes]:
 
 
 def disagreeing(files: dict[str, bytes]) -> dict[str, bytes]:
-    return files | {"golden.npz": head_files(4, 2, seed=9)["golden.npz"]}
+    return files | {"golden.safetensors": head_files(4, 2, seed=9)["golden.safetensors"]}
 
 
 def gives_nan(files: dict[str, bytes]) -> dict[str, bytes]:
@@ -71,7 +69,9 @@ def gives_nan(files: dict[str, bytes]) -> dict[str, bytes]:
     nan = np.full((3, 2), np.nan, np.float32)
     return {
         "head.onnx": graph,
-        "golden.npz": npz(features=np.ones((3, 4), np.float32), probabilities=nan),
+        "golden.safetensors": safetensors.numpy.save(
+            {"features": np.ones((3, 4), np.float32), "probabilities": nan}
+        ),
     }
 
 
@@ -84,15 +84,15 @@ def novelty(**changed: np.ndarray) -> dict[str, bytes]:
         np.random.default_rng(0).normal(size=(40, 4)).astype(np.float32), np.arange(40) % 2, 2,
         seed=0,
     )  # fmt: skip
-    return {"novelty.npz": replace(sound, **changed).write()}
+    return {"novelty.safetensors": replace(sound, **changed).write()}
 
 
 def garbage_novelty(files: dict[str, bytes]) -> dict[str, bytes]:
-    return files | {"novelty.npz": b"PK not statistics"}
+    return files | {"novelty.safetensors": b"not tensors"}
 
 
 def truncated_novelty(files: dict[str, bytes]) -> dict[str, bytes]:
-    return files | {"novelty.npz": novelty()["novelty.npz"][:-40]}
+    return files | {"novelty.safetensors": novelty()["novelty.safetensors"][:-40]}
 
 
 def nan_novelty(files: dict[str, bytes]) -> dict[str, bytes]:
@@ -184,9 +184,9 @@ async def test_a_trunk_that_gives_nan_refuses_its_versions_only(tmp_path: Path):
     async with loading(tmp_path, start=False) as it:
         manifest, files = text_trunk()
         files["trunk.onnx"] = text_trunk_graph(np.full_like(embedding(0), np.nan))
-        with np.load(io.BytesIO(files["golden.npz"])) as golden:
-            nan = {**golden, "features": np.full_like(golden["features"], np.nan)}
-        files["golden.npz"] = npz(**nan)
+        golden = safetensors.numpy.load(files["golden.safetensors"])
+        golden["features"] = np.full_like(golden["features"], np.nan)
+        files["golden.safetensors"] = safetensors.numpy.save(golden)
         hashes = {name: sha256(data) for name, data in files.items()}
         bad = manifest.model_copy(update={"files": hashes, "digest": "f" * 64})
         publish(it.registry, it.registry.add_trunk("bad", bad, files), "broken")
@@ -212,7 +212,7 @@ async def test_a_missing_file_is_refused_with_its_reason(tmp_path: Path):
     async with loading(tmp_path, start=False) as it:
         trunk = add_text_trunk(it.registry)
         publish(it.registry, trunk)
-        (tmp_path / "default/models/pets/versions/1/golden.npz").unlink()
+        (tmp_path / "default/models/pets/versions/1/golden.safetensors").unlink()
         await it.loader.reconcile()
         assert refused(it) == {1: "one of its files is missing"}
 
