@@ -42,8 +42,8 @@ USABLE_TIME = 0.8
 overload all that wait have been waiting equally long: if it is a little too long, all is lost."""
 
 SMOOTHING = 0.1
-"""Weight of the latest batch in how long one takes; one that stalled counts as four times the usual
-at most."""
+"""Weight of the latest batch in how long one takes, unless it is among the first; one that stalled
+counts as four times the usual at most."""
 
 
 @dataclass(eq=False)
@@ -118,6 +118,7 @@ class Line(Generic[Item, Result]):
         self._executor = ThreadPoolExecutor(threads, thread_name_prefix=f"line-{name}")
         self._runs: set[Future[None]] = set()
         self._seconds_per_cost = full_batch_seconds / budget
+        self._learned_batches = 0
         self._counted_rows = 0
         self._batch_rows = batch_rows
         self._queued_rows = QUEUED_ROWS.labels(trunk=name)
@@ -254,9 +255,11 @@ class Line(Generic[Item, Result]):
 
     def _learn(self, rows: list[Row[Item]], seconds: float) -> None:
         """Reckon anew how long a batch takes."""
+        self._learned_batches += 1
         usual = self._seconds_per_cost
         latest = seconds / (_cost(rows) + RUN_COST)
-        self._seconds_per_cost += SMOOTHING * (min(latest, 4 * usual) - usual)
+        weight = max(SMOOTHING, 1 / self._learned_batches)
+        self._seconds_per_cost += weight * (min(latest, 4 * usual) - usual)
 
     # -- in the event loop again -------------------------------------------------------------
 

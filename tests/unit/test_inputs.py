@@ -15,7 +15,8 @@ from core.errors import DeadlineExceeded, GraftError, Overloaded
 from core.preprocessing import PreparedImage
 from service.batcher import Batcher
 from service.caller import Lane
-from service.inputs import ImageInput, InputPreparer
+from service.inputs import ImageInput, InputPreparer, Undecoded
+from service.row_queue import QueuedRequest, Row
 from tests.fakes import FakeEncoder, row
 from tests.waiting import until
 
@@ -155,6 +156,15 @@ async def test_several_threads_share_what_waits():
     assert len(await asked) == 5
     assert sorted(it.decoded) == list("abcde")
     await until(lambda: it.inputs._line._working == 0)
+
+
+async def test_what_decoding_takes_here_is_known_after_a_few():
+    line = Decoding().line
+    item = Undecoded(lambda: GraftError(""), 1_000)
+    row = Row((0.0, 0), item, QueuedRequest("m", Lane.NORMAL, lambda: False), 0)
+    for _ in range(6):
+        line._learn([row], 0.008)
+    assert line._seconds_per_cost == pytest.approx(0.008 / 1_000, rel=0.25)
 
 
 async def test_close_refuses_what_waits():
