@@ -209,10 +209,9 @@ class Line(Generic[Item, Result]):
         before = self._running_cost + self._queue.cost_until(model, lane, cost)
         return before * self._seconds_per_cost / self._threads
 
-    def _take(self, done: int) -> list[tuple[Row[Item], Request[Item, Result]]]:
-        """Return the next batch when one that cost `done` is done; nothing ends the thread."""
+    def _take(self) -> list[tuple[Row[Item], Request[Item, Result]]]:
+        """Return the next batch; nothing ends the thread."""
         with self._lock:
-            self._running_cost -= done
             rows = self._queue.take(MAX_BATCH_ROWS, self._budget)
             self._running_cost += _cost(rows)
             # Told under the lock: a row that is added from now on needs the thread started again.
@@ -224,16 +223,16 @@ class Line(Generic[Item, Result]):
     def _run_batches(self, loop: asyncio.AbstractEventLoop) -> None:
         """Run batches until no row waits."""
         try:
-            batch = self._take(0)
-            while batch:
+            while batch := self._take():
                 now = time.monotonic()
                 for _, request in batch:
                     request.taken = request.taken or now
                 rows = [row for row, _ in batch]
                 results = self._results(rows)
-                # Taken before the answer: whoever gets that finds the line as it is from now on.
-                done, batch = batch, self._take(_cost(rows))
-                loop.call_soon_threadsafe(self._answer, done, results)
+                with self._lock:
+                    # Before the answer: whoever gets that may find the line idle.
+                    self._running_cost -= _cost(rows)
+                loop.call_soon_threadsafe(self._answer, batch, results)
         except BaseException:
             logger.exception("taking a batch")
             with self._lock:
