@@ -16,7 +16,7 @@ from core.adapter_bank import AdapterBank
 from core.errors import GraftError
 from core.preprocessing import FloatArray, Prepared, PreparedText
 from core.trunk import Encoder
-from service.line import not_computed
+from service.line_request import not_computed
 from service.row_queue import Row
 
 RowResult = FloatArray | GraftError

@@ -19,7 +19,8 @@ from core.preprocessing import FloatArray, Prepared
 from core.trunk import Encoder
 from service.batch_run import RowResult, run_batch
 from service.caller import Lane
-from service.line import Line, Request
+from service.line import Line
+from service.line_request import Request
 from service.metrics import BATCH_ROWS
 from service.observation import Timing
 from service.row_queue import Model

@@ -19,7 +19,8 @@ from functools import partial
 from core.errors import GraftError, InvalidRequest
 from core.preprocessing import ImagePreprocessor, Prepared, TextPreprocessor
 from service.caller import Lane
-from service.line import Line, Request
+from service.line import Line
+from service.line_request import Request
 from service.live_trunks import LiveTrunk
 from service.row_queue import Model, Row
 

@@ -20,20 +20,24 @@ import threading
 import time
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass, field
-from typing import Generic, TypeVar
+from typing import Generic
 
 from prometheus_client import Histogram
 
-from core.adapter_bank import BankedAdapter
-from core.errors import DeadlineExceeded, GraftError, Overloaded, PayloadTooLarge
+from core.errors import GraftError, PayloadTooLarge
 from service.caller import Lane
+from service.line_request import (
+    Request,
+    Result,
+    not_computed,
+    shutting_down,
+    too_late,
+    too_many,
+)
 from service.metrics import QUEUED_ROWS, REFUSED_ROWS
 from service.row_queue import RUN_COST, Item, Model, QueuedRequest, Row, RowQueue
 
 logger = logging.getLogger("graft.service")
-
-Result = TypeVar("Result")
 
 MAX_BATCH_ROWS = 64
 CLOSE_SECONDS = 5.0
@@ -44,45 +48,6 @@ overload all that wait have been waiting equally long: if it is a little too lon
 SMOOTHING = 0.1
 """Weight of the latest batch in how long one takes, unless it is among the first; one that stalled
 counts as four times the usual at most."""
-
-
-@dataclass(eq=False)
-class Request(Generic[Item, Result]):
-    """Rows that come together; answered together when the last of them is done.
-
-    `deadline` is on the clock of `time.monotonic`; `model` is whose turn the rows take.
-    """
-
-    items: Sequence[Item]
-    deadline: float
-    model: Model = None
-    lane: Lane = Lane.NORMAL
-    adapter: BankedAdapter | None = None
-    seconds_after: float = 0.0
-    """What the rows are expected to wait for behind this line, before the deadline."""
-    taken: float | None = None
-    """When the first of its rows left the queue."""
-    results: dict[int, Result | GraftError] = field(default_factory=dict)
-    done: asyncio.Future[None] = field(init=False)
-
-    def is_dead(self) -> bool:
-        """Tell whether nobody waits for its rows any more."""
-        return self.done.done() or self.deadline <= time.monotonic()
-
-    def finish(self, index: int, result: Result | GraftError) -> None:
-        """Take the result of one row."""
-        self.results.setdefault(index, result)
-        if len(self.results) == len(self.items) and not self.done.done():
-            self.done.set_result(None)
-
-    def refuse(self, error: GraftError) -> None:
-        """End it with an error for the whole."""
-        if not self.done.done():
-            self.done.set_exception(error)
-
-    def expire(self) -> None:
-        """End it because its time is up."""
-        self.refuse(_too_late())
 
 
 class Line(Generic[Item, Result]):
@@ -171,7 +136,7 @@ class Line(Generic[Item, Result]):
             self._is_closed = True
             waiting = [self._requests[queued] for queued in self._queue.drain()]
         for request in waiting:
-            request.refuse(_shutting_down())
+            request.refuse(shutting_down())
         if runs := [asyncio.wrap_future(run) for run in list(self._runs)]:
             await asyncio.wait(runs, timeout=CLOSE_SECONDS)
         self._executor.shutdown(wait=False)
@@ -181,12 +146,12 @@ class Line(Generic[Item, Result]):
     def _admit(self, queued: QueuedRequest, request: Request[Item, Result]) -> None:
         model, lane, items = request.model, request.lane, request.items
         if self._is_closed:
-            raise _shutting_down()
+            raise shutting_down()
         if len(items) > self._queue.max_rows:
             raise PayloadTooLarge(f"send at most {self._queue.max_rows} inputs in a request")
         left = request.deadline - time.monotonic()
         if left <= 0:
-            raise _too_late()
+            raise too_late()
         wait = self._wait_seconds(model, lane, sum(item.cost for item in items))
         wait += request.seconds_after
         pushed_out = None
@@ -194,10 +159,10 @@ class Line(Generic[Item, Result]):
             pushed_out = self._queue.make_room(model, lane, len(items))
         if pushed_out is None:
             self._refused_rows.inc(len(items))
-            raise _too_many(wait)
+            raise too_many(wait)
         for other in pushed_out:
             self._refused_rows.inc(len(self._requests[other].items))
-            self._requests[other].refuse(_too_many(wait))
+            self._requests[other].refuse(too_many(wait))
         self._requests[queued] = request
         # Shortest first, so that neighbours in a batch need little padding.
         self._queue.add(queued, sorted(enumerate(items), key=lambda row: row[1].cost))
@@ -283,20 +248,3 @@ def _cost(rows: Iterable[Row[Item]]) -> int:
 def _strand(requests: list[Request[Item, Result]]) -> None:
     for request in requests:
         request.refuse(not_computed())
-
-
-def not_computed() -> GraftError:
-    """What is said of a row through no fault of its own."""
-    return GraftError("this input could not be computed")
-
-
-def _too_many(wait_seconds: float) -> Overloaded:
-    return Overloaded("too many predictions are waiting", retry_after_seconds=wait_seconds)
-
-
-def _too_late() -> DeadlineExceeded:
-    return DeadlineExceeded("the prediction was not ready before its deadline")
-
-
-def _shutting_down() -> Overloaded:
-    return Overloaded("the service is shutting down", retry_after_seconds=1)
