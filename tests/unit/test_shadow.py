@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import save
 
+from core.errors import Overloaded
 from core.identifiers import PRODUCTION
 from core.manifests import Guard, ReleaseContent, Share
 from service.metrics import SHADOW_ROWS, SIDES, SPLIT_ROWS
@@ -90,6 +91,24 @@ async def test_a_shadow_on_the_same_trunk_costs_no_run_of_it(tmp_path: Path):
         await it.predict("pets", *["good cat"] * 5)
         await until(lambda: counted("disagreed") == disagreed + 5)
         assert live.trunk.batcher._batch_rows._sum.get() == before + 5  # type: ignore[attr-defined]
+
+
+async def test_a_shadow_that_overload_refuses_is_dropped_and_has_not_failed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    async with loading(tmp_path, start=False) as it:
+        await opposites(it, other_trunk=True)
+        append(it, shadow=2)
+        await it.loader.reconcile()
+
+        async def refuse(*_: Any, **__: Any) -> None:
+            raise Overloaded("", retry_after_seconds=1)
+
+        monkeypatch.setattr((await it.live("pets@2")).trunk.batcher, "encode", refuse)
+        dropped, failed = counted("dropped"), counted("failed")
+        await it.predict("pets")
+        await until(lambda: counted("dropped") == dropped + 1)
+        assert counted("failed") == failed
 
 
 async def test_a_shadow_that_hangs_or_fails_costs_nothing_but_its_rows(
