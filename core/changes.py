@@ -19,11 +19,14 @@ FEED_LENGTH = 1_000
 
 
 class Change(BaseModel, frozen=True):
-    """A hint that one model of one tenant changed in the registry."""
+    """A hint that one model of one tenant changed in the registry.
+
+    Or that an operator wants it to be looked at again (`reloaded`), or out of memory (`unloaded`).
+    """
 
     tenant: str
     model: str
-    type: Literal["published", "released", "deleted"]
+    type: Literal["published", "released", "deleted", "reloaded", "unloaded"]
     version: int | None = None
 
 

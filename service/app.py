@@ -11,7 +11,8 @@ from __future__ import annotations
 
 import logging
 import sys
-from http import HTTPStatus
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from typing import Any
 
 import bentoml
@@ -19,6 +20,8 @@ import click
 from bentoml._internal.server.http import traffic
 from bentoml.exceptions import BentoMLException
 from pydantic import ValidationError
+from starlette.requests import ClientDisconnect, Request
+from starlette.responses import Response
 from starlette.types import ASGIApp
 from uvicorn.config import HTTP_PROTOCOLS
 
@@ -26,8 +29,8 @@ from core.errors import GraftError
 from core.identifiers import DEFAULT_TENANT
 from core.settings import Settings
 from service.api import embeddings, predict
-from service.api.errors import status_of
-from service.api.responses import validated
+from service.api.errors import CLIENT_CLOSED_REQUEST, error_response
+from service.api.responses import validated, while_connected
 from service.guard import Guard, is_loopback
 from service.metrics import forget_dead_processes
 from service.routes import api, probes
@@ -56,11 +59,24 @@ is busiest with the answers to the last; and the loop needs it while images are 
 
 
 class Refused(BentoMLException):
-    """An error of ours, as BentoML's API methods answer it."""
+    """Ends an API method of BentoML's that is answered by the guard."""
 
-    def __init__(self, error: GraftError) -> None:
-        super().__init__(error.message)
-        self.error_code = HTTPStatus(status_of(error)[0])
+
+@asynccontextmanager
+async def refusing_as_ours(request: Request) -> AsyncIterator[None]:
+    """Let an API method be given up and answered as the same request to `/v1` would be.
+
+    BentoML hides the text of an error from 500 up, and has no `Retry-After`.
+    """
+    try:
+        async with while_connected(request):
+            yield
+    except GraftError as error:
+        request.state.answer = error_response(error)
+        raise Refused("the guard answers") from None
+    except ClientDisconnect:
+        request.state.answer = Response(status_code=CLIENT_CLOSED_REQUEST)
+        raise Refused("the guard answers") from None
 
 
 def is_no_refusal(record: logging.LogRecord) -> bool:
@@ -116,10 +132,18 @@ class Graft:
         await self.runtime.close()
 
     @bentoml.api  # type: ignore[untyped-decorator]
-    async def predict(self, model: str, inputs: list[Any], top_k: int = 3) -> dict[str, Any]:
+    async def predict(
+        self,
+        model: str,
+        inputs: list[Any],
+        top_k: int = 3,
+        explain: bool = False,
+        *,
+        ctx: bentoml.Context,
+    ) -> dict[str, Any]:
         """Predict texts or images; the same as `POST /v1/predict`."""
-        try:
-            body = {"model": model, "inputs": inputs, "top_k": top_k}
+        body = {"model": model, "inputs": inputs, "top_k": top_k, "explain": explain}
+        async with refusing_as_ours(ctx.request):
             asked = validated(predict.PredictRequest, body)
             return await predict.predict(
                 self.runtime,
@@ -127,21 +151,17 @@ class Graft:
                 asked.model,
                 [predict.parse_input(item) for item in asked.inputs],
                 asked.top_k,
-                SETTINGS.predict_timeout_seconds,
+                predict.timeout_seconds(ctx.request, self.runtime),
+                asked.explain,
             )
-        except GraftError as error:
-            raise Refused(error) from None
 
     @bentoml.api  # type: ignore[untyped-decorator]
-    async def embed(self, model: str, input: list[Any]) -> dict[str, Any]:
+    async def embed(self, model: str, input: list[Any], *, ctx: bentoml.Context) -> dict[str, Any]:
         """Return the features of texts, or images as data URLs; as `POST /v1/embeddings`."""
-        try:
+        async with refusing_as_ours(ctx.request):
             asked = validated(embeddings.EmbeddingsRequest, {"model": model, "input": input})
-            return await embeddings.embed(
-                self.runtime, DEFAULT_TENANT, asked, SETTINGS.predict_timeout_seconds
-            )
-        except GraftError as error:
-            raise Refused(error) from None
+            timeout = predict.timeout_seconds(ctx.request, self.runtime)
+            return await embeddings.embed(self.runtime, DEFAULT_TENANT, asked, timeout)
 
 
 Graft.add_asgi_middleware(Guard, settings=SETTINGS, health=probes, api=api)  # type: ignore[attr-defined]

@@ -105,9 +105,10 @@ class Guard:
 
         async def respond(message: Message) -> None:
             nonlocal refusal
-            # BentoML's endpoints turn what reading the body raises into a 500; ours is the answer.
+            # BentoML's endpoints turn what reading the body raises into a 500; ours is the answer,
+            # as it is to what its API methods refuse (service.app).
             refusal = refusal or body.refusal or _no_endpoint(scope, message)
-            if refusal is None:
+            if refusal is None and "answer" not in scope["state"]:
                 if not answer.has_begun and not patience.expired():
                     patience.reschedule(None)  # a stream of events has no end
                 await answer.send(message)
@@ -128,6 +129,8 @@ class Guard:
                     await app(scope, body.receive, respond)
                 if refusal is not None:
                     raise refusal
+                if "answer" in scope["state"]:
+                    await scope["state"]["answer"](scope, receive, answer.send)
         except Exception as error:
             late = DeadlineExceeded("the request took too long") if patience.expired() else None
             if not answer.has_begun:

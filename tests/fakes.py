@@ -9,6 +9,7 @@ import numpy as np
 
 from core.adapters import Deltas
 from core.changes import Change, ChangeFeed
+from core.datasets import Modality
 from core.errors import Unavailable
 from core.preprocessing import FloatArray, Prepared, PreparedText
 from core.registry import Registry
@@ -31,6 +32,7 @@ class FakeEncoder:
     """
 
     dim = 2
+    modality = Modality.TEXT
 
     def __init__(self) -> None:
         self.batches: list[list[int]] = []

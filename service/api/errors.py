@@ -75,7 +75,7 @@ def error_response(error: GraftError, path: str = "") -> Response:
     response = json_response({"error": body}, status_of(error)[0])
     if isinstance(error, Overloaded):
         response.headers["Retry-After"] = str(max(1, math.ceil(error.retry_after_seconds)))
-    elif isinstance(error, errors.Unavailable):
+    elif isinstance(error, errors.Unavailable) and not isinstance(error, errors.VersionRefused):
         response.headers["Retry-After"] = "1"
     elif isinstance(error, errors.Unauthorized):
         response.headers["WWW-Authenticate"] = "Bearer"
