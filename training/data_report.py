@@ -14,14 +14,14 @@ from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
-from pydantic import BaseModel
+from pydantic import BaseModel, ConfigDict
 
 from core.jobs import Json
 from core.preprocessing import FloatArray, TextPreprocessor
 from core.trunk import Trunk
 from training import duplicates
 from training.duplicates import Match
-from training.fit import IntArray
+from training.fit import FOLDS, IntArray
 
 LISTED = 50
 SHOWN_CHARS = 200
@@ -117,6 +117,19 @@ class DataReport(BaseModel, frozen=True):
 
 
 @dataclass(frozen=True)
+class Inspection:
+    """The report, and for each training row the first that it repeats, nearly or not: `twins` [n].
+
+    Rows that repeat none are their own.
+    """
+
+    __pydantic_config__ = ConfigDict(arbitrary_types_allowed=True)
+
+    report: DataReport
+    twins: IntArray
+
+
+@dataclass(frozen=True)
 class RowSet:
     """One file's rows as the report sees them: items, their features [n, dim], and their labels.
 
@@ -134,7 +147,7 @@ class RowSet:
 def inspect_data(
     train: RowSet, groups: IntArray, held_out: RowSet | None, trunk: Trunk,
     counts: Mapping[str, int] | None = None,
-) -> DataReport:  # fmt: skip
+) -> Inspection:  # fmt: skip
     """Look at the training rows, and at the validation file's against them.
 
     `groups` [n] are of rows that are alike. `counts` is by label, where a row may have several or
@@ -169,7 +182,7 @@ def inspect_data(
     if counts is None:
         counts = dict(zip(*np.unique(train.labels, return_counts=True), strict=True))
     sizes = list(counts.values())
-    return DataReport(
+    report = DataReport(
         rows=len(keys),
         counts={str(label): int(rows) for label, rows in counts.items()},
         imbalance=float(max(sizes) / min(sizes)) if sizes else None,
@@ -182,6 +195,11 @@ def inspect_data(
         outliers=_outliers(units, groups, train),
         truncated=_truncated(train.items, trunk),
     )
+    first = np.arange(len(keys))
+    first[[match.row for match in same]] = [match.other for match in same]
+    # With a whole fold of a class or more in one group, no fold could know the class.
+    most = np.maximum(2, np.bincount(groups)[groups] // FOLDS)
+    return Inspection(report, duplicates.with_near(first, near, units, threshold, most))
 
 
 def describe(report: DataReport) -> str:

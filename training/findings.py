@@ -36,6 +36,9 @@ MAX_CONFUSIONS = 400
 MANY_LABEL_ERRORS = 0.02
 """Share of the rows above which doubtful labels are a warning: a good data set has some."""
 
+MANY_COPIES = 0.05
+"""Share of the rows above which copies are worth a line."""
+
 LARGE_CALIBRATION_ERROR = 0.1
 
 
@@ -201,6 +204,14 @@ def _on_the_data(data: DataReport, doubts: LabelErrors | None) -> Iterator[Verdi
             level="warn" if share > MANY_LABEL_ERRORS else "note",
             text=f"{doubts.rows} labels ({100 * share:.1f} %) are likely wrong or ambiguous; the "
             "first are listed below.",
+        )
+    copies = data.duplicates.rows + data.near_duplicates.rows
+    if copies > MANY_COPIES * data.rows:
+        yield _warn(
+            f"{copies} rows ({100 * copies / data.rows:.0f} %) repeat another, "
+            f"{data.duplicates.rows} exactly. No row is judged by a head that has seen its copy, "
+            "but what is often repeated weighs more in every figure: remove copies that are not "
+            "as frequent where the model will be used."
         )
     conflicts = data.duplicates.conflicting + data.near_duplicates.conflicting
     if conflicts:

@@ -88,6 +88,7 @@ def tune_whole(
         block_count(backbone), targets, classes, features,
         lambda _: WholePart(backbone), lambda _: rows,
         state_seconds=STATE_SECONDS if fits else math.inf, is_whole=True,
+        twins=setting.twins,
     )  # fmt: skip
     outcome = search(setting, source, plan)
     if outcome.part is None:

@@ -109,7 +109,7 @@ class Gradual(Generic[P]):
         self._at = SearchState() if state is None else SearchState.from_bytes(state)
         self._tasks = Tasks(source, plan)
         self._saved = time.monotonic()
-        self._jury = Jury(source.targets, source.classes, seed)
+        self._jury = Jury(source.targets, source.classes, seed, source.twins)
 
     @property
     def resumed_from(self) -> int:

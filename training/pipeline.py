@@ -35,7 +35,7 @@ from core.trunk import Trunk
 from training import backbones, strategies
 from training.assessment import Alternative
 from training.data import Dataset, group
-from training.data_report import DataReport, describe, inspect_data
+from training.data_report import Inspection, describe, inspect_data
 from training.drafts import Origin, draft, release
 from training.export import export_adapted, export_head
 from training.fit import Fit
@@ -95,11 +95,11 @@ class FineTune:
         with self._stage("inspect", 0.6):
             data = self._inspect(origin, rows, other)
         with self._stage("fit", 0.62):
-            fitted = self._fit(origin, rows)
+            fitted = self._fit(origin, rows, data)
         tuned, seen = None, other
         if origin.request.strategy != "feature_extraction":
             with self._stage("unfreeze", 0.7):
-                tuned = self._unfreeze(origin, rows, fitted)
+                tuned = self._unfreeze(origin, rows, data, fitted)
                 if tuned is not None and held_out is not None:
                     seen = self._as_tuned(tuned, held_out, origin.labels)
         with self._stage("evaluate", 0.85):
@@ -109,8 +109,9 @@ class FineTune:
             found = self._investigate(origin, rows, other, fitted, assessment)
             evidence = Evidence(
                 task, labels, train, rows.row_set, targets, held_out,
-                other.row_set if other else None, trunk, data, fitted, self._steps, assessment,
-                found, gate, comparison.current if comparison else None, made_of.choices,
+                other.row_set if other else None, trunk, data.report, fitted, self._steps,
+                assessment, found, gate, comparison.current if comparison else None,
+                made_of.choices,
                 origin.parent.reference if origin.parent else None,
                 tuned.trunk.manifest.digest if tuned else trunk.manifest.digest,
             )  # fmt: skip
@@ -130,25 +131,25 @@ class FineTune:
         targets = data.targets(origin.labels, param="validation_file")
         return Rows(data, self._made_of.extract(origin.trunk, data, 0.55, 0.6), targets)
 
-    def _inspect(self, origin: Origin, rows: Rows, other: Rows | None) -> DataReport:
+    def _inspect(self, origin: Origin, rows: Rows, other: Rows | None) -> Inspection:
         groups, manifest = group(origin.task, rows.targets), rows.data.manifest
         held_out = other.row_set if other else None
         found = self._made_of.recall(
-            "data report", DataReport, inspect_data,
+            "data report", Inspection, inspect_data,
             rows.row_set, groups, held_out, origin.trunk, manifest.counts,
         )  # fmt: skip
-        summary = found.summary()
+        summary = found.report.summary()
         level: EventLevel = "warn" if summary["leaked_rows"] else "info"
-        self._reporter.event("data_report", describe(found), level=level, **summary)
+        self._reporter.event("data_report", describe(found.report), level=level, **summary)
         return found
 
-    def _fit(self, origin: Origin, rows: Rows) -> Fit:
+    def _fit(self, origin: Origin, rows: Rows, data: Inspection) -> Fit:
         return self._made_of.recall(
             "fit", Fit, TASKS[origin.task].fit,
-            rows.features, rows.targets, len(origin.labels), origin.request.seed,
+            rows.features, rows.targets, len(origin.labels), origin.request.seed, data.twins,
         )  # fmt: skip
 
-    def _unfreeze(self, origin: Origin, rows: Rows, fitted: Fit) -> Tuned | None:
+    def _unfreeze(self, origin: Origin, rows: Rows, data: Inspection, fitted: Fit) -> Tuned | None:
         strategy = origin.request.strategy
         if origin.task is not Task.SINGLE_LABEL:
             # Whoever asks for `gradual` in so many words has been refused.
@@ -173,6 +174,7 @@ class FineTune:
             reporter=self._reporter,
             threads=self._threads,
             deadline=self._began + (1 - RESERVED_SHARE) * origin.request.max_seconds,
+            twins=data.twins,
             draft=lambda step, adapter: draft(
                 origin, step.strength, {"accuracy": step.accuracy, "nll": step.nll},
                 adapter=adapter, blocks=step.blocks,

@@ -64,6 +64,7 @@ class Tuned:
 class Setting:
     """What of a job a search needs. `deadline` is on the clock of `time.monotonic`.
 
+    `twins` [n] are the rows that judge together (training.fit).
     `draft(step, adapter)` makes the manifest of a checkpoint.
     """
 
@@ -73,6 +74,7 @@ class Setting:
     reporter: Reporter
     threads: int
     deadline: float
+    twins: IntArray
     draft: Callable[[Step, Adapter], ModelManifest]
 
 

@@ -80,7 +80,7 @@ def unfreeze(
     exact = trunk.manifest.precision == "fp32"
     source = Source(
         trunk.manifest.blocks, targets, classes, features, deltas, activations,
-        serve=None if exact else lambda part: serve(part.adapter()),
+        serve=None if exact else lambda part: serve(part.adapter()), twins=setting.twins,
     )  # fmt: skip
     outcome = search(setting, source, plan, checkpoint)
     if outcome.part is None:

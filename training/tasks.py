@@ -100,14 +100,14 @@ F = TypeVar("F", bound=Investigated)
 class TaskRow(Generic[A, F]):
     """One task.
 
-    `fit(features, targets, width, seed)`; `likelihoods(outputs, targets)` are by row, in nats, of
-    held-out rows; `assess(fit, targets, labels, validation, alternative)`;
+    `fit(features, targets, width, seed, twins)`; `likelihoods(outputs, targets)` are by row, in
+    nats, of held-out rows; `assess(fit, targets, labels, validation, alternative)`;
     `investigate(modality, training rows, targets, validation rows, fit, assessment, seed)`, which
     gives `findings`;
     `report(evidence, common fields)`.
     """
 
-    fit: Callable[[FloatArray, Targets, int, int], Fit]
+    fit: Callable[[FloatArray, Targets, int, int, IntArray], Fit]
     likelihoods: Callable[[FloatArray, Targets], DoubleArray]
     assess: Callable[[Fit, Targets, Sequence[str], Validation | None, Alternative | None], A]
     investigate: Callable[[Modality, RowSet, Targets, RowSet | None, Fit, A, int], F]
@@ -115,20 +115,26 @@ class TaskRow(Generic[A, F]):
     report: Callable[[Evidence, dict[str, Any]], Report | MultiLabelReport | RegressionReport]
 
 
-def _fit_classes(features: FloatArray, targets: Targets, width: int, seed: int) -> Fit:
-    return fit(features, targets, width, seed=seed)
+def _fit_classes(
+    features: FloatArray, targets: Targets, width: int, seed: int, twins: IntArray
+) -> Fit:
+    return fit(features, targets, width, seed=seed, twins=twins)
 
 
-def _fit_ordered(features: FloatArray, targets: Targets, width: int, seed: int) -> Fit:
-    return fit_ordered(features, targets, width, seed=seed)
+def _fit_ordered(
+    features: FloatArray, targets: Targets, width: int, seed: int, twins: IntArray
+) -> Fit:
+    return fit_ordered(features, targets, width, seed=seed, twins=twins)
 
 
-def _fit_labels(features: FloatArray, targets: Targets, _: int, seed: int) -> Fit:
-    return fit_labels(features, targets, group(Task.MULTI_LABEL, targets), seed=seed)
+def _fit_labels(features: FloatArray, targets: Targets, _: int, seed: int, twins: IntArray) -> Fit:
+    groups = group(Task.MULTI_LABEL, targets)
+    return fit_labels(features, targets, groups, seed=seed, twins=twins)
 
 
-def _fit_values(features: FloatArray, targets: Targets, _: int, seed: int) -> Fit:
-    return ridge.fit_values(features, targets, group(Task.REGRESSION, targets), seed=seed)
+def _fit_values(features: FloatArray, targets: Targets, _: int, seed: int, twins: IntArray) -> Fit:
+    groups = group(Task.REGRESSION, targets)
+    return ridge.fit_values(features, targets, groups, seed=seed, twins=twins)
 
 
 def _investigate_classes(

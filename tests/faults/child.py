@@ -167,7 +167,8 @@ def lighten() -> None:
 
     light: Any = FineTune
     light._evaluate = lambda *_: SimpleNamespace(head=None, summary=lambda: {"accuracy": 0.5})
-    light._inspect = light._investigate = nothing
+    light._inspect = lambda *_: SimpleNamespace(report=None, twins=None)
+    light._investigate = nothing
     light._fit = lambda *_: SimpleNamespace(strength=1.0, remedy="none")
     light._report = lambda *_: {"report.json": b"{}"}
 
