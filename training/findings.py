@@ -112,13 +112,18 @@ def verdicts(
     curve: LearningCurve,
     doubts: LabelErrors,
     gate: GateOutcome | None,
+    *,
+    is_tuned: bool,
 ) -> tuple[Verdict, ...]:
-    """Return what somebody who reads five lines of the report should read."""
+    """Return what somebody who reads five lines of the report should read.
+
+    The curve is of the frozen head, also where a model that `is_tuned` ships.
+    """
     return (
         *_on_the_gate(gate),
         *_on_the_model(assessment, transfer),
         *_on_the_data(data, doubts),
-        _on_more_data(curve),
+        _on_more_data(curve, is_tuned=is_tuned),
     )
 
 
@@ -183,7 +188,7 @@ def _on_the_model(assessment: Assessment, transfer: Transfer) -> Iterator[Verdic
     drop = assessment.cross_validated_accuracy - metrics.accuracy
     if assessment.source == "validation_file" and drop > 3 * max(metrics.accuracy_error, 0.01):
         yield _warn(
-            f"Cross-validated on the training file the accuracy is {100 * drop:.0f} points higher "
+            f"On held-out rows of the training file the accuracy is {100 * drop:.0f} points higher "
             "than on the validation file: the two differ in kind, or the training file has rows "
             "that are nearly alike."
         )
@@ -229,11 +234,12 @@ def _on_the_data(data: DataReport, doubts: LabelErrors | None) -> Iterator[Verdi
         )
 
 
-def _on_more_data(curve: LearningCurve) -> Verdict:
+def _on_more_data(curve: LearningCurve, *, is_tuned: bool) -> Verdict:
+    whom = " the frozen head, by which this is told" if is_tuned else ""
     if curve.more_data_helps:
         gain = 100 * curve.next_gain
-        return _note(f"More data would help: twice the rows may add up to {gain:.1f} points.")
-    return _note("More rows of the same kind are not likely to help much.")
+        return _note(f"More data would help{whom}: twice the rows may add up to {gain:.1f} points.")
+    return _note(f"More rows of the same kind are not likely to help{whom or ' much'}.")
 
 
 def _good(text: str) -> Verdict:

@@ -14,7 +14,6 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import replace
 from typing import Any
 
 import torch
@@ -32,7 +31,7 @@ from core.settings import Settings
 from core.store import ArtifactStore
 from core.tasks import decide, group_count
 from core.trunk import Trunk
-from training import backbones, strategies
+from training import backbones, decisions, strategies
 from training.assessment import Alternative
 from training.data import Dataset, group
 from training.data_report import Inspection, describe, inspect_data
@@ -111,9 +110,10 @@ class FineTune:
                 task, labels, train, rows.row_set, targets, held_out,
                 other.row_set if other else None, trunk, data.report, fitted, self._steps,
                 assessment, found, gate, comparison.current if comparison else None,
-                made_of.choices,
+                tuple(made_of.decisions.made),
                 origin.parent.reference if origin.parent else None,
                 tuned.trunk.manifest.digest if tuned else trunk.manifest.digest,
+                tuned is not None,
             )  # fmt: skip
             report = self._report(origin, evidence)
         with self._stage("export", 0.94):
@@ -144,21 +144,21 @@ class FineTune:
         return found
 
     def _fit(self, origin: Origin, rows: Rows, data: Inspection) -> Fit:
-        return self._made_of.recall(
+        fitted = self._made_of.recall(
             "fit", Fit, TASKS[origin.task].fit,
             rows.features, rows.targets, len(origin.labels), origin.request.seed, data.twins,
         )  # fmt: skip
+        self._made_of.decisions.tell(decisions.strength(fitted))
+        if origin.task in (Task.SINGLE_LABEL, Task.ORDINAL):
+            self._made_of.decisions.tell(decisions.remedy(fitted))
+        return fitted
 
     def _unfreeze(self, origin: Origin, rows: Rows, data: Inspection, fitted: Fit) -> Tuned | None:
         strategy = origin.request.strategy
         if origin.task is not Task.SINGLE_LABEL:
             # Whoever asks for `gradual` in so many words has been refused.
             prospect = stay_frozen(origin.task)
-            self._reporter.event(
-                "strategy_chosen", f"Strategy {prospect.strategy}: {prospect.reason}.",
-                strategy=prospect.strategy, **prospect.model_dump(mode="json"),
-            )  # fmt: skip
-            self._made_of.choices = replace(self._made_of.choices, strategy=prospect)
+            self._made_of.decisions.tell(decisions.strategy(prospect))
             return None
         trunk = origin.trunk
         if strategy == "gradual" and not trunk.manifest.slots:
@@ -175,6 +175,7 @@ class FineTune:
             threads=self._threads,
             deadline=self._began + (1 - RESERVED_SHARE) * origin.request.max_seconds,
             twins=data.twins,
+            decisions=self._made_of.decisions,
             draft=lambda step, adapter: draft(
                 origin, step.strength, {"accuracy": step.accuracy, "nll": step.nll},
                 adapter=adapter, blocks=step.blocks,
@@ -185,13 +186,15 @@ class FineTune:
             prospect = strategies.decide(
                 setting, trunk, backbone, origin.train, fitted, rows.targets
             )
-            self._made_of.choices = replace(self._made_of.choices, strategy=prospect)
+            self._made_of.decisions.tell(decisions.strategy(prospect))
             if not prospect.tune:
                 return None
         tune = tune_whole if strategy == "full" else unfreeze
         tuned, self._steps = tune(
             setting, trunk, backbone, origin.train, rows.targets, rows.features
         )
+        for decision in decisions.steps(self._steps):
+            self._made_of.decisions.note(decision)
         return tuned
 
     def _as_tuned(self, tuned: Tuned, data: Dataset, labels: list[str]) -> Rows:
@@ -210,6 +213,8 @@ class FineTune:
         assessment: Judged = TASKS[origin.task].assess(
             fitted, rows.targets, origin.labels, held_out, alternative
         )
+        for decision in assessment.decisions():
+            self._made_of.decisions.tell(decision)
         self._reporter.event("metrics", assessment.sentence(), level="info", **assessment.summary())
         return assessment
 

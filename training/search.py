@@ -18,6 +18,7 @@ from core.jobs import FineTuneRequest
 from core.manifests import ModelManifest
 from core.preprocessing import FloatArray
 from core.trunk import Trunk
+from training.decisions import Decisions
 from training.fit import Head, IntArray, fit_at
 from training.gradual import Gradual, Outcome
 from training.plan import Plan
@@ -75,6 +76,7 @@ class Setting:
     threads: int
     deadline: float
     twins: IntArray
+    decisions: Decisions
     draft: Callable[[Step, Adapter], ModelManifest]
 
 

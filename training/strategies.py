@@ -22,7 +22,7 @@ from core.adapters import Adapter, feed
 from core.jobs import FineTuneRequest
 from core.preprocessing import FloatArray
 from core.trunk import Trunk
-from training import parity, views
+from training import decisions, parity, views
 from training.backbones import TorchBackbone
 from training.data import Dataset
 from training.export import export_adapted
@@ -51,6 +51,7 @@ def unfreeze(
     request, reporter = setting.request, setting.reporter
     slots, classes = trunk.manifest.slots, len(data.manifest.classes)
     plan = _plan(request, backbone, targets)
+    setting.decisions.tell(decisions.training(plan, request, len(targets)))
 
     def deltas(blocks: int) -> DeltaPart:
         return DeltaPart(
@@ -104,7 +105,7 @@ def decide(
     setting: Setting, trunk: Trunk, backbone: TorchBackbone, data: Dataset, fitted: Fit,
     targets: IntArray,
 ) -> Prospect:  # fmt: skip
-    """Return whether `auto` is to tune the backbone, and say so."""
+    """Return whether `auto` is to tune the backbone."""
     prospect = weigh(fitted, targets, has_slots=bool(trunk.manifest.slots))
     # Whoever began this search had the time for it; a run that goes on must not decide otherwise.
     if prospect.tune and setting.checkpoints.latest_state() is None:
@@ -118,12 +119,6 @@ def decide(
             share=plan.ladder(blocks)[0] / blocks,
         )
         prospect = afford(prospect, needed=needed, left=setting.deadline - time.monotonic())
-    setting.reporter.event(
-        "strategy_chosen",
-        f"Strategy {prospect.strategy}: {prospect.reason}.",
-        strategy=prospect.strategy,
-        **prospect.model_dump(mode="json"),
-    )
     return prospect
 
 

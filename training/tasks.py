@@ -27,6 +27,7 @@ from training.assessment import Alternative, Assessment, Source, assess
 from training.baselines import Transfer
 from training.data import Targets, group
 from training.data_report import RowSet
+from training.decisions import Decision
 from training.fit import Fit, Head, IntArray, fit, fit_labels, fit_ordered
 from training.investigation import (
     Comparison,
@@ -75,6 +76,9 @@ class Judged(Protocol):
 
     def summary(self) -> dict[str, float]:
         """Return the figures of a manifest."""
+
+    def decisions(self) -> tuple[Decision, ...]:
+        """Return what was decided on the rows that judge."""
 
     def sentence(self) -> str:
         """Return one sentence for the job's history."""
