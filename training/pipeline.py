@@ -32,6 +32,7 @@ from core.store import ArtifactStore
 from core.tasks import decide, group_count
 from core.trunk import Trunk
 from training import backbones, decisions, strategies
+from training.advice import Tuning, advise
 from training.assessment import Alternative
 from training.data import Dataset, group
 from training.data_report import Inspection, describe, inspect_data
@@ -69,6 +70,7 @@ class FineTune:
         self._made_of = Preparation(job, store, settings, reporter, self._threads, trunk)
         self._seconds: dict[str, float] = {}
         self._steps: tuple[Step, ...] = ()
+        self._tuning = Tuning()
 
     def run(self) -> ModelManifest:
         """Return the published version's manifest; raises the errors of `core.errors`."""
@@ -159,6 +161,7 @@ class FineTune:
             # Whoever asks for `gradual` in so many words has been refused.
             prospect = stay_frozen(origin.task)
             self._made_of.decisions.tell(decisions.strategy(prospect))
+            self._tuning = Tuning(was_asked=True, refusal=prospect.reason)
             return None
         trunk = origin.trunk
         if strategy == "gradual" and not trunk.manifest.slots:
@@ -166,6 +169,8 @@ class FineTune:
                 "frozen_head_kept",
                 "This backbone has no layers that take deltas; the frozen head ships.",
             )
+            reason = "this backbone has no layers that take deltas"
+            self._tuning = Tuning(was_asked=True, refusal=reason)
             return None
         setting = Setting(
             request=origin.request,
@@ -188,11 +193,17 @@ class FineTune:
             )
             self._made_of.decisions.tell(decisions.strategy(prospect))
             if not prospect.tune:
+                self._tuning = Tuning(was_asked=True, refusal=prospect.reason)
                 return None
         tune = tune_whole if strategy == "full" else unfreeze
         tuned, self._steps = tune(
             setting, trunk, backbone, origin.train, rows.targets, rows.features
         )
+        tried = len(self._steps[1:])
+        self._tuning = Tuning(
+            was_asked=True, steps=tried, ships=tuned is not None,
+            refusal=None if tried else "there was no time, or no room, for a first step",
+        )  # fmt: skip
         for decision in decisions.steps(self._steps):
             self._made_of.decisions.note(decision)
         return tuned
@@ -262,6 +273,9 @@ class FineTune:
             origin.trunk.modality, rows.row_set, rows.targets, other.row_set if other else None,
             fitted, assessment, origin.request.seed,
         )  # fmt: skip
+        compared = any(each.event == "backbone_chosen" for each in self._made_of.decisions.made)
+        advice = advise(found.yardstick, self._tuning, compared_backbones=compared)
+        found = found.advised(advice)
         told = found.yardstick
         if told.advice is not None:
             self._reporter.event(

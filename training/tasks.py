@@ -15,7 +15,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Generic, Protocol, TypeVar
+from typing import Any, Generic, Protocol, Self, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -95,6 +95,9 @@ class Investigated(Protocol):
     def seconds(self) -> dict[str, float]:
         """How long each part took."""
 
+    def advised(self, advice: str | None) -> Self:
+        """Return the same with what to do about a backbone that does not help."""
+
 
 A = TypeVar("A", bound=Judged)
 F = TypeVar("F", bound=Investigated)
@@ -153,16 +156,16 @@ def _investigate_classes(
 
 def _investigate_labels(
     modality: Modality, train: RowSet, targets: Targets, validation: RowSet | None, fitted: Fit,
-    assessment: LabelAssessment, _: int,
+    assessment: LabelAssessment, seed: int,
 ) -> Comparison:  # fmt: skip
-    return investigate_labels(modality, train, targets, validation, fitted, assessment)
+    return investigate_labels(modality, train, targets, validation, fitted, assessment, seed)
 
 
 def _investigate_values(
     modality: Modality, train: RowSet, targets: Targets, validation: RowSet | None, fitted: Fit,
-    assessment: ValueAssessment, _: int,
+    assessment: ValueAssessment, seed: int,
 ) -> Comparison:  # fmt: skip
-    return investigate_values(modality, train, targets, validation, fitted, assessment)
+    return investigate_values(modality, train, targets, validation, fitted, assessment, seed)
 
 
 _CLASSES: TaskRow[Assessment, Investigation] = TaskRow(
