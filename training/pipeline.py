@@ -181,6 +181,7 @@ class FineTune:
             deadline=self._began + (1 - RESERVED_SHARE) * origin.request.max_seconds,
             twins=data.twins,
             decisions=self._made_of.decisions,
+            results=self._made_of.results,
             draft=lambda step, adapter: draft(
                 origin, step.strength, {"accuracy": step.accuracy, "nll": step.nll},
                 adapter=adapter, blocks=step.blocks,
@@ -189,7 +190,7 @@ class FineTune:
         backbone = backbones.load(origin.request.model, self._settings.hf_models)
         if strategy == "auto":
             prospect = strategies.decide(
-                setting, trunk, backbone, origin.train, fitted, rows.targets
+                setting, trunk, backbone, origin.train, fitted, rows.targets, rows.features
             )
             self._made_of.decisions.tell(decisions.strategy(prospect))
             if not prospect.tune:
@@ -204,8 +205,6 @@ class FineTune:
             was_asked=True, steps=tried, ships=tuned is not None,
             refusal=None if tried else "there was no time, or no room, for a first step",
         )  # fmt: skip
-        for decision in decisions.steps(self._steps):
-            self._made_of.decisions.note(decision)
         return tuned
 
     def _as_tuned(self, tuned: Tuned, data: Dataset, labels: list[str]) -> Rows:

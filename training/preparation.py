@@ -106,7 +106,7 @@ class Preparation:
         self._reporter = reporter
         self._threads = threads
         self._loaded_trunk = loaded_trunk
-        self._results = ResultCache(
+        self.results = ResultCache(
             store,
             job.tenant,
             max_bytes=settings.feature_cache_bytes,
@@ -177,7 +177,7 @@ class Preparation:
 
         The function is pure: see `training.result_cache`.
         """
-        result, is_old = self._results.recall(kind, function, *arguments)
+        result, is_old = self.results.recall(kind, function, *arguments)
         if is_old:
             self._reporter.event(
                 "recalled", f"The {what} of an earlier job on the same data serves.", what=what

@@ -41,7 +41,7 @@ from tests.integration.hf_models import (
     save_text_model,
     save_wide_model,
 )
-from training import backbones, parity, views
+from training import backbones, parity, strategies, views
 from training.activations import Batch, Upper, capture
 from training.gradual import Gradual, Outcome
 from training.ingest import Limits, ingest
@@ -145,6 +145,10 @@ class Stand:
     def run(self, job: Job, listener: Listener) -> ModelManifest:
         return fine_tune(job, self.store, self.settings, listener)
 
+    def forget(self) -> None:
+        """Let nothing that a job has computed serve the next."""
+        self.store.delete(*[entry.key for entry in self.store.walk("default/results")])
+
     def files(self, manifest: ModelManifest) -> dict[str, bytes]:
         return {name: self.registry.file(manifest, name) for name in FILES}
 
@@ -242,6 +246,7 @@ def test_a_job_that_was_paused_ends_with_the_same_bytes(
     stand: Stand, whole: tuple[ModelManifest, Listener]
 ) -> None:
     """Stopped within the first step, and again within the last training."""
+    stand.forget()
     total = len(whole[1].of("epoch_ended"))
     for attempt, epochs in enumerate((3, total - 3 - 2), start=1):
         with pytest.raises(Stopped):
@@ -364,7 +369,9 @@ def test_a_rate_at_which_training_diverges_is_lowered(stand: Stand) -> None:
 def test_the_same_job_gives_the_same_bytes(
     stand: Stand, whole: tuple[ModelManifest, Listener]
 ) -> None:
-    again = stand.run(stand.job("ftjob-again"), Listener())
+    stand.forget()
+    again = stand.run(stand.job("ftjob-again"), listener := Listener())
+    assert not listener.of("recalled")
     assert stand.files(again) == stand.files(whole[0])
 
 
@@ -424,6 +431,50 @@ def runs(monkeypatch: pytest.MonkeyPatch) -> Counter[str]:
 
     monkeypatch.setattr(BertLayer, "forward", count)
     return counted
+
+
+def test_a_second_job_on_the_same_data_searches_and_computes_nothing_anew(
+    stand: Stand, runs: Counter[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By `gradual`, and by `auto`, which need not measure if there is the time."""
+    few = {"n_epochs": 2, "learning_rate_multiplier": 10, "batch_size": 16}
+    encoded: list[int] = []
+    encode = Trunk.encode
+
+    def count(self: Trunk, rows: Any, deltas: Any = None) -> Any:
+        encoded.append(len(rows))
+        return encode(self, rows, deltas)
+
+    monkeypatch.setattr(Trunk, "encode", count)
+    monkeypatch.setattr(strategies, "row_seconds", lambda *_: 0.0)
+    first = stand.run(stand.job("ftjob-first", hyperparameters=few), before := Listener())
+    assert before.of("unfrozen")
+    assert sum(encoded) > ROWS
+    monkeypatch.setattr(strategies, "row_seconds", None)
+    for strategy in ("gradual", "auto"):
+        encoded.clear()
+        runs.clear()
+        job = stand.job(f"ftjob-{strategy}-again", strategy=strategy, hyperparameters=few)
+        again = stand.run(job, after := Listener())
+        assert "search" in [each["what"] for each in after.of("recalled")]
+        assert not after.of("epoch_ended")
+        # The trunk's golden rows alone, as it is loaded and to check the exported adapter.
+        golden = len(Trunk.load(stand.registry, again.trunk, threads=1, max_pixels=1).golden_rows)
+        assert set(encoded) == {golden}
+        assert runs.total() <= 2 * golden
+        assert stand.files(again) == stand.files(first)
+        assert again.metrics == first.metrics
+        for name in ("unfrozen", "training_planned", "temperature_chosen"):
+            assert after.of(name) == before.of(name)
+
+
+def test_a_search_that_the_clock_cut_short_is_not_kept(stand: Stand) -> None:
+    few = {"n_epochs": 2, "learning_rate_multiplier": 7, "batch_size": 16}
+    hurried = {"hyperparameters": few, "max_seconds": 1}
+    for job in ("ftjob-late", "ftjob-late-again"):
+        listener = Listener()
+        stand.run(stand.job(job, **hurried), listener)
+        assert "search" not in [each["what"] for each in listener.of("recalled")]
 
 
 def test_frozen_blocks_never_run_in_an_epoch(stand: Stand, runs: Counter[str]) -> None:
