@@ -487,6 +487,7 @@ def test_frozen_blocks_never_run_in_an_epoch(stand: Stand, runs: Counter[str]) -
                 marks.append(runs.total())
             super().event(type, message, **data)
 
+    stand.forget()
     stand.run(stand.job("ftjob-counted"), Counting())
     # 200 rows in batches of 16, and 100 held-out rows in two.
     assert marks[1] - marks[0] == math.ceil(200 / 16) + 2
