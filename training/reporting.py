@@ -75,10 +75,20 @@ def write_report(
 ) -> dict[str, bytes]:
     """Return a report as files of a version."""
     doubted = report.label_errors.examples if isinstance(report, Report) else ()
+    data = report.data
+    leaks = data.leaks.examples if data.leaks else ()
+    pairs = (data.duplicates.examples, data.near_duplicates.examples)
     page = render(
         report,
         worst=thumbnails(evidence.judged, [error.row for error in report.worst_errors]),
-        doubted=thumbnails(evidence.train_rows, [doubt.row for doubt in doubted]),
+        known=thumbnails(
+            evidence.train_rows,
+            [doubt.row for doubt in doubted],
+            [outlier.row for outlier in data.outliers.examples],
+            *([number for pair in found for number in (pair.row, pair.other)] for found in pairs),
+            [leak.other for leak in leaks],
+        ),
+        other=thumbnails(evidence.judged, [leak.row for leak in leaks]),
     )
     return {REPORT: report.model_dump_json(indent=1).encode(), REPORT_HTML: page}
 
