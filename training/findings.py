@@ -227,6 +227,8 @@ def _on_the_data(data: DataReport, doubts: LabelErrors | None) -> Iterator[Verdi
             f"{len(data.classes_with_few_rows)} classes have fewer than {FEW_ROWS} rows, such as "
             f"{named}: what is said of them is not reliable."
         )
+    if data.unreadable:
+        yield _note(f"{len(data.unreadable)} images could not be read and were left out.")
     if data.truncated is not None and data.truncated.rows:
         yield _note(
             f"Of {data.truncated.rows} texts only the first {data.truncated.max_tokens} tokens "

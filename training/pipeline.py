@@ -139,6 +139,7 @@ class FineTune:
         found = self._made_of.recall(
             "data report", Inspection, inspect_data,
             rows.row_set, groups, held_out, origin.trunk, manifest.counts,
+            manifest.unreadable,
         )  # fmt: skip
         summary = found.report.summary()
         level: EventLevel = "warn" if summary["leaked_rows"] else "info"

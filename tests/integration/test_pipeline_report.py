@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from core.datasets import RowError
 from core.errors import QualityGateFailed
 from core.head import Head
 from core.registry import Registry
@@ -12,6 +13,7 @@ from core.store import ArtifactStore
 from tests.builders import TENANT
 from tests.integration.hf_models import WORDS, save_text_model
 from tests.integration.workshop import Workshop
+from training.report_html import render
 
 SCRIPT = "<script>document.title='gotcha'</script><img src=x onerror=alert(1)>"
 
@@ -81,6 +83,14 @@ def test_the_page_holds_no_markup_of_the_data(workshop: Workshop) -> None:
     for address in ("http://", "https://", "//cdn", "url("):
         assert address not in page
     assert page.count("<svg") >= 2
+    # Nor of the names of images that were left out.
+    report = workshop.report(manifest)
+    left_out = (RowError(entry=f"cat/{SCRIPT}.png", reason="image is damaged"),)
+    data = report.data.model_copy(update={"unreadable": left_out})
+    page = render(report.model_copy(update={"data": data}), {}, {}, {}).decode()
+    assert "Images that could not be read" in page
+    assert "&lt;script&gt;" in page
+    assert "<script" not in page
 
 
 def test_rows_of_a_validation_file_are_what_is_listed(workshop: Workshop) -> None:
