@@ -203,7 +203,7 @@ def inspect_data(
     first[[match.row for match in same]] = [match.other for match in same]
     # With a whole fold of a class or more in one group, no fold could know the class.
     most = np.maximum(2, np.bincount(groups)[groups] // FOLDS)
-    return Inspection(report, duplicates.with_near(first, near, units, threshold, most))
+    return Inspection(report, duplicates.with_near(first, near, units, threshold, groups, most))
 
 
 def describe(report: DataReport) -> str:

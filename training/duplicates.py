@@ -68,18 +68,22 @@ def twins(items: Sequence[str] | Sequence[bytes]) -> IntArray:
 
 
 def with_near(
-    twins: IntArray, near: Sequence[Match], units: FloatArray, least: float, most: IntArray
-) -> IntArray:
+    twins: IntArray, near: Sequence[Match], units: FloatArray, least: float, groups: IntArray,
+    most: IntArray,
+) -> IntArray:  # fmt: skip
     """Return `twins` [n] in which near repeats, by row, follow the first one that they resemble.
 
-    All rows of a group are nearly that one: of a chain of rows, each like the next, the far end is
-    in another group. A group of more than `most` [n] rows, as its first row has it, is none: so
-    many alike are not copies but what the backbone does not tell apart.
+    It is of the same of `groups` [n]: rows of two classes that are all but the same are not told
+    apart by the backbone, and whoever learns from one does worse on the other. All rows of a group
+    are nearly the first one: of a chain of rows, each like the next, the far end is in another. A
+    group of more than `most` [n] rows, as its first row has it, is none: so many alike are not
+    copies either.
     """
     first = twins.copy()
     for match in near:
         leader = first[match.other]
-        if units[match.row] @ units[leader] >= least:
+        is_alike = units[match.row] @ units[leader] >= least
+        if is_alike and groups[match.row] == groups[leader]:
             first[match.row] = leader
     first = first[first]
     too_large = (np.bincount(first, minlength=len(first)) > most)[first]

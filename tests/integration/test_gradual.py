@@ -412,6 +412,7 @@ def test_auto_tunes_where_that_can_pay_and_says_why(stand: Stand) -> None:
     assert listener.of("unfrozen")
     assert '"what": "Strategy"' in stand.registry.file(manifest, "report.json").decode()
 
+    stand.forget()
     hurried = Listener()
     manifest = stand.run(stand.job("ftjob-hurried", strategy="auto", max_seconds=1), hurried)
     assert hurried.of("strategy_chosen")[0]["strategy"] == "feature_extraction"

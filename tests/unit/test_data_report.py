@@ -120,6 +120,7 @@ def test_copies_of_copies_follow_the_first_row(trunk: Trunk) -> None:
     data, targets = rows(90)
     data.features[30] = data.features[0] * 1.001
     data.features[60] = data.features[0]
+    data.features[61] = data.features[0]  # of another class
     data = changed(data, items={60: "text 0-30", 80: "text 0-7"})
     found = inspect_data(data, targets, None, trunk)
     expected = np.arange(90)
@@ -129,6 +130,11 @@ def test_copies_of_copies_follow_the_first_row(trunk: Trunk) -> None:
     chain = np.stack([np.cos(angles), np.sin(angles)], axis=1).astype(np.float32)
     near = duplicates.near_repeats(chain, 0.97)
     assert [(match.row, match.other) for match in near] == [(1, 0), (2, 1)]
-    alone, most = np.arange(3), np.full(3, 2)
-    assert duplicates.with_near(alone, near, chain, 0.97, most).tolist() == [0, 0, 2]
-    assert duplicates.with_near(alone, near, chain, 0.97, most - 1).tolist() == [0, 1, 2]
+
+    def grouped(classes: list[int], most: int) -> list[int]:
+        given = np.arange(3), near, chain, 0.97, np.array(classes), np.full(3, most)
+        return duplicates.with_near(*given).tolist()
+
+    assert grouped([0, 0, 0], 2) == [0, 0, 2]
+    assert grouped([0, 0, 0], 1) == [0, 1, 2]
+    assert grouped([0, 1, 0], 2) == [0, 1, 2]
