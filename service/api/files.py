@@ -212,6 +212,9 @@ def file_object(
         }
         if outcome.values is not None:
             described["dataset"]["values"] = outcome.values.model_dump()
+        if outcome.unreadable:
+            described["errors"] = [error.model_dump() for error in outcome.unreadable]
+            described["error_count"] = len(outcome.unreadable)
     return described
 
 

@@ -388,7 +388,9 @@ def test_auto_measures_and_says_what_it_chose(stand: Stand) -> None:
     assert (chosen["precision"] == "int8") == (loss < 0.005)
     report = json.loads(stand.registry.file(manifest, "report.json"))
     decision = next(each for each in report["decisions"] if each["what"] == "Precision")
-    assert (decision["chosen"], decision["why"]) == (chosen["precision"], chosen["reason"])
+    assert decision["chosen"] == chosen["precision"]
+    assert decision["data"].items() <= chosen.items()
+    assert decision["why"].startswith(chosen["reason"])
 
 
 def test_a_trunk_whose_golden_rows_come_out_differently_is_refused(stand: Stand) -> None:
