@@ -12,7 +12,7 @@ classifier refitted on their features or the one that was trained along, as the 
 prefer; `strength` is 0 for the latter. A step counts if it beats the best so far; after two steps
 in a row that do not, the ladder ends. Where rows per class are few, the first step is tried with a
 contrastive loss as well. If none counts, the frozen head ships: on few rows any unfreezing may lose
-to it (docs/decisions).
+to it (docs/decisions/0012).
 
 The final deltas see all rows, for as many epochs as were best, so no row is left to judge them by:
 the numbers quoted are those of the same step on the held-out rows.
@@ -67,7 +67,9 @@ class Gradual(Generic[P]):
         self._at = SearchState() if state is None else SearchState.from_bytes(state)
         self._tasks = Tasks(source, plan)
         self._saved = time.monotonic()
-        self._jury = Jury(source.targets, source.classes, seed)
+        # What an earlier attempt left undone for want of time is not known.
+        self._is_hurried = state is not None
+        self._jury = Jury(source.targets, source.classes, seed, source.twins)
 
     @property
     def resumed_from(self) -> int:
@@ -83,6 +85,7 @@ class Gradual(Generic[P]):
             found = self._next()
             if isinstance(found, Ending):
                 self._at.ending = found
+                self._is_hurried |= found.reason in ("time", "space")
                 self._watcher.on_end(found)
             else:
                 self._climb(*found)
@@ -98,6 +101,7 @@ class Gradual(Generic[P]):
             targets=self._jury.truth[rising],
             held_out=self._jury.rows[rising],
             distances=record.distances,
+            is_hurried=self._is_hurried,
         )
 
     # -- rungs -------------------------------------------------------------------------------
@@ -192,7 +196,9 @@ class Gradual(Generic[P]):
             if time.monotonic() - self._saved >= pause:
                 self._save(trainer)
             self._watcher.on_epoch(rung.blocks, len(trainer.history), epoch, self._at.saved_at)
-            return time.monotonic() < deadline
+            is_late = time.monotonic() >= deadline
+            self._is_hurried |= is_late
+            return not is_late
 
         try:
             trainer.run(check=self._watcher.check, on_epoch=on_epoch)

@@ -69,8 +69,10 @@ class Fold:
 class Jury:
     """The rows of a search that are held out, fold by fold, and what they say."""
 
-    def __init__(self, targets: IntArray, classes: int, seed: int) -> None:
-        self.folds = split(targets, seed)
+    def __init__(
+        self, targets: IntArray, classes: int, seed: int, twins: IntArray | None = None
+    ) -> None:
+        self.folds = split(targets, seed, twins)
         self.rows = np.concatenate([fold.held_out for fold in self.folds])
         self.truth = targets[self.rows]
         self._targets = targets
@@ -106,16 +108,16 @@ class Jury:
         return mean
 
 
-def split(targets: IntArray, seed: int) -> tuple[Fold, ...]:
-    """Return how rows judge each other, class by class.
+def split(targets: IntArray, seed: int, twins: IntArray | None = None) -> tuple[Fold, ...]:
+    """Return how rows judge each other, class by class, those of one of `twins` [n] together.
 
     Of fewer than `FEW_ROWS` every row judges once, by what was fitted on two rows in three: from a
     third of them no gain could be told from chance. Of more, one in three judges, and of many one
     in five, for every fold costs a training.
     """
     rows = len(targets)
-    fold_of = deal(targets, FOLDS_OF_FEW_ROWS if rows < MANY_ROWS else FOLDS, seed)
-    folds = range(FOLDS_OF_FEW_ROWS if rows < FEW_ROWS else 1)
+    fold_of = deal(targets, FOLDS_OF_FEW_ROWS if rows < MANY_ROWS else FOLDS, seed, twins)
+    folds = range(int(fold_of.max()) + 1 if rows < FEW_ROWS else 1)
     return tuple(Fold(np.flatnonzero(fold_of != f), np.flatnonzero(fold_of == f)) for f in folds)
 
 

@@ -23,7 +23,9 @@ class Outcome(Generic[P]):
 
     `head` was trained along with them; None if it is to be refitted with the best step's strength.
     `probabilities` and `targets` are of the rows `held_out`, by number, by the best step, and
-    `distances` the quantiles of how far they lie from the others (training.novelty).
+    `distances` the quantiles of how far they lie from the others (training.novelty). Another search
+    for the same may come to something else if the machine had a part in it (`is_hurried`): it was
+    out of time, or of room.
     """
 
     ladder: Ladder
@@ -34,6 +36,7 @@ class Outcome(Generic[P]):
     targets: IntArray
     held_out: IntArray
     distances: FloatArray
+    is_hurried: bool
 
 
 class Watcher(Protocol[P_contra]):

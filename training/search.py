@@ -7,23 +7,37 @@ Not here: the search itself (training.gradual), and what is searched for: deltas
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from typing import TYPE_CHECKING, Generic
 
+import numpy as np
+import numpy.typing as npt
+from pydantic import ConfigDict
 from safetensors import SafetensorError
 
-from core.adapters import Adapter, Deltas, feed
+from core.adapters import (
+    CONFIG_FILE,
+    WEIGHTS_FILE,
+    Adapter,
+    Deltas,
+    feed,
+    read_adapter,
+    write_adapter,
+)
 from core.checkpoints import Checkpoints
 from core.jobs import FineTuneRequest
 from core.manifests import ModelManifest
 from core.preprocessing import FloatArray
 from core.trunk import Trunk
+from training import decisions
+from training.decisions import Decisions
 from training.fit import Head, IntArray, fit_at
 from training.gradual import Gradual
 from training.outcome import Outcome
 from training.plan import Plan
+from training.result_cache import ResultCache
 from training.rungs import Source
-from training.search_state import Ending, Step
+from training.search_state import Ending, Ladder, Step
 from training.trainer import Epoch
 from training.tuning import P
 
@@ -62,9 +76,52 @@ class Tuned:
 
 
 @dataclass(frozen=True)
+class KeptHead:
+    """A tuned head as it is kept: `Tuned` without its trunk, its adapter as bytes of two files."""
+
+    __pydantic_config__ = ConfigDict(arbitrary_types_allowed=True)
+
+    head: Head
+    config: npt.NDArray[np.uint8]
+    weights: npt.NDArray[np.uint8]
+    features: FloatArray
+    strength: float
+    blocks: int
+    probabilities: FloatArray
+    targets: IntArray
+    held_out: IntArray
+    distances: FloatArray
+
+    @classmethod
+    def of(cls, found: Tuned, backbone: str) -> KeptHead:
+        """Return what to keep of a head with an adapter."""
+        assert found.adapter is not None
+        files = write_adapter(found.adapter, found.trunk.manifest.slots, backbone)
+        config, weights = (np.frombuffer(files[n], np.uint8) for n in (CONFIG_FILE, WEIGHTS_FILE))
+        own = {each.name for each in fields(cls)} - {"config", "weights"}
+        return cls(config=config, weights=weights, **{name: getattr(found, name) for name in own})
+
+    def tuned(self, trunk: Trunk) -> Tuned:
+        """Return the head on the trunk that it was tuned for."""
+        files = self.config.tobytes(), self.weights.tobytes()
+        own = {each.name: getattr(self, each.name) for each in fields(self)}
+        del own["config"], own["weights"]
+        return Tuned(trunk=trunk, adapter=read_adapter(*files, trunk.manifest.slots), **own)
+
+
+@dataclass(frozen=True)
+class Kept:
+    """What a search came to, for a later job that would search the same (training.result_cache)."""
+
+    ladder: Ladder
+    best: KeptHead | None
+
+
+@dataclass(frozen=True)
 class Setting:
     """What of a job a search needs. `deadline` is on the clock of `time.monotonic`.
 
+    `twins` [n] are the rows that judge together (training.fit).
     `draft(step, adapter)` makes the manifest of a checkpoint.
     """
 
@@ -74,6 +131,9 @@ class Setting:
     reporter: Reporter
     threads: int
     deadline: float
+    twins: IntArray
+    decisions: Decisions
+    results: ResultCache
     draft: Callable[[Step, Adapter], ModelManifest]
 
 
@@ -95,7 +155,10 @@ def search(
         )  # fmt: skip
 
     # The bytes are in no variable here: they may be large, and the search is long.
-    return (_resume(setting, begin) or begin(None)).run()
+    outcome = (_resume(setting, begin) or begin(None)).run()
+    for decision in decisions.ladder(outcome.ladder):
+        setting.decisions.note(decision)
+    return outcome
 
 
 def _resume(setting: Setting, begin: Callable[[bytes], Gradual[P]]) -> Gradual[P] | None:
@@ -154,10 +217,9 @@ class Watcher(Generic[P]):
         self.setting.reporter.event("state_saved", f"Training stops at step {step}.", step=step)
 
     def on_end(self, ending: Ending) -> None:
+        told = decisions.ending(ending)
         self.setting.reporter.event(
-            "ladder_ended",
-            f"No further step is tried: {ending.why}.",
-            **ending.model_dump(mode="json"),
+            told.event, f"{told.what} {told.chosen}: {told.why}.", level="info", **told.data
         )
 
     def on_slowdown(self, blocks: int, learning_rate: float) -> None:

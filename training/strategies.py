@@ -23,7 +23,7 @@ from core.errors import NoSpace
 from core.jobs import FineTuneRequest
 from core.preprocessing import FloatArray
 from core.trunk import Trunk
-from training import parity, views
+from training import decisions, parity, views
 from training.backbones import TorchBackbone
 from training.data import Dataset
 from training.export import export_adapted
@@ -32,8 +32,9 @@ from training.fit import Fit, Head, IntArray
 from training.judgement import split
 from training.plan import DEFAULTS, Plan
 from training.prospect import Prospect, afford, foresee, weigh
+from training.result_cache import digest_of
 from training.rungs import Source
-from training.search import Setting, Tuned, search, tuned
+from training.search import Kept, KeptHead, Setting, Tuned, search, tuned
 from training.search_state import Ladder
 from training.tuning import CachedRows, DeltaPart
 
@@ -52,11 +53,18 @@ def unfreeze(
     request, reporter = setting.request, setting.reporter
     slots, classes = trunk.manifest.slots, len(data.manifest.classes)
     plan = _plan(request, backbone, targets)
+    setting.decisions.tell(decisions.training(plan, request, len(targets)))
+    key = _key(setting, trunk, data, targets, features, plan)
+    known = setting.results.find(key, Kept)
+    if known is not None:
+        return _recalled(setting, known, trunk)
 
     def deltas(blocks: int) -> DeltaPart:
         return DeltaPart(
             backbone, slots, trunk.manifest.blocks - blocks, plan.rank, seed=request.seed
         )
+
+    fewer_views: list[int] = []
 
     def activations(blocks: int) -> CachedRows:
         cut = trunk.manifest.blocks - blocks
@@ -64,6 +72,7 @@ def unfreeze(
         if not room.views:
             raise NoSpace(f"the rows' activations are too large: {room.shortage}")
         if room.views < room.most_views:
+            fewer_views.append(blocks)
             reporter.event(
                 "views_dropped",
                 f"{blocks} blocks: {room.views} of {room.most_views} views of each row are trained "
@@ -92,7 +101,7 @@ def unfreeze(
     exact = trunk.manifest.precision == "fp32"
     source = Source(
         trunk.manifest.blocks, targets, classes, features, deltas, activations,
-        serve=None if exact else lambda part: serve(part.adapter()),
+        serve=None if exact else lambda part: serve(part.adapter()), twins=setting.twins,
     )  # fmt: skip
     outcome = search(setting, source, plan, checkpoint)
     if outcome.part is None:
@@ -101,6 +110,8 @@ def unfreeze(
             f"{outcome.ladder.why_frozen}; the frozen head ships.",
             steps=[step.model_dump(mode="json") for step in outcome.ladder.steps],
         )
+        if not outcome.is_hurried and not fewer_views:
+            setting.results.keep(key, Kept, Kept(outcome.ladder, None))
         return None, outcome.ladder
     adapter = outcome.part.adapter()
     adapted = serve(adapter)
@@ -109,18 +120,47 @@ def unfreeze(
         f"Deltas of rank {adapter.rank} on the top {outcome.best.blocks} blocks ship.",
         **outcome.best.model_dump(mode="json"),
     )
-    return tuned(outcome, adapted, classes, targets, trunk, adapter), outcome.ladder
+    found = tuned(outcome, adapted, classes, targets, trunk, adapter)
+    if not outcome.is_hurried and not fewer_views:
+        best = KeptHead.of(found, trunk.manifest.backbone)
+        setting.results.keep(key, Kept, Kept(outcome.ladder, best))
+    return found, outcome.ladder
+
+
+def _recalled(setting: Setting, known: Kept, trunk: Trunk) -> tuple[Tuned | None, Ladder]:
+    """Return what an earlier job searched for with the same data, plan and seed."""
+    setting.reporter.event(
+        "recalled", "The search of an earlier job on the same data serves.", what="search"
+    )
+    for decision in decisions.ladder(known.ladder):
+        setting.decisions.tell(decision)
+    return known.best.tuned(trunk) if known.best else None, known.ladder
+
+
+def _key(
+    setting: Setting, trunk: Trunk, data: Dataset, targets: IntArray, features: FloatArray,
+    plan: Plan,
+) -> str:  # fmt: skip
+    """Return what names the outcome of a search on which the clock has no part."""
+    return digest_of(
+        unfreeze,
+        [trunk, data.items, data.manifest.classes, targets, features, setting.twins, plan,
+         setting.request.seed, setting.threads],
+    )  # fmt: skip
 
 
 def decide(
     setting: Setting, trunk: Trunk, backbone: TorchBackbone, data: Dataset, fitted: Fit,
-    targets: IntArray,
+    targets: IntArray, features: FloatArray,
 ) -> Prospect:  # fmt: skip
-    """Return whether `auto` is to tune the backbone, and say so."""
+    """Return whether `auto` is to tune the backbone."""
     prospect = weigh(fitted, targets, has_slots=bool(trunk.manifest.slots))
     # Whoever began this search had the time for it; a run that goes on must not decide otherwise.
     if prospect.tune and setting.checkpoints.latest_state() is None:
         plan, blocks = _plan(setting.request, backbone, targets), trunk.manifest.blocks
+        key = _key(setting, trunk, data, targets, features, plan)
+        if setting.results.find(key, Kept) is not None:
+            return prospect
         unfrozen = plan.ladder(blocks)[0]
         room = views.measure(backbone, trunk.preprocessor, data.items, blocks - unfrozen)
         needed = foresee(
@@ -134,12 +174,6 @@ def decide(
         prospect = afford(prospect, needed=needed, left=setting.deadline - time.monotonic())
         if not room.views:
             prospect = prospect.refused(f"the rows' activations are too large: {room.shortage}")
-    setting.reporter.event(
-        "strategy_chosen",
-        f"Strategy {prospect.strategy}: {prospect.reason}.",
-        strategy=prospect.strategy,
-        **prospect.model_dump(mode="json"),
-    )
     return prospect
 
 

@@ -13,6 +13,7 @@ good the data is (training.report). Nothing in this package imports torch.
 
 from __future__ import annotations
 
+import mmap
 import shutil
 from contextlib import closing
 from tempfile import TemporaryFile
@@ -54,8 +55,9 @@ def ingest(files: FileStore, file_id: str, limits: Limits) -> DatasetManifest | 
         if isinstance(outcome, FileErrors):
             files.refuse(file_id, outcome)
         else:
-            normal_form.seek(0)
-            files.accept(file_id, normal_form.read(), outcome)
+            # A data set may be as large as an upload, which memory need not be.
+            mapped = mmap.mmap(normal_form.fileno(), 0, access=mmap.ACCESS_READ)
+            outcome = files.accept(file_id, mapped, outcome)
     return outcome
 
 
