@@ -199,7 +199,7 @@ def test_every_decision_is_told_when_it_is_made_and_in_the_report(
     steps = len(listener.of("unfrozen"))
     assert kinds == [
         "strength_chosen", "remedy_chosen", "training_planned", *["unfrozen"] * steps,
-        "temperature_chosen",
+        "ladder_ended", "temperature_chosen",
     ]  # fmt: skip
     told = [name for name, _ in listener.events]
     assert told.index("strength_chosen") < told.index("training_planned") < told.index("unfrozen")

@@ -138,7 +138,10 @@ def test_what_does_not_fit_is_said(
     images: Images, room: int, kept: list[int], reason: str, said: str,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:  # fmt: skip
-    """Fewer views are kept where there is no room for all; without room for one, none is tried."""
+    """Fewer views are kept where there is no room for all; without room for one, none is tried.
+
+    What comes of it is no answer to a job that has the room, so no later job takes it over.
+    """
     monkeypatch.setattr(views, "MAX_BYTES", (room + 1) * ROWS * CUT_BYTES - 1)
     messages = []
 
@@ -160,7 +163,7 @@ def test_what_does_not_fit_is_said(
 
     if not room:
         auto = Listener()
-        images.run(images.job("ftjob-auto", strategy="auto"), auto)
+        images.run(images.job("ftjob-auto", strategy="auto", hyperparameters=once), auto)
         [choice] = auto.of("strategy_chosen")
         assert choice["strategy"] == "feature_extraction"
         assert "activations are too large" in choice["reason"]
