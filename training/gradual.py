@@ -12,7 +12,7 @@ classifier refitted on their features or the one that was trained along, as the 
 prefer; `strength` is 0 for the latter. A step counts if it beats the best so far; after two steps
 in a row that do not, the ladder ends. Where rows per class are few, the first step is tried with a
 contrastive loss as well. If none counts, the frozen head ships: on few rows any unfreezing may lose
-to it (docs/decisions).
+to it (docs/decisions/0012).
 
 The final deltas see all rows, for as many epochs as were best, so no row is left to judge them by:
 the numbers quoted are those of the same step on the held-out rows.

@@ -179,7 +179,8 @@ class FineTune:
             checkpoints=self._checkpoints,
             reporter=self._reporter,
             threads=self._threads,
-            deadline=self._began + (1 - RESERVED_SHARE) * origin.request.max_seconds,
+            deadline=self._began
+            + (1 - RESERVED_SHARE) * (origin.request.max_seconds - self._job.ran_seconds),
             twins=data.twins,
             decisions=self._made_of.decisions,
             results=self._made_of.results,

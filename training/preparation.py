@@ -18,10 +18,11 @@ import numpy.typing as npt
 from core.adapters import Deltas
 from core.backbones import AUTO, candidates, is_allowed
 from core.datasets import Task
-from core.errors import DataError
+from core.errors import DataError, NotFound
 from core.files import FileStore
 from core.jobs import EventLevel, FineTuneRequest, Job
 from core.manifests import ModelManifest, Precision
+from core.parents import find_parent
 from core.preprocessing import FloatArray
 from core.registry import Registry
 from core.settings import Settings
@@ -35,7 +36,7 @@ from training.data_report import RowSet
 from training.decisions import Decisions
 from training.feature_cache import FeatureCache
 from training.features import extract
-from training.lineage import continue_data, find_parent
+from training.lineage import continue_data
 from training.precision import Candidates, choose
 from training.result_cache import ResultCache
 from training.stopping import Stoppable
@@ -119,7 +120,7 @@ class Preparation:
         Raises `DataError` naming what cannot be used, or not together.
         """
         train = read_dataset(self._files, self.request.training_file, param="training_file")
-        self.parent = find_parent(self._registry, self._job.tenant, self.request.model)
+        self.parent = self._find_parent()
         if self.parent is not None:
             train = self._continue(self.parent, train)
         refusal = find_refusal(self.request, train.manifest)
@@ -132,6 +133,13 @@ class Preparation:
         if mismatch is not None:
             raise DataError(mismatch, param="validation_file")
         return train, held_out
+
+    def _find_parent(self) -> ModelManifest | None:
+        model = self.request.model
+        try:
+            return find_parent(self._registry, self._job.tenant, model)
+        except NotFound:
+            raise DataError(f"{model} has been deleted", param="model") from None
 
     def task(self, train: Dataset) -> tuple[Task, list[str]]:
         """Return what the job learns, and the labels in the order of the head's outputs."""
