@@ -38,12 +38,12 @@ SOURCES: dict[Source, str] = {
 class Alternative:
     """A head that was preferred to the fit's own, and how it did when fitted without some rows.
 
-    `probabilities` [n, classes] are of the training rows whose numbers, rising, are `rows` [n].
+    `outputs` [n, width] are of the training rows whose numbers, rising, are `rows` [n].
     """
 
     head: Head
     rows: IntArray
-    probabilities: FloatArray
+    outputs: FloatArray
 
 
 @dataclass(frozen=True)
@@ -109,7 +109,7 @@ def assess(
     source: Source = "cross_validation"
     before, after, truth = fitted.out_of_fold, out_of_fold, targets
     if alternative is not None:
-        head, before = alternative.head, alternative.probabilities
+        head, before = alternative.head, alternative.outputs
         if len(alternative.rows) < len(targets):
             rows, source = alternative.rows, "held_out_rows"
         truth = targets[alternative.rows]

@@ -29,11 +29,12 @@ from dataclasses import dataclass
 from typing import Generic, Protocol, TypeVar
 
 import numpy as np
-import numpy.typing as npt
 
 from core.preprocessing import FloatArray
+from training.data import Targets
 from training.fit import Head, IntArray
-from training.judgement import Judged, Jury, compare, likelihoods
+from training.judgement import Judged, Jury, compare
+from training.objectives import DoubleArray
 from training.plan import Plan, Rung, next_rung
 from training.rungs import SHARES, Source, Tasks
 from training.search_state import Record, SearchState, Step, Trained
@@ -58,7 +59,7 @@ class Outcome(Generic[P]):
     """The ladder's end: what is best on the held-out rows, and a part trained on all if it is any.
 
     `head` was trained along with them; None if it is to be refitted with the best step's strength.
-    `probabilities` and `targets` are of the rows `held_out`, by number, by the best step, and
+    `outputs` and `targets` are of the rows `held_out`, by number, by the best step, and
     `distances` the quantiles of how far they lie from the others (training.novelty).
     """
 
@@ -66,8 +67,8 @@ class Outcome(Generic[P]):
     best: Step
     part: P | None
     head: Head | None
-    probabilities: FloatArray
-    targets: IntArray
+    outputs: FloatArray
+    targets: Targets
     held_out: IntArray
     distances: FloatArray
 
@@ -109,7 +110,7 @@ class Gradual(Generic[P]):
         self._at = SearchState() if state is None else SearchState.from_bytes(state)
         self._tasks = Tasks(source, plan)
         self._saved = time.monotonic()
-        self._jury = Jury(source.targets, source.classes, seed)
+        self._jury = Jury(source.objective, seed)
 
     @property
     def resumed_from(self) -> int:
@@ -137,7 +138,7 @@ class Gradual(Generic[P]):
             best=best,
             part=part,
             head=None if best.strength else head,
-            probabilities=record.probabilities[rising],
+            outputs=record.outputs[rising],
             targets=self._jury.truth[rising],
             held_out=self._jury.rows[rising],
             distances=record.distances,
@@ -269,7 +270,8 @@ class Gradual(Generic[P]):
         seconds: float,
     ) -> Step:  # fmt: skip
         """Compare a rung with the best before it."""
-        after = likelihoods(judged.probabilities, self._jury.truth)
+        after = self._jury.likelihoods(judged.outputs)
+        score = self._jury.score(judged)
         first = not self._at.steps
         before = after if first else self._likelihoods_of(self._at.best)
         gain = compare(after, before)
@@ -280,7 +282,9 @@ class Gradual(Generic[P]):
             learning_rate=self._learning_rate,
             epochs=epochs,
             strength=judged.strength,
-            accuracy=self._jury.accuracy(judged),
+            accuracy=score.accuracy,
+            rmse=score.rmse,
+            interval=score.interval,
             nll=-float(after.mean()),
             gain=gain.mean,
             gain_error=gain.error,
@@ -288,11 +292,11 @@ class Gradual(Generic[P]):
             seconds=round(seconds, 2),
             is_whole=self._source.is_whole and not first,
         )
-        self._at.add(step, Record(judged.probabilities, self._jury.distances(features)))
+        self._at.add(step, Record(judged.outputs, self._jury.distances(features)))
         return step
 
-    def _likelihoods_of(self, number: int) -> npt.NDArray[np.float64]:
-        return likelihoods(self._at.records[number].probabilities, self._jury.truth)
+    def _likelihoods_of(self, number: int) -> DoubleArray:
+        return self._jury.likelihoods(self._at.records[number].outputs)
 
     def _affords(self, rung: Rung) -> bool:
         """Tell whether a rung, and the final training if it is the best, will be done in time."""

@@ -44,7 +44,6 @@ from training.gate import Comparison, HeldOut, compare_with_current, judge
 from training.gradual import RESERVED_SHARE
 from training.novelty import estimate_novelty, estimate_tuned_novelty
 from training.preparation import Preparation, Reporter, Rows
-from training.prospect import stay_frozen
 from training.reporting import Evidence, common_fields, write_report
 from training.search import Setting, Tuned
 from training.search_state import Step
@@ -149,17 +148,7 @@ class FineTune:
         )  # fmt: skip
 
     def _unfreeze(self, origin: Origin, rows: Rows, fitted: Fit) -> Tuned | None:
-        strategy = origin.request.strategy
-        if origin.task is not Task.SINGLE_LABEL:
-            # Whoever asks for `gradual` in so many words has been refused.
-            prospect = stay_frozen(origin.task)
-            self._reporter.event(
-                "strategy_chosen", f"Strategy {prospect.strategy}: {prospect.reason}.",
-                strategy=prospect.strategy, **prospect.model_dump(mode="json"),
-            )  # fmt: skip
-            self._made_of.choices = replace(self._made_of.choices, strategy=prospect)
-            return None
-        trunk = origin.trunk
+        strategy, trunk = origin.request.strategy, origin.trunk
         if strategy == "gradual" and not trunk.manifest.slots:
             self._reporter.event(
                 "frozen_head_kept",
@@ -174,21 +163,20 @@ class FineTune:
             threads=self._threads,
             deadline=self._began + (1 - RESERVED_SHARE) * origin.request.max_seconds,
             draft=lambda step, adapter: draft(
-                origin, step.strength, {"accuracy": step.accuracy, "nll": step.nll},
-                adapter=adapter, blocks=step.blocks,
+                origin, step.strength, step.metrics(), adapter=adapter, blocks=step.blocks,
+                interval=step.interval, training={"imbalance_remedy": fitted.remedy},
             ),
         )  # fmt: skip
         backbone = backbones.load(origin.request.model, self._settings.hf_models)
+        objective = TASKS[origin.task].objective(rows.targets, len(origin.labels), fitted.remedy)
         if strategy == "auto":
-            prospect = strategies.decide(
-                setting, trunk, backbone, origin.train, fitted, rows.targets
-            )
+            prospect = strategies.decide(setting, trunk, backbone, origin.train, fitted, objective)
             self._made_of.choices = replace(self._made_of.choices, strategy=prospect)
             if not prospect.tune:
                 return None
         tune = tune_whole if strategy == "full" else unfreeze
         tuned, self._steps = tune(
-            setting, trunk, backbone, origin.train, rows.targets, rows.features
+            setting, trunk, backbone, origin.train, objective, rows.features
         )
         return tuned
 
@@ -204,7 +192,7 @@ class FineTune:
         held_out = None if other is None else (other.features, other.targets)
         alternative = None
         if tuned is not None:
-            alternative = Alternative(tuned.head, tuned.held_out, tuned.probabilities)
+            alternative = Alternative(tuned.head, tuned.held_out, tuned.outputs)
         assessment: Judged = TASKS[origin.task].assess(
             fitted, rows.targets, origin.labels, held_out, alternative
         )
@@ -286,17 +274,14 @@ class FineTune:
         self, origin: Origin, fitted: Fit, tuned: Tuned | None, assessment: Any,
         gate: GateOutcome | None,
     ) -> ModelManifest:  # fmt: skip
-        metrics = assessment.summary()
-        if tuned is None:
-            interval = assessment.interval if origin.task is Task.REGRESSION else None
-            remedy = {"imbalance_remedy": fitted.remedy}
-            made = draft(origin, fitted.strength, metrics, interval=interval, training={**remedy})
-        else:
-            made = draft(
-                origin, tuned.strength, metrics, adapter=tuned.adapter,
-                own=tuned.trunk if tuned.own_files else None, blocks=tuned.blocks,
-                training={"imbalance_remedy": "none"},
-            )  # fmt: skip
+        made = draft(
+            origin, tuned.strength if tuned else fitted.strength, assessment.summary(),
+            adapter=tuned.adapter if tuned else None,
+            own=tuned.trunk if tuned and tuned.own_files else None,
+            blocks=tuned.blocks if tuned else 0,
+            interval=assessment.interval if origin.task is Task.REGRESSION else None,
+            training={"imbalance_remedy": fitted.remedy},
+        )  # fmt: skip
         return made.model_copy(update={"gate": gate})
 
     def _release(self, manifest: ModelManifest) -> ModelManifest:

@@ -122,7 +122,6 @@ def build_class_report(evidence: Evidence, common: dict[str, Any]) -> Report:
         worst_errors=findings.worst_errors(assessment, evidence.judged, labels),
         label_errors=doubts,
         learning_curve=investigated.curve,
-        steps=evidence.steps,
         remedy=fitted.remedy,
         remedies=fitted.remedies,
     )
@@ -143,7 +142,8 @@ def build_label_report(evidence: Evidence, common: dict[str, Any]) -> MultiLabel
     fields: dict[str, Any] = common | {
         "verdicts": findings.other_verdicts(standing, evidence.data, evidence.gate, warnings),
         "decisions": (
-            *_of_auto(evidence.choices), _of_strength(evidence.fitted),
+            *_of_auto(evidence.choices), *_of_unfreezing(evidence.steps),
+            _of_strength(evidence.fitted),
             _of_calibration(assessment.calibration),
             Decision(
                 what="Threshold", chosen=f"{assessment.metrics.threshold:g}",
@@ -156,7 +156,9 @@ def build_label_report(evidence: Evidence, common: dict[str, Any]) -> MultiLabel
         metrics=assessment.metrics,
         calibration=assessment.calibration,
         standing=standing,
-        worst_errors=findings.worst_answers(losses, truth, answers, evidence.judged),
+        worst_errors=findings.worst_answers(
+            losses, truth, answers, evidence.judged, assessment.rows
+        ),
     )
 
 
@@ -177,7 +179,8 @@ def build_value_report(evidence: Evidence, common: dict[str, Any]) -> Regression
     fields: dict[str, Any] = common | {
         "verdicts": findings.other_verdicts(standing, evidence.data, evidence.gate, warnings),
         "decisions": (
-            *_of_auto(evidence.choices), _of_strength(evidence.fitted),
+            *_of_auto(evidence.choices), *_of_unfreezing(evidence.steps),
+            _of_strength(evidence.fitted),
             Decision(
                 what="Interval", chosen=f"± {assessment.interval.half_width:.4g}",
                 why=f"the error that {100 * assessment.interval.coverage:.0f} % of held-out rows "
@@ -190,7 +193,9 @@ def build_value_report(evidence: Evidence, common: dict[str, Any]) -> Regression
         metrics=metrics,
         interval=assessment.interval,
         standing=standing,
-        worst_errors=findings.worst_answers(losses, truth, answers, evidence.judged),
+        worst_errors=findings.worst_answers(
+            losses, truth, answers, evidence.judged, assessment.rows
+        ),
     )
 
 
@@ -212,6 +217,7 @@ def common_fields(
         "strength": fitted.strength,
         "folds": fitted.folds,
         "candidates": fitted.candidates,
+        "steps": evidence.steps,
         "seconds": dict(seconds)
         | {f"report_{part}": value for part, value in evidence.investigation.seconds.items()},
         "peak_memory_bytes": peak_memory_bytes(),
@@ -301,5 +307,5 @@ def _of_unfreezing(steps: tuple[Step, ...]) -> Iterator[Decision]:
             what=step.name,
             chosen="kept" if step.kept else "not kept",
             why=f"log-likelihood {step.gain:+.4f} ± {step.gain_error:.4f} a held-out row against "
-            f"the best before; accuracy {step.accuracy:.3f}",
+            f"the best before; {step.score}",
         )

@@ -13,6 +13,7 @@ states (training.search).
 from __future__ import annotations
 
 import time
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -27,8 +28,9 @@ from training.backbones import TorchBackbone
 from training.data import Dataset
 from training.export import export_adapted
 from training.features import extract
-from training.fit import Fit, Head, IntArray
+from training.fit import Fit, Head
 from training.judgement import split
+from training.objectives import Objective
 from training.plan import DEFAULTS, Plan
 from training.prospect import Prospect, afford, foresee, weigh
 from training.rungs import Source
@@ -40,7 +42,7 @@ TIMED_ROWS = 16
 
 
 def unfreeze(
-    setting: Setting, trunk: Trunk, backbone: TorchBackbone, data: Dataset, targets: IntArray,
+    setting: Setting, trunk: Trunk, backbone: TorchBackbone, data: Dataset, objective: Objective,
     features: FloatArray,
 ) -> tuple[Tuned | None, tuple[Step, ...]]:  # fmt: skip
     """Search for deltas that beat the head on frozen `features`; None if there are none.
@@ -49,8 +51,8 @@ def unfreeze(
     job is to stop.
     """
     request, reporter = setting.request, setting.reporter
-    slots, classes = trunk.manifest.slots, len(data.manifest.classes)
-    plan = _plan(request, backbone, targets)
+    slots = trunk.manifest.slots
+    plan = _plan(request, backbone, objective)
 
     def deltas(blocks: int) -> DeltaPart:
         return DeltaPart(
@@ -60,8 +62,8 @@ def unfreeze(
 
     def activations(blocks: int) -> CachedRows | None:
         return views.cache(
-            backbone, trunk.preprocessor, data.items, targets, trunk.manifest.blocks - blocks,
-            seed=request.seed, check=reporter.check,
+            backbone, trunk.preprocessor, data.items, objective.targets,
+            trunk.manifest.blocks - blocks, seed=request.seed, check=reporter.check,
         )  # fmt: skip
 
     def serve(adapter: Adapter) -> FloatArray:
@@ -79,7 +81,7 @@ def unfreeze(
 
     exact = trunk.manifest.precision == "fp32"
     source = Source(
-        trunk.manifest.blocks, targets, classes, features, deltas, activations,
+        trunk.manifest.blocks, objective, features, deltas, activations,
         serve=None if exact else lambda part: serve(part.adapter()),
     )  # fmt: skip
     outcome = search(setting, source, plan, checkpoint)
@@ -97,24 +99,24 @@ def unfreeze(
         f"Deltas of rank {adapter.rank} on the top {outcome.best.blocks} blocks ship.",
         **outcome.best.model_dump(mode="json"),
     )
-    return tuned(outcome, adapted, classes, targets, trunk, adapter), outcome.steps
+    return tuned(outcome, adapted, objective, trunk, adapter), outcome.steps
 
 
 def decide(
     setting: Setting, trunk: Trunk, backbone: TorchBackbone, data: Dataset, fitted: Fit,
-    targets: IntArray,
+    objective: Objective,
 ) -> Prospect:  # fmt: skip
     """Return whether `auto` is to tune the backbone, and say so."""
-    prospect = weigh(fitted, targets, has_slots=bool(trunk.manifest.slots))
+    prospect = weigh(fitted, objective, has_slots=bool(trunk.manifest.slots))
     # Whoever began this search had the time for it; a run that goes on must not decide otherwise.
     if prospect.tune and setting.checkpoints.latest_state() is None:
-        plan, blocks = _plan(setting.request, backbone, targets), trunk.manifest.blocks
+        plan, blocks = _plan(setting.request, backbone, objective), trunk.manifest.blocks
         needed = foresee(
             row_seconds(backbone, trunk, data),
-            len(targets),
+            len(objective.groups),
             views=views.view_count(backbone.modality),
             epochs=plan.epochs,
-            folds=len(split(targets, setting.request.seed)),
+            folds=len(split(objective.groups, setting.request.seed)),
             share=plan.ladder(blocks)[0] / blocks,
         )
         prospect = afford(prospect, needed=needed, left=setting.deadline - time.monotonic())
@@ -140,6 +142,8 @@ def row_seconds(backbone: TorchBackbone, trunk: Trunk, data: Dataset) -> float:
     return (time.perf_counter() - began) / len(rows)
 
 
-def _plan(request: FineTuneRequest, backbone: TorchBackbone, targets: IntArray) -> Plan:
+def _plan(request: FineTuneRequest, backbone: TorchBackbone, objective: Objective) -> Plan:
     defaults = DEFAULTS[backbone.modality]
-    return defaults.plan(targets, request.chosen_hyperparameters, request.early_stopping)
+    plan = defaults.plan(objective.groups, request.chosen_hyperparameters, request.early_stopping)
+    # Rows of several labels, or of values, are nobody's mates.
+    return plan if objective.has_classes else replace(plan, contrast=0.0)

@@ -21,7 +21,7 @@ from core.datasets import Modality
 from core.preprocessing import Prepared, PreparedImage, Preprocessor, TextPreprocessor
 from training.activations import capture
 from training.backbones import TorchBackbone
-from training.fit import IntArray
+from training.data import Targets
 from training.tuning import CachedRows
 
 IMAGE_VIEWS = 4
@@ -35,7 +35,7 @@ _LEAST_AREA, _MOST_AREA = 0.6, 0.9
 
 def cache(
     backbone: TorchBackbone, preprocessor: Preprocessor, items: Sequence[str] | Sequence[bytes],
-    targets: IntArray, cut: int, *, seed: int, check: Callable[[], None],
+    targets: Targets, cut: int, *, seed: int, check: Callable[[], None],
     max_bytes: int = MAX_BYTES,
 ) -> CachedRows | None:  # fmt: skip
     """Return the activations of items at a cut, or None if they take more than `max_bytes`.

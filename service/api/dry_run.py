@@ -204,8 +204,6 @@ def _answer(
     if parent is not None:
         wanted = continuing(wanted, parent)
     task = task_of(train.manifest, wanted.order) if train.manifest else None
-    if wanted.strategy == AUTO and task not in (None, Task.SINGLE_LABEL):
-        wanted = wanted.model_copy(update={"strategy": "feature_extraction"})
     return {
         "object": "fine_tuning.job.dry_run",
         "continues": {"model": parent.reference, "rows": parent.dataset.rows} if parent else None,

@@ -46,6 +46,7 @@ from training.activations import Batch, Upper, capture
 from training.gradual import Gradual, Outcome
 from training.ingest import Limits, ingest
 from training.pipeline import fine_tune
+from training.objectives import Classes
 from training.plan import DEFAULTS, Rung
 from training.rungs import SHARES, Source, Tasks
 from training.stopping import Stopped
@@ -251,9 +252,9 @@ class Bare:
         )
         self.prepared = [preprocess.prepare(text) for text in texts]
         self.features = np.random.default_rng(0).normal(size=(96, backbone.dim)).astype(np.float32)
-        slots = slots_of(backbone)
+        slots, objective = slots_of(backbone), Classes(targets, 2)
         self.source = Source(
-            2, targets, 2, self.features,
+            2, objective, self.features,
             lambda blocks: DeltaPart(backbone, slots, 2 - blocks, 8, layer_decay=1, seed=0),
             lambda blocks: views.cache(
                 backbone, preprocess, texts, targets, 2 - blocks, seed=0, check=lambda: None
@@ -290,7 +291,7 @@ def test_of_few_rows_each_judges_and_a_search_may_stop_in_any_fold(stand: Stand)
     untimed = [[step.model_copy(update={"seconds": 0}) for step in each.steps]
                for each in (resumed, whole)]  # fmt: skip
     assert untimed[0] == untimed[1]
-    assert np.array_equal(resumed.probabilities, whole.probabilities)
+    assert np.array_equal(resumed.outputs, whole.outputs)
     assert np.array_equal(resumed.distances, whole.distances)
     assert resumed.part is not None
     for name, delta in whole.part.adapter().deltas.items():
