@@ -129,7 +129,7 @@ class Classes(Objective):
         """Return the cross-entropy."""
         if self._remedy != "balanced_weights":
             return functional.cross_entropy(logits, targets, label_smoothing=smoothing)
-        # Not torch's `weight`, which divides by the weights of the rows that a batch happens to have.
+        # Not torch's `weight`, which divides by the weights of whatever rows a batch has.
         losses = functional.cross_entropy(
             logits, targets, label_smoothing=smoothing, reduction="none"
         )

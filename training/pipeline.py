@@ -175,9 +175,7 @@ class FineTune:
             if not prospect.tune:
                 return None
         tune = tune_whole if strategy == "full" else unfreeze
-        tuned, self._steps = tune(
-            setting, trunk, backbone, origin.train, objective, rows.features
-        )
+        tuned, self._steps = tune(setting, trunk, backbone, origin.train, objective, rows.features)
         return tuned
 
     def _as_tuned(self, tuned: Tuned, data: Dataset, labels: list[str]) -> Rows:

@@ -61,7 +61,6 @@ class Step(BaseModel, frozen=True):
         share = f", {100 * self.share:.0f} % of the deltas" if self.share < 1 else ""
         return f"Top {self.blocks} blocks{contrast}{share}"
 
-
     @property
     def score(self) -> str:
         """How right its answers are, for people."""

@@ -7,8 +7,8 @@
     regression      ridge                              absolute and squared error, R², coverage
 
 What differs is here; the stages around it (training.pipeline), what heads give (core.tasks), and
-their export (training.export) are the same for all. Not here: what differs when the backbone is tuned
-(training.objectives).
+their export (training.export) are the same for all. Not here: what differs when the backbone is
+tuned (training.objectives).
 """
 
 from __future__ import annotations
@@ -25,6 +25,7 @@ from training.baselines import Transfer
 from training.data import Targets, group
 from training.data_report import RowSet
 from training.fit import Fit, Head, IntArray, fit, fit_labels, fit_ordered
+from training.imbalance import Remedy
 from training.investigation import (
     Comparison,
     Investigation,
@@ -32,7 +33,6 @@ from training.investigation import (
     investigate_labels,
     investigate_values,
 )
-from training.imbalance import Remedy
 from training.multi_label import LabelAssessment, assess_labels
 from training.objectives import (
     Classes,
@@ -108,7 +108,8 @@ class TaskRow(Generic[A, F]):
     """One task.
 
     `fit(features, targets, width, seed)`; `objective(targets, width, remedy)` is what tuning
-    strives for; `likelihoods(outputs, targets)` are by row, in nats, of held-out rows; `assess(fit, targets, labels, validation, alternative)`;
+    strives for; `likelihoods(outputs, targets)` are by row, in nats, of held-out rows;
+    `assess(fit, targets, labels, validation, alternative)`;
     `investigate(modality, training rows, targets, validation rows, fit, assessment, seed)`, which
     gives `findings`;
     `report(evidence, common fields)`.

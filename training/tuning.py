@@ -11,8 +11,8 @@ al. 2020, arXiv 2004.11362) over whole batches is added. Images: a batch is mixe
 (mix-up, Zhang et al. 2018), above a cut in activations (Verma et al. 2019), and each row comes as
 one of its views.
 
-Not here: what differs between tasks (training.objectives), the loop (training.trainer), which cut and
-when to stop (training.gradual).
+Not here: what differs between tasks (training.objectives), the loop (training.trainer), which cut
+and when to stop (training.gradual).
 """
 
 from __future__ import annotations

@@ -18,7 +18,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from core.backbones import AUTO, BACKBONES
-from core.datasets import DatasetManifest, FileErrors, FileStatus, Task, UploadedFile
+from core.datasets import DatasetManifest, FileErrors, FileStatus, UploadedFile
 from core.errors import DataError, InvalidRequest, NotFound
 from core.estimate import Workload, estimate, memory_bytes
 from core.identifiers import is_identifier

@@ -260,9 +260,7 @@ def test_a_whole_encoder_begins_as_the_backbone_and_moves_less_below(
     targets = np.array([0, 1])
     data, objective = ItemRows.of(preprocessor, items, targets), Classes(targets, 2)
     head = Classifier(np.ones((backbone.dim, 2), np.float32), np.zeros(2, np.float32))
-    task = Tuning(
-        part, objective, head, data, None, batch_size=2, regularisation=Regularisation()
-    )
+    task = Tuning(part, objective, head, data, None, batch_size=2, regularisation=Regularisation())
     Trainer(task, Recipe(epochs=1, learning_rate=0.1), seed=0).run(check=lambda: None)
     trained = {name: value.clone() for name, value in part.backbone().module.state_dict().items()}
     for share in (0.5, 1.0):

@@ -45,8 +45,8 @@ from training import backbones, parity, views
 from training.activations import Batch, Upper, capture
 from training.gradual import Gradual, Outcome
 from training.ingest import Limits, ingest
-from training.pipeline import fine_tune
 from training.objectives import Classes
+from training.pipeline import fine_tune
 from training.plan import DEFAULTS, Rung
 from training.rungs import SHARES, Source, Tasks
 from training.stopping import Stopped
