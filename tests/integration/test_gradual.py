@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import math
+import random
 import time
 from collections import Counter
 from dataclasses import replace
@@ -48,6 +49,7 @@ from training.ingest import Limits, ingest
 from training.objectives import Classes
 from training.pipeline import fine_tune
 from training.plan import DEFAULTS, Rung
+from training.report import Report
 from training.rungs import SHARES, Source, Tasks
 from training.stopping import Stopped
 from training.trainer import Recipe, Trainer
@@ -330,6 +332,36 @@ def test_a_rate_at_which_training_diverges_is_lowered(stand: Stand) -> None:
     outcome = Bare(stand).run(watcher, learning_rate=900.0, slowdowns=2)
     assert watcher.rates == [300.0, 100.0]
     assert {step.learning_rate for step in outcome.steps[1:]} == {100.0}
+
+
+def test_a_remedy_for_imbalance_is_in_what_is_tuned_as_the_report_says(stand: Stand) -> None:
+    """One of two words, and not both, is what few rows have, by whether a third word is there."""
+    numbers = random.Random(0)
+    others = ["where", "is", "my", "the", "lost", "transfer", "failed", "help"]
+    lines = ["text,label"]
+    for row in range(ROWS):
+        is_rare, turn = row % 5 == 0, row // 5 if row % 5 == 0 else row
+        first, third = turn % 2, turn // 2 % 2
+        second = 1 - first if is_rare else first
+        words = numbers.sample(others, 4) + ["card"] * first + ["money"] * second + ["pin"] * third
+        numbers.shuffle(words)
+        lines.append(f"{' '.join(words)},{('one', 'pin')[third] if is_rare else 'other'}")
+    files, data = FileStore(stand.store, "default"), "\n".join(lines).encode()
+    stand.store.put_new(files.upload_key("file-rare"), data)
+    files.complete(UploadedFile(id="file-rare", filename="a.csv", bytes=1, created_at=0))
+    ingest(files, "file-rare", Limits.from_settings(stand.settings))
+    few = {"n_epochs": 4, "learning_rate_multiplier": 10, "batch_size": 16}
+    listener = Listener()
+    job = stand.job("ftjob-rare", training_file="file-rare", suffix="rare", hyperparameters=few)
+    manifest = stand.run(job, listener)
+    report = Report.model_validate_json(stand.registry.file(manifest, "report.json"))
+    assert manifest.kind == "low_rank"
+    assert manifest.training["imbalance_remedy"] == report.remedy == "balanced_weights"
+    chosen = {decision.what: decision.chosen for decision in report.decisions}
+    assert chosen["Class imbalance"] == "balanced weights"
+    checkpoint = Checkpoints(stand.store, "default", "ftjob-rare").list()[-1]
+    assert checkpoint.training["imbalance_remedy"] == "balanced_weights"
+    assert manifest.metrics["macro_f1"] > max(each.macro_f1 for each in report.remedies) + 0.1
 
 
 def test_the_same_job_gives_the_same_bytes(

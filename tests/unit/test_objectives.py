@@ -198,12 +198,12 @@ def test_a_search_has_the_remedy_of_the_frozen_head_from_its_first_step_to_what_
         """How often a rare class is answered."""
         return float((outputs.argmax(axis=1) % 2 == 1).mean())
 
-    features, targets = overlapping([60, 6] * 6)
+    features, targets = overlapping([70, 8] * 4)
     blurred = features + np.random.default_rng(0).normal(size=features.shape).astype(np.float32)
-    plain, before = searched(Classes(targets, 12), blurred, features)
+    plain, before = searched(Classes(targets, 8), blurred, features)
     remedies: tuple[Remedy, ...] = ("balanced_weights", "logit_adjustment")
     for remedy in remedies:
-        objective = Classes(targets, 12, remedy)
+        objective = Classes(targets, 8, remedy)
         found, state = searched(objective, blurred, features)
         for record, other in zip(state.records, before.records, strict=False):
             assert rare(record.outputs) > 1.2 * rare(other.outputs)
