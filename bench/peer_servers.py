@@ -1,7 +1,7 @@
 """The peers of the serving bench: how each is started and asked.
 
-Each serves the same trunk and head as one model of its own, on one ONNX Runtime thread and in one
-process; what cannot run here is left out by name.
+Each serves the same trunk and head as one model of its own, in one process and with so many
+ONNX Runtime threads; what cannot run here is left out by name.
 """
 
 from __future__ import annotations
@@ -37,7 +37,9 @@ class Peers:
         self._names = [*BENTOML, *OTHERS] if names is None else names
         self._scratch = tempfile.TemporaryDirectory(prefix="graft-peers-")
 
-    def prepare(self, models: Models, manifest: ModelManifest) -> dict[str, Callable[[], Server]]:
+    def prepare(
+        self, models: Models, manifest: ModelManifest, threads: int
+    ) -> dict[str, Callable[[], Server]]:
         """Unpack the model; return a starter for each peer that has a Python to run on."""
         folder = Path(self._scratch.name)
         models.unpack(manifest, folder)
@@ -46,7 +48,7 @@ class Peers:
         if missing:
             print(f"  left out, for they have no Python to run on: {', '.join(missing)}")
         return {
-            name: lambda name=name, python=python: self._server(name, python)  # type: ignore[misc]
+            name: lambda name=name, python=python: self._server(name, python, threads)  # type: ignore[misc]
             for name in self._names
             if (python := self._pythons[name])
         }
@@ -58,11 +60,11 @@ class Peers:
         tensor = {"name": "text", "shape": [1, 1], "datatype": "BYTES", "data": [TEXT]}
         return ["/v2/models/peer/infer", "application/json", json.dumps({"inputs": [tensor]})]
 
-    def _server(self, name: str, python: str) -> Server:
+    def _server(self, name: str, python: str, threads: int) -> Server:
         port = free_port()
         env = {
             "PEER_FOLDER": self._scratch.name,
-            "PEER_THREADS": "1",
+            "PEER_THREADS": str(threads),
             "PYTHONPATH": str(FOLDER),
             "BENTOML_HOME": str(Path(self._scratch.name) / "bentoml"),
             "PATH": f"{Path(python).parent}:{os.environ['PATH']}",

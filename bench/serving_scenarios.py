@@ -4,18 +4,18 @@ from __future__ import annotations
 
 import io
 import json
-import os
 import statistics
 import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
-import httpx
 import numpy as np
 from PIL import Image
 from serving_figures import Bench
-from serving_rig import Models, Server, Service, start_load, text_body
+from serving_peers import peers, peers_two_cores
+from serving_rig import Models, Service, start_load, text_body
 
 from core.head import Head
 from core.identifiers import DEFAULT_TENANT
@@ -41,30 +41,6 @@ def text(bench: Bench) -> None:
         bench.note("p50 at 1 / in process (≤ 1.15)", found[1]["p50_ms"] / limit["p50_ms"])
         for number in CONCURRENCY:
             bench.note(f"rate at {number} / in process", found[number]["rate"] / limit["rate"])
-
-
-def peers(bench: Bench) -> None:
-    """The same model behind every peer: each server on one core, the generator on another."""
-    manifest = bench.models.publish(bench.models.trunk("minilm"), "one")
-    others = bench.peers.prepare(bench.models, manifest)
-    serving, asking = sorted(os.sched_getaffinity(0))[:2]
-    starts: dict[str, Callable[[], Server]] = {"graft": lambda: Service(bench.models), **others}
-    for _ in range(bench.rounds):
-        limit = bench.limit("one", bench.text_file(), core=serving)["rate"]
-        rates: dict[str, dict[int, float]] = {}
-        for name, start in starts.items():
-            body = text_body("one") if name == "graft" else bench.peers.body(name)
-            with start().on_core(serving) as server:
-                for number in (8, 32):
-                    found = bench.load(server, number, [body], core=asking)
-                    if found["statuses"].keys() != {"200"}:
-                        raise SystemExit(f"{name} at {number}: {found}")
-                    rates.setdefault(name, {})[number] = found["rate"]
-        for name, found_rates in rates.items():
-            for number, rate in found_rates.items():
-                bench.note(f"{name} at {number}: rate / in process", rate / limit)
-                if name != "graft":
-                    bench.note(f"{name} at {number}: graft / it", rates["graft"][number] / rate)
 
 
 def workers(bench: Bench) -> None:
@@ -93,6 +69,7 @@ def overload(bench: Bench) -> None:
             )
         bench.note("goodput at 1.5 x / most (≥ 0.9)", found["rate"] / most)
         bench.note("p99 of the answered / deadline (≤ 1)", found["p99_ms"] / deadline_ms)
+        bench.note("requests that the generator could not send (0)", found["unsent"])
         bench.note(
             "refused share", 1 - found["statuses"].get("200", 0) / sum(found["statuses"].values())
         )
@@ -197,8 +174,12 @@ def swaps(bench: Bench) -> None:
         bench.models.publish(trunk, name)
         made = [bench.models.make(trunk, name, number) for number in range(bench.swaps)]
         with Service(bench.models) as service:
-            calm = bench.load(service, 8, [text_body(name)])
             seconds = max(bench.seconds, bench.swaps * SWAP_EVERY_SECONDS + 2)
+            half: dict[str, Any] = {
+                "concurrency": 8, "seconds": seconds / 2, "warm_seconds": 1.0,
+                "bodies": [text_body(name)],
+            }  # fmt: skip
+            before = service.load(**half)
             load = start_load(
                 port=service.port, concurrency=8, seconds=seconds, bodies=[text_body(name)]
             )
@@ -217,9 +198,11 @@ def swaps(bench: Bench) -> None:
                     memory.append(service.resident_bytes())
             is_under_load = load.poll() is None
             busy = json.loads(load.communicate(timeout=600)[0])
+            after = service.load(**half)
+        calm_p99 = (before["p99_ms"] + after["p99_ms"]) / 2
         failed = sum(n for status, n in busy["statuses"].items() if status != "200")
         bench.note("failed requests (0)", failed)
-        bench.note("p99 with swaps / without (≤ 1.25)", busy["p99_ms"] / calm["p99_ms"])
+        bench.note("p99 with swaps / without (≤ 1.25)", busy["p99_ms"] / calm_p99)
         bench.note("memory, last swap / a tenth of them (≤ 1.05)", memory[-1] / memory[0])
         bench.note("ms from publishing to answering, median", statistics.median(times) * 1000)
         bench.note("all swaps were under load (1)", is_under_load)
@@ -229,19 +212,17 @@ def _answering(service: Service, name: str) -> str:
     """Which version answers."""
     path, _, body = text_body(name)
     headers = {"Content-Type": "application/json"}
-    url = f"http://127.0.0.1:{service.port}{path}"
-    return str(httpx.post(url, content=body, headers=headers, timeout=30).json()["model"])
+    return str(service.http.post(path, content=body, headers=headers).json()["model"])
 
 
 def _loaded(service: Service) -> int:
     """How many versions the service has in memory."""
-    answer = httpx.get(f"http://127.0.0.1:{service.port}/readyz", timeout=30)
-    return int(answer.json()["versions"])
+    return int(service.http.get("/readyz").json()["versions"])
 
 
 def _loads(service: Service) -> float:
     """How many versions all its processes have loaded."""
-    text = httpx.get(f"http://127.0.0.1:{service.port}/metrics", timeout=30).text
+    text = service.http.get("/metrics").text
     (line,) = (line for line in text.splitlines() if line.startswith(LOADED))
     return float(line.removeprefix(LOADED))
 
@@ -270,6 +251,7 @@ def _photo() -> bytes:
 SCENARIOS: dict[str, Callable[[Bench], None]] = {
     "text": text,
     "peers": peers,
+    "peers_two_cores": peers_two_cores,
     "workers": workers,
     "overload": overload,
     "image": image,

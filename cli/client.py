@@ -133,7 +133,7 @@ class Client:
         deadline = time.monotonic() + timeout_seconds
         while time.monotonic() < deadline:
             with suppress(httpx.TransportError):
-                described = self._http.get(f"/v1/models/{model}").raise_for_status().json()
+                described = self.model(model)
                 if described["served"]:
                     return
                 if described["refused"]:
@@ -143,6 +143,26 @@ class Client:
             f"{model} was trained, but is not served after {timeout_seconds:g} s; "
             "the service's log says why"
         )
+
+    def model(self, reference: str) -> dict[str, Any]:
+        """Return what the service says of a model or a version."""
+        described: dict[str, Any] = (
+            self._http.get(f"/v1/models/{reference}").raise_for_status().json()
+        )
+        return described
+
+    def model_files(self, reference: str) -> dict[str, Any]:
+        """Return the list of a version's files, and which version it is as `model`."""
+        answer = self._http.get(f"/v1/models/{reference}/files").raise_for_status()
+        listed: dict[str, Any] = answer.json()
+        return listed
+
+    def model_file(self, reference: str, name: str) -> Iterator[bytes]:
+        """Yield the bytes of one of a version's files."""
+        with self._http.stream("GET", f"/v1/models/{reference}/files/{name}") as answer:
+            if answer.is_error:
+                answer.read()
+            yield from answer.raise_for_status().iter_bytes()
 
     def predict(
         self, model: str, inputs: Sequence[Input], top_k: int | None = None

@@ -3,6 +3,7 @@
 graft up                     cli.stack      the local stack, until Ctrl-C
 graft train, job, jobs, …    cli.training   fine-tune jobs
 graft predict, models        cli.serving    what is served
+graft export                 cli.export     a model as files of its own
 graft demo                   cli.demo       all of it, once, with data of its own
 """
 
@@ -25,6 +26,7 @@ from typer.core import TyperGroup
 from cli import serving, training
 from cli.client import Client
 from cli.demo import run_demo
+from cli.export import export_model
 from cli.failures import CommandError, explain
 from cli.stack import Stack, StackOptions
 
@@ -237,6 +239,18 @@ def models(context: typer.Context) -> None:
     """List what can be used for predictions and for training."""
     with context.obj.open() as client:
         serving.show_models(client, out)
+
+
+@app.command()
+def export(
+    context: typer.Context,
+    model: Annotated[str, typer.Argument(help="name, name@3 or name:alias")],
+    folder: Annotated[Path, typer.Argument(help="A new folder.", file_okay=False)],
+) -> None:
+    """Write a model as one ONNX file that needs no Graft, with what makes its inputs."""
+    with context.obj.open() as client:
+        reference = export_model(client, model, folder)
+    out.print(f"{reference} is in [bold]{escape(str(folder))}[/]")
 
 
 @app.command()

@@ -24,11 +24,12 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 from safetensors import SafetensorError
-from safetensors.numpy import load, save
+from safetensors.numpy import load
 
 from core.errors import DataError
 from core.manifests import Slot
 from core.preprocessing import FloatArray
+from core.tensors import write_tensors
 
 CONFIG_FILE = "adapter_config.json"
 WEIGHTS_FILE = "adapter_model.safetensors"
@@ -114,7 +115,7 @@ def write_adapter(adapter: Adapter, slots: Sequence[Slot], backbone: str) -> dic
         shape = (1, 1) if slot.kind == "convolution" else ()
         for name, matrix in (("lora_A", delta.a.T), ("lora_B", delta.b.T)):
             key = f"{_PREFIX}{slot.name}.{name}.weight"
-            tensors[key] = np.ascontiguousarray(matrix.reshape(*matrix.shape, *shape))
+            tensors[key] = matrix.reshape(*matrix.shape, *shape)
     ranks = {slot.name: adapter.deltas[slot.name].rank for slot in named}
     others = {name: rank for name, rank in ranks.items() if rank != adapter.rank}
     config = {
@@ -132,7 +133,7 @@ def write_adapter(adapter: Adapter, slots: Sequence[Slot], backbone: str) -> dic
     }
     return {
         CONFIG_FILE: json.dumps(config, indent=1).encode(),
-        WEIGHTS_FILE: save(dict(sorted(tensors.items())), {"format": "pt"}),
+        WEIGHTS_FILE: write_tensors(dict(sorted(tensors.items())), {"format": "pt"}),
     }
 
 

@@ -6,16 +6,14 @@ call from several threads. Not here: the features (core.trunk), the fit (trainin
 
 from __future__ import annotations
 
-import io
-
-import numpy as np
+from safetensors.numpy import load
 
 from core.adapter_bank import BankedAdapter
 from core.adapters import CONFIG_FILE, WEIGHTS_FILE, read_adapter
 from core.datasets import Task
 from core.errors import Conflict, DataError
 from core.linear_graph import read_linear_graph
-from core.manifests import ModelManifest
+from core.manifests import GOLDEN_FILE, ModelManifest
 from core.novelty import NOVELTY_FILE, Novelty
 from core.preprocessing import FloatArray
 from core.registry import Registry
@@ -59,9 +57,9 @@ class Head:
         """
         graph = registry.file(manifest, "head.onnx")
         weight, bias = read_linear_graph(graph, OUTPUTS[manifest.task])
-        golden = io.BytesIO(registry.file(manifest, "golden.npz"))
-        with np.load(golden, allow_pickle=False) as arrays:
-            features, expected = arrays["features"], arrays[OUTPUT_NAMES[OUTPUTS[manifest.task]]]
+        golden = load(registry.file(manifest, GOLDEN_FILE))
+        features: FloatArray = golden["features"]
+        expected: FloatArray = golden[OUTPUT_NAMES[OUTPUTS[manifest.task]]]
         width = manifest.width
         shapes = weight.shape, features.shape, expected.shape
         rows = len(features) if features.ndim else 0

@@ -16,6 +16,9 @@ JOB_PREFIX = "ftjob-"
 """What the ids of fine-tune jobs begin with, and checkpoint references leave out."""
 
 
+GOLDEN_FILE = "golden.safetensors"
+"""Inputs of a trunk or a head, and what torch gave for them."""
+
 OWN_TRUNK = "own-"
 """What the files of a trunk that is one version's own are called with, among that one's files."""
 
@@ -111,7 +114,7 @@ class ModelManifest(BaseModel, frozen=True):
 
     `head.onnx`: `features` [n, dim] float32 to `probabilities` [n, classes] float32, in the order
     of `labels`, or to `value` [n, 1] of a regression, which has an `interval` and no labels.
-    `golden.npz` holds features and what torch gave for them. Labels whose probability reaches
+    `GOLDEN_FILE` holds features and what torch gave for them. Labels whose probability reaches
     `threshold` are a multi-label model's answer.
 
     A `low_rank` head has an adapter besides (core.adapters) of rank `rank` on the top `blocks`

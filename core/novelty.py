@@ -11,17 +11,18 @@ Not here: estimating it (training.novelty).
 
 from __future__ import annotations
 
-import io
 from dataclasses import dataclass
-from typing import Any
+from functools import cached_property
 
 import numpy as np
 import numpy.typing as npt
+from safetensors.numpy import load
 
 from core.errors import Conflict
 from core.preprocessing import FloatArray
+from core.tensors import write_tensors
 
-NOVELTY_FILE = "novelty.npz"
+NOVELTY_FILE = "novelty.safetensors"
 QUANTILES = 201
 
 
@@ -38,9 +39,9 @@ class Novelty:
 
     @classmethod
     def read(cls, data: bytes, classes: int, dim: int) -> Novelty:
-        """Read `novelty.npz`; raise `Conflict` if it is not of so many classes and features."""
-        with np.load(io.BytesIO(data), allow_pickle=False) as arrays:
-            found = cls(arrays["means"], arrays["scale"], arrays["quantiles"])
+        """Read what `write` gave; raise `Conflict` if it is not of so many classes and features."""
+        arrays = load(data)
+        found = cls(arrays["means"], arrays["scale"], arrays["quantiles"])
         shapes = found.means.shape, found.scale.shape, found.quantiles.shape
         values = (found.means, found.scale, found.quantiles)
         if shapes != ((classes, dim), (dim,), (QUANTILES,)) or not all(
@@ -50,11 +51,16 @@ class Novelty:
         return found
 
     def write(self) -> bytes:
-        """Return `novelty.npz`."""
-        save: Any = np.savez  # its annotations take the arrays' names for its own options
-        buffer = io.BytesIO()
-        save(buffer, means=self.means, scale=self.scale, quantiles=self.quantiles)
-        return buffer.getvalue()
+        """Return `novelty.safetensors`."""
+        return write_tensors(
+            {"means": self.means, "scale": self.scale, "quantiles": self.quantiles}
+        )
+
+    @cached_property
+    def _squares(self) -> FloatArray:
+        """Squared lengths of the means, [classes]."""
+        squares: FloatArray = np.square(self.means, dtype=np.float32).sum(axis=1)
+        return squares
 
     @property
     def bytes(self) -> int:
@@ -63,16 +69,21 @@ class Novelty:
 
     def score(self, features: FloatArray) -> FloatArray:
         """Return how novel rows [n, dim] are, float32 [n] in 0..1."""
-        distances = nearest(features * self.scale, self.means.astype(np.float32))
+        means = self.means.astype(np.float32)
+        distances = nearest(features * self.scale, means, self._squares)
         scores: FloatArray = np.interp(
             distances, self.quantiles, np.linspace(0, 1, QUANTILES)
         ).astype(np.float32)
         return scores
 
 
-def nearest(rows: FloatArray, means: FloatArray) -> FloatArray:
-    """Return the squared distance [n] of rows [n, dim] to the nearest of the means [m, dim]."""
-    products = rows @ means.T
-    squares = np.square(means).sum(axis=1) - 2 * products
-    distances: FloatArray = np.maximum(squares.min(axis=1) + np.square(rows).sum(axis=1), 0)
+def nearest(rows: FloatArray, means: FloatArray, squares: FloatArray | None = None) -> FloatArray:
+    """Return the squared distance [n] of rows [n, dim] to the nearest of the means [m, dim].
+
+    `squares` [m] are the squared lengths of the means, if they are known.
+    """
+    if squares is None:
+        squares = np.square(means).sum(axis=1)
+    least = (squares - 2 * (rows @ means.T)).min(axis=1)
+    distances: FloatArray = np.maximum(least + np.square(rows).sum(axis=1), 0)
     return distances

@@ -50,6 +50,14 @@ def own_trunk_files(manifest: TrunkManifest, files: Mapping[str, bytes]) -> dict
     return {f"{OWN_TRUNK}{name}": data for name, data in {**files, **described}.items()}
 
 
+@dataclass(frozen=True)
+class StoredFile:
+    """Where a file of a model is, and its hash."""
+
+    key: str
+    sha256: str
+
+
 class Registry:
     """Reads and writes trunks and versions; `releases` has the histories of what answers."""
 
@@ -158,6 +166,31 @@ class Registry:
     def file(self, manifest: ModelManifest, name: str) -> bytes:
         """Return a version's file after comparing its hash; raise `Conflict` if it differs."""
         return self._checked(f"{manifest.folder}/{name}", manifest.files[name])
+
+    def stored_files(self, manifest: ModelManifest) -> dict[str, StoredFile]:
+        """Return all that a version needs to answer, by name; its trunk's files as `trunk/…`.
+
+        Raises `NotFound` if its trunk is not there.
+        """
+        found = {
+            name: StoredFile(f"{manifest.folder}/{name}", digest)
+            for name, digest in manifest.files.items()
+        }
+        if manifest.has_own_trunk:
+            return {
+                f"trunk/{name.removeprefix(OWN_TRUNK)}"
+                if name.startswith(OWN_TRUNK)
+                else name: file
+                for name, file in found.items()
+            }
+        folder = f"trunks/{manifest.trunk}"
+        described = self._store.get(f"{folder}/manifest.json")
+        trunk = TrunkManifest.model_validate_json(described)
+        hashes = {**trunk.files, "manifest.json": sha256(described)}
+        return found | {
+            f"trunk/{name}": StoredFile(f"{folder}/{name}", digest)
+            for name, digest in hashes.items()
+        }
 
     def versions(self, tenant: str, name: str) -> list[int]:
         """Return the numbers of a model's listed versions, ascending."""

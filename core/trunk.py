@@ -10,7 +10,6 @@ graphs come from (core.registry, training.export).
 
 from __future__ import annotations
 
-import io
 import os
 import threading
 from collections.abc import Callable, Sequence
@@ -21,12 +20,13 @@ import numpy as np
 # Its telemetry is on by default and reports to its maker; what it reads is read at import.
 os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
 import onnxruntime as ort
+from safetensors.numpy import load
 
 from core.adapter_bank import AdapterBank
 from core.adapters import ROWS, Deltas
 from core.datasets import Modality
 from core.errors import Conflict
-from core.manifests import OWN_TRUNK, ModelManifest, Precision, TrunkManifest
+from core.manifests import GOLDEN_FILE, OWN_TRUNK, ModelManifest, Precision, TrunkManifest
 from core.preprocessing import (
     FloatArray,
     ImagePreprocess,
@@ -108,7 +108,7 @@ class Trunk:
         Raises `NotFound`, or `Conflict` when a file or an output is not what was exported.
         """
         manifest = registry.trunk(digest)
-        return cls._checked(
+        return cls.read(
             manifest, lambda name: registry.trunk_file(manifest, name), threads, max_pixels
         )
 
@@ -119,21 +119,22 @@ class Trunk:
         """Load the trunk that a version runs on, its own if it has one; raises as `load` does."""
         if not model.has_own_trunk:
             return cls.load(registry, model.trunk, threads=threads, max_pixels=max_pixels)
-        return cls._checked(
+        return cls.read(
             registry.own_trunk(model),
             lambda name: registry.file(model, f"{OWN_TRUNK}{name}"), threads, max_pixels,
         )  # fmt: skip
 
     @classmethod
-    def _checked(
+    def read(
         cls, manifest: TrunkManifest, read: Callable[[str], bytes], threads: int, max_pixels: int
     ) -> Trunk:
+        """Load a trunk from its files and replay its golden rows; raises `Conflict`."""
         config = parse_preprocess(read("preprocess.json"))
         tokenizer = read("tokenizer.json") if isinstance(config, TextPreprocess) else b""
         graph = read("trunk.onnx")
         preprocessor = build_preprocessor(config, tokenizer, max_pixels)
         trunk = cls(manifest, graph, preprocessor, threads)
-        rows, expected = trunk.golden(read("golden.npz"))
+        rows, expected = trunk.golden(read(GOLDEN_FILE))
         what = f"trunk {manifest.digest[:12]}"
         require_equal(trunk.encode(rows), expected, what, manifest.precision)
         trunk.golden_rows = rows
@@ -157,24 +158,27 @@ class Trunk:
         """
         if not rows:
             return np.zeros((0, self.dim), np.float32)
-        feed = self._text_feed(rows) if self.modality is Modality.TEXT else self._image_feed(rows)
-        features: FloatArray = self._session.run(["features"], {**feed, **(deltas or {})})[0]
+        fed = {**self.feed(rows), **(deltas or {})}
+        features: FloatArray = self._session.run(["features"], fed)[0]
         return features
 
+    def feed(self, rows: Sequence[Prepared]) -> dict[str, np.ndarray]:
+        """Return rows, one at least, as the graph's inputs."""
+        return self._text_feed(rows) if self.modality is Modality.TEXT else self._image_feed(rows)
+
     def golden(self, data: bytes) -> tuple[list[Prepared], FloatArray]:
-        """Read `golden.npz`: inputs as arrays, and the features that torch gave for them."""
-        with np.load(io.BytesIO(data), allow_pickle=False) as arrays:
-            expected: FloatArray = arrays["features"]
-            rows: list[Prepared]
-            if self.modality is Modality.TEXT:
-                lengths = arrays["attention_mask"].sum(axis=1)
-                rows = [
-                    PreparedText([int(i) for i in ids[:length]])
-                    for ids, length in zip(arrays["input_ids"], lengths, strict=True)
-                ]
-            else:
-                rows = [PreparedImage(pixels) for pixels in arrays["pixels"]]
-        return rows, expected
+        """Read `GOLDEN_FILE`: inputs as arrays, and the features that torch gave for them."""
+        arrays = load(data)
+        rows: list[Prepared]
+        if self.modality is Modality.TEXT:
+            lengths = arrays["attention_mask"].sum(axis=1)
+            rows = [
+                PreparedText(ids[:length].tolist())
+                for ids, length in zip(arrays["input_ids"], lengths, strict=True)
+            ]
+        else:
+            rows = [PreparedImage(pixels) for pixels in arrays["pixels"]]
+        return rows, arrays["features"]
 
     def _text_feed(self, rows: Sequence[Prepared]) -> dict[str, np.ndarray]:
         config = self.preprocessor.config

@@ -7,6 +7,7 @@ here: which rows make a batch (service.row_queue), when it runs (service.batcher
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 
 import numpy as np
@@ -19,11 +20,13 @@ from service.row_queue import Row
 
 RowResult = FloatArray | GraftError
 
+logger = logging.getLogger("graft.service")
+
 ADAPTED_TEXT, ADAPTED_IMAGE = 0.25, 1.2
 """What a row costs more when its batch has adapters, as a share of its cost."""
 
 SPLIT_COST = 32
-"""What two runs cost more than one, in tokens; in pixels it is nothing. Measured, see record 26."""
+"""What two runs cost more than one, in tokens; in pixels nothing (docs/decisions/0026)."""
 
 
 def run_batch(encoder: Encoder, bank: AdapterBank, batch: Sequence[Row]) -> list[RowResult]:
@@ -52,13 +55,18 @@ def _tried(encoder: Encoder, bank: AdapterBank, rows: Sequence[Row]) -> list[Row
     try:
         return _computed(encoder, bank, rows)
     except Exception:
-        results: list[RowResult] = []
-        for row in rows:
-            try:
-                results += _computed(encoder, bank, [row])
-            except Exception:
-                results.append(GraftError("this input could not be computed"))
+        results = [_alone(encoder, bank, row) for row in rows]
+        failed = sum(isinstance(result, GraftError) for result in results)
+        logger.exception("%d of a batch of %d rows could not be computed", failed, len(rows))
         return results
+
+
+def _alone(encoder: Encoder, bank: AdapterBank, row: Row) -> RowResult:
+    try:
+        (result,) = _computed(encoder, bank, [row])
+    except Exception:
+        return GraftError("this input could not be computed")
+    return result
 
 
 def _computed(encoder: Encoder, bank: AdapterBank, rows: Sequence[Row]) -> list[RowResult]:

@@ -67,12 +67,14 @@ class Predictions:
 class Classification:
     """What the head gives, float32 [width], for each input, in order (core.tasks).
 
-    `features` are what they were computed from, float32 [dim].
+    `features` are what they were computed from, float32 [dim]; `novelty` is None for what has none,
+    or where it was not asked for.
     """
 
     model: LiveModel
     rows: list[FloatArray | GraftError]
     features: list[FloatArray | GraftError]
+    novelty: list[float | None]
     timing: Timing
 
 
@@ -137,10 +139,10 @@ class Predictor:
         began = time.monotonic()
         model = await self.resolve(tenant, reference, timeout_seconds=timeout_seconds)
         left = timeout_seconds - (time.monotonic() - began)
-        found = await self.classify(model, inputs, timeout_seconds=left)
+        found = await self.classify(model, inputs, timeout_seconds=left, with_novelty=True)
         rows: list[Prediction | GraftError] = [
             row if isinstance(row, GraftError) else _prediction(model.manifest, row, top_k, novelty)
-            for row, novelty in zip(found.rows, _novelty(model, found.features), strict=True)
+            for row, novelty in zip(found.rows, found.novelty, strict=True)
         ]
         return Predictions(model.manifest.reference, rows, found.timing.milliseconds())
 
@@ -172,7 +174,7 @@ class Predictor:
             lane=CALLER.get().lane,
             adapter=model.head.adapter,
         )
-        first, *rows = _classify(model, encoded, Timing())
+        first, *rows = _classify(model, encoded)
         if isinstance(first, GraftError):
             raise first
         index = 0 if label is None else model.manifest.labels.index(label)
@@ -183,8 +185,9 @@ class Predictor:
         ]
 
     async def classify(
-        self, model: LiveModel, inputs: Sequence[Input], *, timeout_seconds: float
-    ) -> Classification:
+        self, model: LiveModel, inputs: Sequence[Input], *, timeout_seconds: float,
+        with_novelty: bool = False,
+    ) -> Classification:  # fmt: skip
         """Return what the head gives for every input.
 
         Raises `Overloaded` and `DeadlineExceeded` for the whole request; what is wrong with one
@@ -200,11 +203,16 @@ class Predictor:
                 inference.timing,
                 model.head.adapter,
             )
-            rows = _classify(model, features, inference.timing)
+            began = time.monotonic()
+            novelty: list[float | None] = [None] * len(inputs)
+            if with_novelty:
+                novelty = _novelty(model, features)
+            rows = _classify(model, features)
+            inference.timing.head = time.monotonic() - began
             inference.failed_rows = sum(isinstance(row, GraftError) for row in rows)
         self._rollback.answered(model, len(rows), sum(map(_is_failure, rows)))
         self._shadows.offer(model, inputs, features, rows)
-        return Classification(model, rows, features, inference.timing)
+        return Classification(model, rows, features, novelty, inference.timing)
 
     async def classify_features(self, model: LiveModel, features: FloatArray) -> Classification:
         """Return what the head gives for features, float32 [n, dim], that the caller has kept.
@@ -221,9 +229,11 @@ class Predictor:
         ]
         meters = self._labels.meters(model.manifest.name)
         with observed(model.manifest.reference, len(features), meters) as inference:
-            rows = _classify(model, results, inference.timing)
+            began = time.monotonic()
+            rows = _classify(model, results)
+            inference.timing.head = time.monotonic() - began
             inference.failed_rows = sum(isinstance(row, GraftError) for row in rows)
-        return Classification(model, rows, results, inference.timing)
+        return Classification(model, rows, results, [None] * len(rows), inference.timing)
 
     async def embed(
         self,
@@ -277,12 +287,10 @@ class Predictor:
 
 
 def _classify(
-    model: LiveModel, results: Sequence[FloatArray | GraftError], timing: Timing
+    model: LiveModel, results: Sequence[FloatArray | GraftError]
 ) -> list[FloatArray | GraftError]:
-    began = time.monotonic()
     features = [row for row in results if not isinstance(row, GraftError)]
     probabilities = iter(model.head.predict(np.stack(features)) if features else ())
-    timing.head = time.monotonic() - began
     rows = [row if isinstance(row, GraftError) else next(probabilities) for row in results]
     return [
         row if isinstance(row, GraftError) or np.isfinite(row).all() else _not_finite()

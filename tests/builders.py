@@ -14,6 +14,7 @@ import numpy as np
 import onnx
 from onnx import TensorProto, helper, numpy_helper
 from PIL import Image
+from safetensors.numpy import save
 from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
 from tokenizers.pre_tokenizers import Whitespace
@@ -22,7 +23,14 @@ from core.adapters import ROWS, Adapter, Delta, feed, input_names, write_adapter
 from core.datasets import Modality
 from core.files import sha256
 from core.identifiers import PRODUCTION
-from core.manifests import DatasetReference, ModelManifest, Release, Slot, TrunkManifest
+from core.manifests import (
+    GOLDEN_FILE,
+    DatasetReference,
+    ModelManifest,
+    Release,
+    Slot,
+    TrunkManifest,
+)
 from core.preprocessing import FloatArray, ImagePreprocess, TextPreprocess
 from core.registry import Registry, own_trunk_files
 from core.trunk import Trunk
@@ -148,12 +156,6 @@ def softmax(logits: FloatArray) -> FloatArray:
     return result
 
 
-def npz(**arrays: np.ndarray) -> bytes:
-    buffer = io.BytesIO()
-    np.savez(buffer, **arrays)
-    return buffer.getvalue()
-
-
 def add_text_trunk(
     registry: Registry, seed: int = 0, *, adaptable: bool = False, by_row: bool = True
 ) -> TrunkManifest:
@@ -175,7 +177,7 @@ def text_trunk(
         ),
         "tokenizer.json": tokenizer_json(),
         "preprocess.json": config.model_dump_json().encode(),
-        "golden.npz": npz(input_ids=ids, attention_mask=mask, features=expected),
+        GOLDEN_FILE: save({"input_ids": ids, "attention_mask": mask, "features": expected}),
     }
     return _describe(files, Modality.TEXT, DIM, SLOTS if adaptable else ()), files
 
@@ -188,7 +190,7 @@ def add_image_trunk(registry: Registry, side: int = 8) -> TrunkManifest:
     files = {
         "trunk.onnx": image_trunk_graph(side),
         "preprocess.json": config.model_dump_json().encode(),
-        "golden.npz": npz(pixels=pixels, features=pixels.mean(axis=(2, 3))),
+        GOLDEN_FILE: save({"pixels": pixels, "features": pixels.mean(axis=(2, 3))}),
     }
     manifest = _describe(files, Modality.IMAGE, 3)
     return registry.add_trunk(f"test-{manifest.digest[:12]}", manifest, files)
@@ -227,7 +229,9 @@ def head_files(
         features = random.normal(size=(3, dim)).astype(np.float32)
     return {
         "head.onnx": head_graph(weights, bias),
-        "golden.npz": npz(features=features, probabilities=softmax(features @ weights + bias)),
+        GOLDEN_FILE: save(
+            {"features": features, "probabilities": softmax(features @ weights + bias)}
+        ),
     }
 
 

@@ -8,17 +8,16 @@ was checked on go with it: every process that loads the head replays them. Not h
 
 from __future__ import annotations
 
-import io
-from typing import Any
-
 import numpy as np
 import onnx
 from onnx import TensorProto, helper, numpy_helper
 
 from core.adapters import Adapter, feed, write_adapter
 from core.errors import ExportMismatch
+from core.manifests import GOLDEN_FILE
 from core.preprocessing import FloatArray
 from core.tasks import OUTPUT_NAMES, golden_unit
+from core.tensors import write_tensors
 from core.trunk import TOLERANCE, Trunk, agree, create_session
 from training import parity
 from training.backbones import TorchBackbone
@@ -62,7 +61,7 @@ def head_to_onnx(head: Head) -> bytes:
 
 
 def export_head(head: Head, features_sample: FloatArray) -> dict[str, bytes]:
-    """Return `head.onnx` and `golden.npz`, checked on `features_sample` [n, dim], n ≥ 1.
+    """Return `head.onnx` and its golden rows, checked on `features_sample` [n, dim], n ≥ 1.
 
     Raises `ExportMismatch` if ONNX Runtime and torch differ by `TOLERANCE` or more, on these rows
     or on zeros.
@@ -71,10 +70,9 @@ def export_head(head: Head, features_sample: FloatArray) -> dict[str, bytes]:
     sample = np.ascontiguousarray(features_sample, np.float32)
     require_parity(head, graph, np.concatenate([sample, np.zeros_like(sample[:1])]))
     golden = sample[:GOLDEN_ROWS]
-    save: Any = np.savez  # its annotations take the arrays' names for its own options
-    buffer = io.BytesIO()
-    save(buffer, **{"features": golden, OUTPUT_NAMES[head.output]: head.predict(golden)})
-    return {"head.onnx": graph, "golden.npz": buffer.getvalue()}
+    expected = head.predict(golden)
+    arrays = {"features": golden, OUTPUT_NAMES[head.output]: expected}
+    return {"head.onnx": graph, GOLDEN_FILE: write_tensors(arrays)}
 
 
 def export_adapted(

@@ -10,9 +10,7 @@ from __future__ import annotations
 
 import copy
 import dataclasses
-import io
 from collections.abc import Iterator, Sequence
-from typing import Any
 
 import numpy as np
 import torch
@@ -30,6 +28,7 @@ from core.preprocessing import (
     PreparedText,
     TextPreprocess,
 )
+from core.tensors import write_tensors
 from core.trunk import Trunk, agree, build_preprocessor
 from training import deltas
 from training.backbones import TorchBackbone
@@ -209,9 +208,6 @@ def _torch_features(backbone: TorchBackbone, rows: Sequence[Prepared]) -> FloatA
 
 
 def golden(backbone: TorchBackbone, rows: Sequence[Prepared]) -> bytes:
-    """Return `golden.npz`: rows and torch's features of them, which every process replays."""
-    arrays = _arrays(backbone, rows) | {"features": _torch_features(backbone, rows)}
-    save: Any = np.savez_compressed  # its annotations take the arrays' names for its own options
-    buffer = io.BytesIO()
-    save(buffer, **arrays)
-    return buffer.getvalue()
+    """Return `GOLDEN_FILE`: rows and torch's features of them, which every process replays."""
+    features = {"features": _torch_features(backbone, rows)}
+    return write_tensors(_arrays(backbone, rows) | features)

@@ -28,10 +28,11 @@ from typing import Any, Generic, NamedTuple, TypeVar
 import numpy as np
 from pydantic import BaseModel, TypeAdapter
 from safetensors import SafetensorError
-from safetensors.numpy import load, save
+from safetensors.numpy import load
 
 from core.errors import AlreadyExists, NoSpace, NotFound, Unavailable
 from core.store import ArtifactStore
+from core.tensors import write_tensors
 from core.trunk import Trunk
 
 T = TypeVar("T")
@@ -167,7 +168,7 @@ def _write(kind: type[T], result: T) -> bytes:
     arrays: dict[str, np.ndarray] = {}
     tree = _without_arrays(TypeAdapter(kind).dump_python(result), "", arrays)
     text = json.dumps(tree).encode()
-    return save({_JSON: np.frombuffer(text, np.uint8), **arrays})
+    return write_tensors({_JSON: np.frombuffer(text, np.uint8), **arrays})
 
 
 def _read(kind: type[T], body: bytes) -> T | None:
@@ -188,7 +189,7 @@ def _read(kind: type[T], body: bytes) -> T | None:
 def _without_arrays(value: Any, place: str, arrays: dict[str, np.ndarray]) -> Any:
     """Move the arrays of a dataclass, and of those in it, from a tree to `arrays` by place."""
     if isinstance(value, np.ndarray):
-        arrays[place] = np.ascontiguousarray(value)
+        arrays[place] = value
         return None
     if isinstance(value, dict):
         before = f"{place}." if place else ""

@@ -24,14 +24,14 @@ from torch import Tensor
 from core.adapters import input_names
 from core.errors import DataError, ExportMismatch
 from core.files import sha256
-from core.manifests import Precision, Slot, TrunkManifest
+from core.manifests import GOLDEN_FILE, Precision, Slot, TrunkManifest
 from core.preprocessing import ImagePreprocess
 from core.registry import Registry
 from core.trunk import Trunk
 from training import adaptable, backbones, branches, parity, quantization
 from training.backbones import TorchBackbone
 
-EXPORT_RECIPE = 4
+EXPORT_RECIPE = 5
 """Raise it with any change to how graphs are made or inputs prepared: every trunk is made anew."""
 
 _OPSET = 17
@@ -100,7 +100,7 @@ def export(
     files = {
         "trunk.onnx": graph if precision == "fp32" else to_int8(graph),
         "preprocess.json": backbone.preprocess.model_dump_json(indent=1).encode(),
-        "golden.npz": parity.golden(backbone, batches[0]),
+        GOLDEN_FILE: parity.golden(backbone, batches[0]),
     }
     if backbone.tokenizer_json is not None:
         files["tokenizer.json"] = backbone.tokenizer_json

@@ -22,6 +22,7 @@ from core.backbones import allowed
 from core.errors import GraftError, InvalidRequest, PayloadTooLarge
 from core.identifiers import ModelReference
 from core.preprocessing import FloatArray
+from service.api.errors import of_row
 from service.api.predict import timeout_seconds
 from service.api.responses import json_response, read_body, while_connected
 from service.inputs import ImageInput, Input
@@ -95,9 +96,7 @@ async def embed(
     found = await run.predictor.embed(name, trunk, inputs, adapter=adapter, timeout_seconds=left)
     for index, row in enumerate(found.rows):
         if isinstance(row, GraftError):
-            raise InvalidRequest(
-                f"input {index}: {row.message}", param="input", code=row.error_code
-            )
+            raise of_row(row, f"input {index}", param="input")
     rows = cast("list[Embedding]", found.rows)
     tokens = sum(row.tokens for row in rows)
     encode = _as_base64 if asked.encoding_format == "base64" else _as_numbers

@@ -50,6 +50,17 @@ def status_of(error: GraftError) -> tuple[int, str]:
     return 500, "server_error"
 
 
+def of_row(error: GraftError, where: str, *, param: str | None) -> GraftError:
+    """Return the error of a request that one row of made impossible.
+
+    The caller's fault says which row; the service's own stays what it is, and may be retried.
+    """
+    if not isinstance(error, errors.InvalidRequest):
+        return error
+    message = f"{where}: {error.message}"
+    return errors.InvalidRequest(message, param=param, code=error.error_code)
+
+
 def error_body(error: GraftError) -> dict[str, Any]:
     """Return the inner object of an error answer."""
     return {

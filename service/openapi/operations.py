@@ -101,6 +101,8 @@ OPERATIONS: dict[tuple[str, str], Operation] = {
         "Backbones and fine-tuned models", schemas.ModelList, query=PAGE
     ),
     ("GET", "/v1/models/{ref}"): Operation("A model", schemas.Model),
+    ("GET", "/v1/models/{ref}/files"): Operation("A model's files", schemas.ModelFileList),
+    ("GET", "/v1/models/{ref}/files/{file}"): Operation("One of a model's files", media=BINARY),
     ("DELETE", "/v1/models/{ref}"): Operation("Delete a model or a version", schemas.Deleted),
     ("POST", "/v1/models/{name}/releases"): Operation(
         "Release versions", schemas.ModelRelease, ReleaseRequest

@@ -204,6 +204,23 @@ class ModelList(BaseModel):
     has_more: bool
 
 
+class ModelFile(BaseModel):
+    """A file that a model needs to answer; those of its trunk begin with `trunk/`."""
+
+    id: str
+    object: Literal["model.file"]
+    bytes: int
+    sha256: str
+
+
+class ModelFileList(BaseModel):
+    """All files of a model's version."""
+
+    object: Literal["list"]
+    model: str
+    data: list[ModelFile]
+
+
 class ModelRelease(BaseModel):
     """A step in a model's history."""
 

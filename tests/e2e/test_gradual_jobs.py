@@ -80,7 +80,7 @@ def head(stack: LiveStack, job: FineTuningJob) -> dict[str, bytes]:
     assert job.fine_tuned_model is not None
     name, number = job.fine_tuned_model.split("@")
     folder = stack.data / "store/default/models" / name / "versions" / number
-    files = ("head.onnx", "adapter_model.safetensors", "golden.npz")
+    files = ("head.onnx", "adapter_model.safetensors", "golden.safetensors")
     return {file: (folder / file).read_bytes() for file in files}
 
 

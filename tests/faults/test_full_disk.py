@@ -15,7 +15,7 @@ from tests.integration.service_process import ServiceProcess
 from tests.waiting import eventually
 
 WRITES = (
-    "put-owner.json", "put-head.onnx", "put-golden.npz", "put-publication-1.json",
+    "put-owner.json", "put-head.onnx", "put-golden.safetensors", "put-publication-1.json",
     "put-manifest.json", "put-release",
 )  # fmt: skip
 UPLOAD = b"text,label\n" + b"where is my card,card\nit failed,money\n" * 60_000
@@ -78,7 +78,7 @@ def test_without_its_translation_a_full_disk_is_not_told(disk: Disk, rig: Rig) -
 
 def test_without_collection_a_full_disk_leaves_half_a_version(disk: Disk, rig: Rig) -> None:
     rig.start()
-    rig.ended(rig.enqueue("model", "fill@put-golden.npz!"))
+    rig.ended(rig.enqueue("model", "fill@put-golden.safetensors!"))
     with pytest.raises(InvariantBroken, match="is not listed"):
         rig.check_nothing_temporary()
 

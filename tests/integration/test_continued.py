@@ -53,7 +53,7 @@ def test_it_is_the_model_that_all_rows_in_one_file_give(workshop: Workshop) -> N
     workshop.upload_texts("file-all", [*NEW, *OLD])
     continued, _ = workshop.run("ftjob-a", model="intents@1", training_file="file-new")
     whole, _ = workshop.run("ftjob-b", training_file="file-all")
-    for name in ("head.onnx", "golden.npz"):
+    for name in ("head.onnx", "golden.safetensors"):
         assert workshop.file(continued, name) == workshop.file(whole, name)
 
 

@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-import io
 from pathlib import Path
 
 import numpy as np
 import onnx
 import pytest
+from safetensors.numpy import load
 
 from core.datasets import Modality
 from core.errors import Conflict, ExportMismatch
 from core.head import Head as ServedHead
-from core.manifests import DatasetReference, ModelManifest
+from core.manifests import GOLDEN_FILE, DatasetReference, ModelManifest
 from core.registry import Registry
 from core.store import ArtifactStore
 from training.export import export_head, head_to_onnx, require_parity
@@ -88,9 +88,9 @@ def test_the_graph_is_small_and_plain() -> None:
 
 def test_golden_rows_are_few_and_hold_what_torch_gave() -> None:
     head, features = random_head(), random_features(rows=100)
-    with np.load(io.BytesIO(export_head(head, features)["golden.npz"])) as golden:
-        np.testing.assert_array_equal(golden["features"], features[:8])
-        np.testing.assert_array_equal(golden["probabilities"], head.predict(features[:8]))
+    golden = load(export_head(head, features)[GOLDEN_FILE])
+    np.testing.assert_array_equal(golden["features"], features[:8])
+    np.testing.assert_array_equal(golden["probabilities"], head.predict(features[:8]))
 
 
 @pytest.mark.parametrize("classes", [2, 150])

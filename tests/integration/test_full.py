@@ -44,7 +44,7 @@ from training.trainer import Recipe, Trainer
 from training.tuning import Regularisation, Tuning
 from training.whole import BOTTOM_RATE, TOP_RATE, ItemRows, WholePart
 
-FILES = ("head.onnx", "golden.npz", "own-trunk.onnx", "own-golden.npz")
+FILES = ("head.onnx", "golden.safetensors", "own-trunk.onnx", "own-golden.safetensors")
 FEW = {"n_epochs": 7, "learning_rate_multiplier": 15, "batch_size": 32}
 
 

@@ -60,7 +60,7 @@ ROWS = 300
 """Of so many, one in three judges; of fewer, every row in turn."""
 
 FEW_EPOCHS = {"n_epochs": 10, "learning_rate_multiplier": 10, "batch_size": 8}
-FILES = ("head.onnx", "golden.npz", "adapter_config.json", "adapter_model.safetensors")
+FILES = ("head.onnx", "golden.safetensors", "adapter_config.json", "adapter_model.safetensors")
 
 
 class Listener:

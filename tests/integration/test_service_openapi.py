@@ -40,8 +40,8 @@ class Checked:
         self.seen: set[tuple[str, str]] = set()
 
     async def __call__(self, method: str, template: str, status: int = 200, **options: Any) -> Any:
-        names = {n: options.pop(n) for n in ("file_id", "job_id", "ref", "name", "model", "version")
-                 if n in options}  # fmt: skip
+        known = ("file_id", "job_id", "ref", "name", "model", "version", "file")
+        names = {name: options.pop(name) for name in known if name in options}
         response = await self.http.request(method, template.format(**names), **options)
         assert response.status_code == status, response.text
         operation = self.document["paths"][template][method.lower()]
@@ -96,6 +96,8 @@ async def test_answers_are_what_the_document_says(
     await call("GET", "/v1/models")
     await call("GET", "/v1/models/{ref}", ref="minilm")
     await call("GET", "/v1/models/{ref}", ref=name)
+    await call("GET", "/v1/models/{ref}/files", ref=name)
+    await call("GET", "/v1/models/{ref}/files/{file}", ref=name, file="head.onnx")
     releases = "/v1/models/{name}/releases"
     aliases = {"aliases": {"staging": published.version}}
     await call("POST", releases, name=name, json=aliases)

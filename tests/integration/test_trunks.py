@@ -151,14 +151,14 @@ def test_an_export_is_reproducible(tmp_path: Path) -> None:
     backbone = load(tmp_path)
     (first, files), (second, _) = trunks.export(backbone), trunks.export(backbone)
     assert first.digest == second.digest
-    assert set(files) == {"trunk.onnx", "preprocess.json", "golden.npz", "tokenizer.json"}
+    assert set(files) == {"trunk.onnx", "preprocess.json", "golden.safetensors", "tokenizer.json"}
     assert str(tmp_path).encode() not in b"".join(files.values())
 
 
 def test_a_damaged_trunk_is_not_used(registry: Registry, tmp_path: Path) -> None:
     folder = str(save_text_model("bert", tmp_path / "model"))
     trunk = ensure(registry, f"hf:{folder}", folder, exports=[])
-    path = tmp_path / "store" / "trunks" / trunk.manifest.digest / "golden.npz"
+    path = tmp_path / "store" / "trunks" / trunk.manifest.digest / "golden.safetensors"
     path.write_bytes(path.read_bytes() + b"x")
     with pytest.raises(Conflict):
         ensure(registry, f"hf:{folder}", folder, exports=[])

@@ -63,12 +63,15 @@ async def test_rows_that_come_while_a_batch_runs_go_together():
 
 
 @pytest.mark.parametrize("bad", [RAISES, GIVES_TOO_FEW])
-async def test_a_row_that_breaks_its_batch_fails_alone(bad: int):
+async def test_a_row_that_breaks_its_batch_fails_alone(bad: int, caplog: pytest.LogCaptureFixture):
     batcher = Batcher(FakeEncoder(), "t", 100)
     results = await batcher.encode([row(1), row(bad), row(2)], soon())
     assert answer(results[0]) == [1, 1]
     assert answer(results[1]) == "this input could not be computed"
     assert answer(results[2]) == [2, 1]
+    (record,) = caplog.records
+    assert record.getMessage() == "1 of a batch of 3 rows could not be computed"
+    assert record.exc_info  # the answer does not tell why, so the log must
 
 
 async def test_features_that_are_not_finite_are_an_error_of_their_row():

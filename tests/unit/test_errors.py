@@ -12,7 +12,7 @@ from starlette.requests import Request
 
 from core import errors
 from core.errors import GraftError, JobFailure, Overloaded, Unauthorized, Unavailable
-from service.api.errors import STATUS, error_body, error_response, on_bug, status_of
+from service.api.errors import STATUS, error_body, error_response, of_row, on_bug, status_of
 from service.api.responses import invalid_body
 
 CLASSES = [
@@ -130,3 +130,11 @@ async def test_a_bug_is_logged_under_its_request_and_not_told(caplog: pytest.Log
     assert b"secret" not in response.body
     assert "r-1" in caplog.text
     assert "/etc/secret" in caplog.text
+
+
+def test_a_row_that_the_service_fails_is_no_fault_of_its_caller():
+    failed = GraftError("this input could not be computed")
+    assert of_row(failed, "row 3", param="text") is failed
+    empty = of_row(errors.PayloadTooLarge("too long", code="text_too_long"), "row 3", param="text")
+    assert (status_of(empty)[0], str(empty)) == (400, "row 3: too long")
+    assert (empty.param, empty.error_code) == ("text", "text_too_long")

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from safetensors.numpy import save
 
 from core.errors import Unavailable
 from tests.builders import (
@@ -14,7 +15,6 @@ from tests.builders import (
     draft,
     head_files,
     head_graph,
-    npz,
     publish,
 )
 from tests.loading import loading
@@ -48,7 +48,7 @@ def wrong_classes(files: dict[str, bytes]) -> dict[str, bytes]:
 
 
 def disagreeing(files: dict[str, bytes]) -> dict[str, bytes]:
-    return files | {"golden.npz": head_files(4, 2, seed=9)["golden.npz"]}
+    return files | {"golden.safetensors": head_files(4, 2, seed=9)["golden.safetensors"]}
 
 
 def gives_nan(files: dict[str, bytes]) -> dict[str, bytes]:
@@ -57,7 +57,7 @@ def gives_nan(files: dict[str, bytes]) -> dict[str, bytes]:
     nan = np.full((3, 2), np.nan, np.float32)
     return {
         "head.onnx": graph,
-        "golden.npz": npz(features=np.ones((3, 4), np.float32), probabilities=nan),
+        "golden.safetensors": save({"features": np.ones((3, 4), np.float32), "probabilities": nan}),
     }
 
 
@@ -112,7 +112,7 @@ async def test_a_missing_file_is_refused_with_its_reason(tmp_path: Path):
     async with loading(tmp_path, start=False) as it:
         trunk = add_text_trunk(it.registry)
         publish(it.registry, trunk)
-        (tmp_path / "default/models/pets/versions/1/golden.npz").unlink()
+        (tmp_path / "default/models/pets/versions/1/golden.safetensors").unlink()
         await it.loader.reconcile()
         assert refused(it) == {1: "one of its files is missing"}
 

@@ -64,7 +64,7 @@ async def test_the_answer_is_that_of_the_trunk_and_the_head(served: Loading):
 async def test_novelty_of_a_model_that_has_the_statistics(served: Loading):
     features = np.random.default_rng(0).normal(size=(40, 4)).astype(np.float32)
     novelty = estimate_novelty(features, np.arange(40) % 3, 3, seed=0)
-    files = head_files(4, 3) | {"novelty.npz": novelty.write()}
+    files = head_files(4, 3) | {"novelty.safetensors": novelty.write()}
     trunk = add_text_trunk(served.registry)
     publish(served.registry, trunk, "novel", labels=("a", "b", "c"), files=files)
     await served.loader.reconcile()
@@ -78,7 +78,7 @@ async def test_novelty_of_a_model_that_has_the_statistics(served: Loading):
 async def test_statistics_of_another_model_are_refused(served: Loading):
     features = np.random.default_rng(0).normal(size=(40, 5)).astype(np.float32)
     other = estimate_novelty(features, np.arange(40) % 3, 3, seed=0).write()
-    files = head_files(4, 3) | {"novelty.npz": other}
+    files = head_files(4, 3) | {"novelty.safetensors": other}
     trunk = add_text_trunk(served.registry)
     publish(served.registry, trunk, "wrong", labels=("a", "b", "c"), files=files)
     await served.loader.reconcile()

@@ -15,7 +15,7 @@ from core.registry import Listing, Registry
 from core.store import ArtifactStore
 from tests.builders import TENANT, add_text_trunk, draft, head_files, promote, publish
 
-FILES = {"head.onnx": b"head", "golden.npz": b"golden"}
+FILES = {"head.onnx": b"head", "golden.safetensors": b"golden"}
 
 
 class CrashingStore(ArtifactStore):
@@ -101,7 +101,7 @@ def test_jobs_that_publish_one_name_at_once_get_a_version_each(
     assert found == numbers(registry) == list(range(1, 17))
 
 
-@pytest.mark.parametrize("before", ["golden.npz", "publication-1.json"])
+@pytest.mark.parametrize("before", ["golden.safetensors", "publication-1.json"])
 def test_a_crash_before_the_decision_lists_nothing(
     registry: Registry, store: CrashingStore, trunk: TrunkManifest, before: str
 ):

@@ -8,12 +8,13 @@ from typing import Any
 
 import numpy as np
 import pytest
+from safetensors.numpy import save
 
 from core.identifiers import PRODUCTION
 from core.manifests import Guard, ReleaseContent
 from service.metrics import SHADOW_ROWS
 from service.shadow import MAX_WAITING
-from tests.builders import TENANT, add_text_trunk, head_graph, npz, publish, softmax
+from tests.builders import TENANT, add_text_trunk, head_graph, publish, softmax
 from tests.loading import Loading, loading
 from tests.waiting import until
 
@@ -29,8 +30,8 @@ def always(label: int) -> dict[str, bytes]:
     weights = np.zeros((4, 2), np.float32)
     bias = np.array([5.0, -5.0] if label == 0 else [-5.0, 5.0], np.float32)
     features = np.ones((2, 4), np.float32)
-    golden = npz(features=features, probabilities=softmax(features @ weights + bias))
-    return {"head.onnx": head_graph(weights, bias), "golden.npz": golden}
+    golden = save({"features": features, "probabilities": softmax(features @ weights + bias)})
+    return {"head.onnx": head_graph(weights, bias), "golden.safetensors": golden}
 
 
 def append(it: Loading, **content: Any) -> None:

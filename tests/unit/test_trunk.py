@@ -79,7 +79,9 @@ def test_many_threads_share_a_trunk(registry: Registry):
         assert np.allclose(features, text_features(embedding(0), row.ids), atol=1e-6)
 
 
-@pytest.mark.parametrize("name", ["trunk.onnx", "tokenizer.json", "preprocess.json", "golden.npz"])
+@pytest.mark.parametrize(
+    "name", ["trunk.onnx", "tokenizer.json", "preprocess.json", "golden.safetensors"]
+)
 def test_a_trunk_with_a_changed_or_missing_file_does_not_load(
     registry: Registry, tmp_path: Path, name: str
 ):

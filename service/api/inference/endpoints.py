@@ -24,6 +24,7 @@ from core.datasets import Modality, Task
 from core.errors import GraftError, InvalidRequest, UnsupportedMedia
 from core.identifiers import ModelReference
 from core.preprocessing import FloatArray
+from service.api.errors import of_row
 from service.api.inference import tensors
 from service.api.inference.messages import InferRequest, RequestOutput
 from service.api.inference.tensors import BytesTensor, FloatTensor, Tensor
@@ -197,12 +198,10 @@ def _input(model: LiveModel, row: int, item: str | bytes) -> Input:
 
 
 def _outputs(found: Classification) -> FloatArray:
-    """Return [n, width]; raise `InvalidRequest` for the first row that has none."""
+    """Return [n, width]; raise what is wrong with the first row that has none."""
     for row, result in enumerate(found.rows):
         if isinstance(result, GraftError):
-            raise InvalidRequest(
-                f"row {row}: {result.message}", param=result.param, code=result.error_code
-            )
+            raise of_row(result, f"row {row}", param=result.param)
     return np.stack(cast("list[FloatArray]", found.rows))
 
 
