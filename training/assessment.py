@@ -13,6 +13,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
+import numpy as np
+
 from core.preprocessing import FloatArray
 from training.calibration import (
     Calibration,
@@ -137,3 +139,8 @@ def assess(
 
 def _cross_calibrate(probabilities: FloatArray, truth: IntArray) -> tuple[FloatArray, float]:
     return cross_rescale(probabilities, truth, deal(truth, fold_count(len(truth)), seed=0))
+
+
+def deal_rows(rows: int) -> IntArray:
+    """Return folds, [rows], for rows that no fit has dealt to any."""
+    return deal(np.zeros(rows, np.int64), fold_count(rows), seed=0)

@@ -271,7 +271,6 @@ class Gradual(Generic[P]):
     ) -> Step:  # fmt: skip
         """Compare a rung with the best before it."""
         after = self._jury.likelihoods(judged.outputs)
-        score = self._jury.score(judged)
         first = not self._at.steps
         before = after if first else self._likelihoods_of(self._at.best)
         gain = compare(after, before)
@@ -282,9 +281,7 @@ class Gradual(Generic[P]):
             learning_rate=self._learning_rate,
             epochs=epochs,
             strength=judged.strength,
-            accuracy=score.accuracy,
-            rmse=score.rmse,
-            interval=score.interval,
+            **self._jury.score(judged)._asdict(),
             nll=-float(after.mean()),
             gain=gain.mean,
             gain_error=gain.error,

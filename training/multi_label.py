@@ -19,10 +19,16 @@ from sklearn.metrics import average_precision_score
 
 from core.preprocessing import FloatArray
 from core.tasks import THRESHOLD
-from training.assessment import MIN_CALIBRATION_ROWS, SOURCES, Alternative, Source
+from training.assessment import (
+    MIN_CALIBRATION_ROWS,
+    SOURCES,
+    Alternative,
+    Source,
+    deal_rows,
+)
 from training.calibration import Calibration, calibration, cross_rescale, fold_into, rescale
 from training.evaluation import RESAMPLES, ClassMetrics, Interval, wilson
-from training.fit import Fit, Head, IntArray, deal, fold_count
+from training.fit import Fit, Head, IntArray
 from training.strength import label_losses
 
 BoolArray = npt.NDArray[np.bool_]
@@ -114,7 +120,7 @@ def assess_labels(
     before, truth, fold_of = fitted.out_of_fold, targets, fitted.fold_of
     if alternative is not None:
         head, before = alternative.head, alternative.outputs
-        truth, fold_of = targets[alternative.rows], _deal(len(alternative.rows))
+        truth, fold_of = targets[alternative.rows], deal_rows(len(alternative.rows))
         if len(alternative.rows) < len(targets):
             rows, source = alternative.rows, "held_out_rows"
     after, temperature = cross_calibrate(before, truth, fold_of)
@@ -122,7 +128,7 @@ def assess_labels(
         features, truth = validation
         source, rows, before = "validation_file", None, head.predict(features)
         if len(truth) >= MIN_CALIBRATION_ROWS:
-            after, temperature = cross_calibrate(before, truth, _deal(len(truth)))
+            after, temperature = cross_calibrate(before, truth, deal_rows(len(truth)))
         else:
             after = rescale(_pairs(before), temperature)[:, 1].reshape(before.shape)
     return LabelAssessment(
@@ -208,10 +214,6 @@ def cross_calibrate(
     folds = np.repeat(fold_of, targets.shape[1])
     scaled, temperature = cross_rescale(_pairs(probabilities), _choices(targets), folds)
     return scaled[:, 1].reshape(probabilities.shape), temperature
-
-
-def _deal(rows: int) -> IntArray:
-    return deal(np.zeros(rows, np.int64), fold_count(rows), seed=0)
 
 
 def _pairs(probabilities: FloatArray) -> FloatArray:

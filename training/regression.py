@@ -18,9 +18,9 @@ from pydantic import BaseModel
 from core.manifests import Interval
 from core.preprocessing import FloatArray
 from training import evaluation
-from training.assessment import SOURCES, Alternative, Source
+from training.assessment import SOURCES, Alternative, Source, deal_rows
 from training.evaluation import RESAMPLES, wilson
-from training.fit import Fit, Head, IntArray, deal, fold_count
+from training.fit import Fit, Head, IntArray
 from training.ridge import conformal
 
 FEWEST_ERRORS = 20
@@ -101,14 +101,14 @@ def assess_values(
     source: Source = "cross_validation"
     if alternative is not None:
         head, outputs = alternative.head, alternative.outputs
-        truth, fold_of = targets[alternative.rows], _deal(len(alternative.rows))
+        truth, fold_of = targets[alternative.rows], deal_rows(len(alternative.rows))
         if len(alternative.rows) < len(targets):
             rows, source = alternative.rows, "held_out_rows"
     interval = conformal(outputs[:, 0] - truth)
     if validation is not None:
         features, truth = validation
         source, rows, outputs = "validation_file", None, head.predict(features)
-        fold_of = _deal(len(truth))
+        fold_of = deal_rows(len(truth))
         if len(truth) >= FEWEST_ERRORS:
             interval = conformal(outputs[:, 0] - truth)
     mean = float(targets.mean())
@@ -155,10 +155,6 @@ def evaluate_values(
         covered_interval=wilson(int(held.sum()), len(held)),
         deviation=float(np.sqrt(variances.mean())),
     )
-
-
-def _deal(rows: int) -> IntArray:
-    return deal(np.zeros(rows, np.int64), fold_count(rows), seed=0)
 
 
 def _covered(errors: DoubleArray, interval: Interval, fold_of: IntArray) -> npt.NDArray[np.bool_]:

@@ -195,12 +195,14 @@ def test_a_validation_file_is_what_they_are_judged_on(workshop: Workshop) -> Non
     workshop.upload("file-other-labels", "other.jsonl", other)
     values = as_jsonl("value", [value_of(text) for text in rows], rows)
     workshop.upload("file-other-values", "other.jsonl", values)
-    for name in ("labels", "values"):
+    for name, strategy, kind in (
+        ("labels", "feature_extraction", "linear"), ("values", "full", "full"),
+    ):  # fmt: skip
         manifest, recorder = workshop.run(
-            f"ftjob-val-{name}", training_file=f"file-{name}",
-            validation_file=f"file-other-{name}", promote=False,
+            f"ftjob-val-{name}", training_file=f"file-{name}", strategy=strategy,
+            validation_file=f"file-other-{name}", promote=False, hyperparameters=FEW_EPOCHS,
         )  # fmt: skip
-        assert manifest.metrics["rows"] == 60
+        assert (manifest.kind, manifest.metrics["rows"]) == (kind, 60)
         report = json.loads(workshop.file(manifest, "report.json"))
         assert report["standing"]["rows"] == 60
         assert report["data"]["leaks"] is not None
