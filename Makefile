@@ -38,7 +38,7 @@ demo: $(VENV)/.installed  ## Train and serve two models on a stack of its own, c
 up: $(VENV)/.installed  ## Run the service, a worker and Redis until Ctrl-C
 	$(BIN)/graft up $(ARGS)
 
-test: $(VENV)/.installed-dev  ## Everything that runs without containers
+test: $(VENV)/.installed-dev  ## All but what needs Chromium, another Redis or containers
 	$(BIN)/python -m pytest -n $(TEST_PROCESSES) --dist loadfile --no-loadscope-reorder \
 		$(SLOWEST_FIRST) $(ARGS)
 

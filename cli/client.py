@@ -1,7 +1,8 @@
 """The service over HTTP: the `openai` client for its part of the API, `httpx` for the rest.
 
 Every call has a timeout. Failures are raised as the libraries raise them; `cli.failures.explain`
-puts them into words. Not here: following a job's events (cli.events).
+puts them into words. What waits for something to happen outlives a restart of the service or of
+what it needs: `outage_survived`. Not here: following a job's events (cli.events).
 """
 
 from __future__ import annotations
@@ -9,7 +10,7 @@ from __future__ import annotations
 import base64
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, suppress
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -30,6 +31,8 @@ INPUTS_PER_IMAGE = 8
 MAX_BATCH_BYTES = 16 << 20
 POLL_SECONDS = 0.1
 LOOPBACK = frozenset({"127.0.0.1", "::1", "localhost"})
+PASSING = frozenset({429, 502, 503, 504})
+"""Statuses of a service that is busy, starting, or without Redis: the next try may find it well."""
 
 Input = str | dict[str, str]
 Prediction = dict[str, Any]
@@ -109,9 +112,10 @@ class Client:
         """Wait until the file is `processed` or in `error`."""
         deadline = time.monotonic() + timeout_seconds
         while True:
-            file = self.openai.files.retrieve(file_id)
-            if file.status != "uploaded":
-                return file
+            with outage_survived():
+                file = self.openai.files.retrieve(file_id)
+                if file.status != "uploaded":
+                    return file
             if time.monotonic() >= deadline:
                 raise CommandError(f"{file_id} is not processed after {timeout_seconds:g} s")
             time.sleep(POLL_SECONDS)
@@ -132,7 +136,7 @@ class Client:
         """Wait until the service has loaded the model reference, such as `support-intents@3`."""
         deadline = time.monotonic() + timeout_seconds
         while time.monotonic() < deadline:
-            with suppress(httpx.TransportError):
+            with outage_survived():
                 described = self.model(model)
                 if described["served"]:
                     return
@@ -176,6 +180,18 @@ class Client:
             answer = self._http.post("/v1/predict", json=body).raise_for_status()
             predictions += answer.json()["predictions"]
         return predictions
+
+
+@contextmanager
+def outage_survived() -> Iterator[None]:
+    """Suppress what passes by itself, for a block that is then tried again until a deadline."""
+    try:
+        yield
+    except (httpx.TransportError, openai.APIConnectionError):
+        pass
+    except (httpx.HTTPStatusError, openai.APIStatusError) as error:
+        if error.response.status_code not in PASSING:
+            raise
 
 
 def image_input(image: bytes) -> Input:

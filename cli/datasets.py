@@ -6,6 +6,7 @@ work, and its errors come back with line and reason.
 
 from __future__ import annotations
 
+import os
 import re
 import tempfile
 import zipfile
@@ -31,7 +32,7 @@ from core.identifiers import is_identifier
 
 IMAGE_SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".webp"})
 TEXT_SUFFIXES = frozenset({".csv", ".jsonl", ".parquet"})
-MAX_IMAGES = 200_000
+MAX_FILES = 200_000
 MAX_ZIP_BYTES = 4 << 30
 DEFAULT_BACKBONES = {Modality.TEXT: "minilm", Modality.IMAGE: "efficientnet-lite0"}
 
@@ -85,33 +86,36 @@ def packed(source: Source) -> Iterator[Path]:
 
 
 def pack_folder(folder: Path, target: Path, *, max_bytes: int = MAX_ZIP_BYTES) -> int:
-    """Store the images of `folder/<class>/` in a zip; return how many there are."""
-    images = find_images(folder)
-    if sum(image.stat().st_size for image in images) > max_bytes:
-        raise CommandError(f"{folder} holds more than {max_bytes:,} bytes of images")
+    """Store the files of a folder in a zip, as they lie; return how many there are."""
+    files = find_files(folder)
+    if sum(file.stat().st_size for file in files) > max_bytes:
+        raise CommandError(f"{folder} holds more than {max_bytes:,} bytes")
     with zipfile.ZipFile(target, "w", zipfile.ZIP_STORED, strict_timestamps=False) as archive:
-        for image in images:
-            archive.write(image, f"{image.parent.name}/{image.name}")
-    return len(images)
+        for file in files:
+            archive.write(file, file.relative_to(folder).as_posix())
+    return len(files)
 
 
-def find_images(folder: Path, *, max_images: int = MAX_IMAGES) -> list[Path]:
-    """Return the images one level below `folder`, sorted; hidden files are left out."""
-    images = sorted(
-        path
-        for path in folder.glob("*/*")
-        if path.suffix.lower() in IMAGE_SUFFIXES
-        and path.is_file()
-        and not path.name.startswith(".")
-        and not path.parent.name.startswith(".")
-    )
-    if not images:
+def find_files(folder: Path, *, max_files: int = MAX_FILES) -> list[Path]:
+    """Return all files below `folder`, sorted, whatever they are; hidden ones are left out.
+
+    What cannot be trained on, such as a GIF or an image that lies too deep, is for the service to
+    name: left out here, it would be a row that the user believes was trained on.
+    """
+    found: list[Path] = []
+    for parent, folders, names in os.walk(folder, followlinks=True):
+        folders[:] = [name for name in folders if not name.startswith(".")]
+        found += [Path(parent, name) for name in names if not name.startswith(".")]
+        if len(found) > max_files:
+            raise CommandError(f"{folder} holds more than {max_files:,} files")
+    if not any(path.suffix.lower() in IMAGE_SUFFIXES for path in found):
         raise CommandError(
             f"{folder} holds no images: expected {folder.name}/<class>/<image>.jpg, .png or .webp"
         )
-    if len(images) > max_images:
-        raise CommandError(f"{folder} holds more than {max_images:,} images")
-    return images
+    for path in found:
+        if not path.is_file():
+            raise CommandError(f"{path} is not a file; remove it from the data set")
+    return sorted(found)
 
 
 def upload(client: Client, path: Path, console: Console) -> FileObject:

@@ -10,19 +10,17 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any
 
 import httpx
 
-from cli.client import Client
+from cli.client import Client, outage_survived
 from cli.failures import CommandError
 from core.jobs import TERMINAL
 
 SILENCE_SECONDS = 30.0
 GIVE_UP_SECONDS = 120.0
-RETRYABLE = frozenset({429, 502, 503, 504})
 
 
 @dataclass(frozen=True)
@@ -86,20 +84,19 @@ def read_events(
     wait = 0.1
     while True:
         # A broken or silent stream is opened again.
-        with suppress(httpx.TransportError):
+        with outage_survived():
             with client.stream_events(job_id, last_id, silence_seconds) as response:
-                if response.status_code not in RETRYABLE:
-                    _require_success(response)
-                    last_contact, wait = time.monotonic(), 0.1
-                    for message in parse_messages(response.iter_lines()):
-                        event = _event(message)
-                        if event is None or event.id == last_id:
-                            continue
-                        last_id = event.id
-                        yield event
-                        if event.is_terminal:
-                            return
-                        last_contact = time.monotonic()
+                _require_success(response)
+                last_contact, wait = time.monotonic(), 0.1
+                for message in parse_messages(response.iter_lines()):
+                    event = _event(message)
+                    if event is None or event.id == last_id:
+                        continue
+                    last_id = event.id
+                    yield event
+                    if event.is_terminal:
+                        return
+                    last_contact = time.monotonic()
             if client.job(job_id)["status"] in TERMINAL:
                 # Its last event was dropped, as old ones are; the record still tells.
                 return

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+from contextlib import suppress
 from pathlib import Path
 
 MAX_LOG_BYTES = 8 << 20
@@ -26,11 +27,14 @@ def trim(path: Path, max_bytes: int = MAX_LOG_BYTES) -> None:
     """Move what a log holds to the previous one when it has grown beyond `max_bytes`.
 
     The file is emptied in place, since a process has it open for appending; lines written between
-    the copy and the cut are lost.
+    the copy and the cut are lost. So is all of it where there is no room for the copy: a log must
+    not keep a disk full. One that somebody removed is none.
     """
-    if path.stat().st_size > max_bytes:
-        shutil.copyfile(path, previous(path))
-        os.truncate(path, 0)
+    with suppress(FileNotFoundError):
+        if path.stat().st_size > max_bytes:
+            with suppress(OSError):
+                shutil.copyfile(path, previous(path))
+            os.truncate(path, 0)
 
 
 def last_lines(path: Path, count: int = 20) -> str:

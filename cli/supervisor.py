@@ -8,7 +8,6 @@ Not here: which programs there are (cli.stack), what happens if `graft` itself d
 
 from __future__ import annotations
 
-import os
 import subprocess
 import threading
 import time
@@ -112,10 +111,14 @@ class Supervisor:
             self._watcher.join()
 
     def _watch(self) -> None:
-        while not self._stopping.wait(TICK_SECONDS) and self.failure is None:
-            for running in self._running:
-                logs.trim(running.program.log)
-                self._tend(running)
+        try:
+            while not self._stopping.wait(TICK_SECONDS) and self.failure is None:
+                for running in self._running:
+                    logs.trim(running.program.log)
+                    self._tend(running)
+        except OSError as error:
+            # A stack that nobody watches must not look as if it were.
+            self.failure = f"the programs can no longer be watched: {error}"
 
     def _tend(self, running: _Running) -> None:
         now = time.monotonic()
@@ -144,20 +147,18 @@ class Supervisor:
 
     def _spawn(self, program: Program) -> subprocess.Popen[bytes]:
         environment = {**program.environment, marks.VARIABLE: self._mark_of(program)}
-        log = os.open(program.log, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600)
         try:
-            return subprocess.Popen(  # noqa: S603 - our own programs, never a shell
-                program.command,
-                env=environment,
-                stdin=subprocess.DEVNULL,
-                stdout=log,
-                stderr=subprocess.STDOUT,
-                start_new_session=True,
-            )
+            with program.log.open("ab") as log:
+                return subprocess.Popen(  # noqa: S603 - our own programs, never a shell
+                    program.command,
+                    env=environment,
+                    stdin=subprocess.DEVNULL,
+                    stdout=log,
+                    stderr=subprocess.STDOUT,
+                    start_new_session=True,
+                )
         except OSError as error:
             raise CommandError(f"the {program.name} could not be started: {error}") from error
-        finally:
-            os.close(log)
 
     def _sweep(self, running: _Running) -> None:
         marks.end_marked(self._mark_of(running.program), grace_seconds=0)

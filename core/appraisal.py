@@ -7,14 +7,13 @@ previewed. Not here: what the work costs (core.estimate).
 
 from __future__ import annotations
 
-from core.backbones import AUTO, BACKBONES, is_allowed
+from core.backbones import AUTO, BACKBONES
 from core.datasets import DatasetManifest, Modality
 from core.errors import InvalidRequest, NotFound
 from core.estimate import Workload
 from core.files import FileStore
-from core.identifiers import ModelReference
 from core.jobs import FineTuneRequest
-from core.manifests import ModelManifest
+from core.parents import find_parent
 from core.registry import Registry
 from core.store import ArtifactStore
 
@@ -25,10 +24,9 @@ USUAL_DIM = {Modality.TEXT: 768, Modality.IMAGE: 1280}
 class Appraiser:
     """Reads workloads from the artifact store; remembers which trunks it has seen there."""
 
-    def __init__(self, store: ArtifactStore, hf_models: tuple[str, ...]) -> None:
+    def __init__(self, store: ArtifactStore) -> None:
         self._store = store
         self._registry = Registry(store)
-        self._hf_models = hf_models
         self._seen: set[tuple[str, str]] = set()
 
     def appraise(self, tenant: str, request: FineTuneRequest) -> Workload | None:
@@ -43,7 +41,10 @@ class Appraiser:
         if len(manifests) < len(names):
             return None
         train, modality = manifests[0], manifests[0].modality
-        parent = self._parent(tenant, request.model)
+        try:
+            parent = find_parent(self._registry, tenant, request.model)
+        except (InvalidRequest, NotFound):
+            parent = None
         model = parent.backbone if parent else request.model
         known = BACKBONES.get(model)
         epochs = request.chosen_hyperparameters.n_epochs
@@ -64,14 +65,6 @@ class Appraiser:
             trunks=self._missing(model, precision),
             is_rough=known is None or request.strategy == AUTO,
         )
-
-    def _parent(self, tenant: str, model: str) -> ModelManifest | None:
-        if model == AUTO or is_allowed(model, self._hf_models):
-            return None
-        try:
-            return self._registry.resolve(tenant, ModelReference.parse(model))
-        except (InvalidRequest, NotFound):
-            return None
 
     def _missing(self, model: str, precision: str) -> int:
         """Return how many trunks have to be exported for a backbone of the table."""

@@ -7,7 +7,6 @@ missed every change finds them all when it next polls. The feed is one bounded R
 
 from __future__ import annotations
 
-import asyncio
 from contextlib import suppress
 from typing import Literal, Protocol, cast
 
@@ -20,11 +19,14 @@ FEED_LENGTH = 1_000
 
 
 class Change(BaseModel, frozen=True):
-    """A hint that one model of one tenant changed in the registry."""
+    """A hint that one model of one tenant changed in the registry.
+
+    Or that an operator wants it to be looked at again (`reloaded`), or out of memory (`unloaded`).
+    """
 
     tenant: str
     model: str
-    type: Literal["published", "released", "deleted"]
+    type: Literal["published", "released", "deleted", "reloaded", "unloaded"]
     version: int | None = None
 
 
@@ -69,26 +71,3 @@ class RedisChangeFeed(ChangeFeed):
             with suppress(ValidationError, KeyError):
                 changes.append(Change.model_validate_json(fields["change"]))
         return cursor, changes
-
-
-class MemoryChangeFeed(ChangeFeed):
-    """The feed of one process and one event loop, for tests."""
-
-    def __init__(self) -> None:
-        self._changes: list[Change] = []
-        self._appended = asyncio.Event()
-
-    async def publish(self, change: Change) -> None:
-        """Append a change; readers see it at once."""
-        self._changes.append(change)
-        self._appended.set()
-        self._appended = asyncio.Event()
-
-    async def follow(self, cursor: str | None, timeout_seconds: float) -> tuple[str, list[Change]]:
-        """Return (new cursor, changes behind `cursor`), waiting up to the timeout for the first."""
-        if cursor is not None and int(cursor) >= len(self._changes):
-            with suppress(TimeoutError):
-                async with asyncio.timeout(timeout_seconds):
-                    await self._appended.wait()
-        end = len(self._changes)
-        return str(end), [] if cursor is None else self._changes[int(cursor) : end]

@@ -109,7 +109,8 @@ class DatasetManifest(BaseModel, frozen=True):
     """A processed data set; `sha256` is of the Parquet normal form.
 
     `counts` is how many rows have each label, of which a row has several in multi-label data; data
-    of a regression has no labels, and `values` instead.
+    of a regression has no labels, and `values` instead. `unreadable` images were left out: they are
+    not among the rows.
     """
 
     format: Literal["graft-dataset-1"] = "graft-dataset-1"
@@ -118,6 +119,7 @@ class DatasetManifest(BaseModel, frozen=True):
     rows: int = Field(ge=1)
     counts: dict[str, int]
     values: ValueRange | None = None
+    unreadable: tuple[RowError, ...] = ()
     sha256: str
 
     @property

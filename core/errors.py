@@ -10,6 +10,7 @@
     ├── Overloaded            a bounded queue is full; carries `retry_after_seconds`
     ├── DeadlineExceeded      the caller's deadline passed before the answer was ready
     ├── Unavailable           Redis or the artifact store cannot be reached now
+    │   └── VersionRefused    a version did not pass its checks; time alone will not mend it
     ├── LeaseLost             a worker wrote with an attempt that is no longer the current one
     ├── AlreadyExists         a create-exclusive write found the object there
     └── JobFailure            a job cannot succeed; `code` is the job's public failure code
@@ -99,6 +100,12 @@ class Unavailable(GraftError):
     """Raised when Redis or the artifact store does not answer; trying again later may succeed."""
 
     code = "unavailable"
+
+
+class VersionRefused(Unavailable):
+    """Raised when a version is damaged or not what was published, until it is repaired."""
+
+    code = "version_refused"
 
 
 class LeaseLost(GraftError):

@@ -13,10 +13,12 @@ A file's status is which of the last two exists, so it does not depend on Redis.
 from __future__ import annotations
 
 import hashlib
+import mmap
 from contextlib import suppress
-from typing import IO
+from io import BufferedReader
+from typing import IO, cast
 
-from core.datasets import DatasetManifest, FileErrors, FileStatus, UploadedFile
+from core.datasets import DatasetManifest, FileErrors, FileStatus, RowError, UploadedFile
 from core.errors import AlreadyExists, NotFound
 from core.store import ArtifactStore
 
@@ -68,14 +70,33 @@ class FileStore:
         """Open the Parquet normal form; raise `NotFound`."""
         return self._store.open(f"{self._root}/{file_id}/data.parquet")
 
-    def accept(self, file_id: str, parquet: bytes, manifest: DatasetManifest) -> None:
-        """Store the normal form, manifest last. Doing it again with the same bytes is harmless."""
-        self._put(file_id, "data.parquet", parquet)
+    def is_intact(self, file_id: str, manifest: DatasetManifest) -> bool:
+        """Tell whether the normal form is that which the manifest is of; raise `NotFound`."""
+        return self._digest(file_id) == manifest.sha256
+
+    def accept(
+        self, file_id: str, parquet: bytes | mmap.mmap, manifest: DatasetManifest
+    ) -> DatasetManifest:
+        """Store the normal form, manifest last, and return the manifest; harmless to do again."""
+        try:
+            self._store.put_new(f"{self._root}/{file_id}/data.parquet", parquet)
+        except AlreadyExists:
+            # Of an attempt before this one: the same rows, for parsing is deterministic, but not
+            # the same bytes if another release of Arrow wrote them.
+            manifest = manifest.model_copy(update={"sha256": self._digest(file_id)})
         self._put(file_id, "manifest.json", manifest.model_dump_json().encode())
+        return manifest
 
     def refuse(self, file_id: str, errors: FileErrors) -> None:
         """Store why the file is unusable."""
         self._put(file_id, "error.json", errors.model_dump_json().encode())
+
+    def give_up(self, file_id: str, reason: str) -> None:
+        """Store that the file could not be parsed, unless it has been, or is gone."""
+        if self.status(file_id)[0] is FileStatus.UPLOADED:
+            with suppress(NotFound):
+                self.get(file_id)
+                self.refuse(file_id, FileErrors(errors=(RowError(reason=reason),), total=1))
 
     def ids(self) -> list[str]:
         """Return the ids of all files, complete or not, sorted."""
@@ -90,6 +111,10 @@ class FileStore:
         """Delete whatever there is of a file, complete or not."""
         names = ("upload.json", "manifest.json", "error.json", "data.parquet", "upload")
         self._store.delete(*(f"{self._root}/{file_id}/{name}" for name in names))
+
+    def _digest(self, file_id: str) -> str:
+        with self.open_data(file_id) as stored:
+            return hashlib.file_digest(cast("BufferedReader", stored), "sha256").hexdigest()
 
     def _read(self, file_id: str, name: str) -> bytes | None:
         try:

@@ -130,9 +130,10 @@ class NewJob(BaseModel, frozen=True):
 class Job(BaseModel, frozen=True):
     """A job's record. Times are Unix seconds; `attempt` counts claims and is the fencing token.
 
-    `started_at` is of the first claim, `claimed_at` of the last. `publishing` is true from the
-    moment that an attempt may publish until it is known whether one has. `keep_best` is what the
-    one who cancelled wants: that the best checkpoint stays.
+    `started_at` is of the first claim, `claimed_at` of the last. `ran_seconds` is what its attempts
+    have run in all, up to the last heartbeat; waits and pauses do not count. `publishing` is true
+    from the moment that an attempt may publish until it is known whether one has. `keep_best` is
+    what the one who cancelled wants: that the best checkpoint stays.
     """
 
     tenant: str
@@ -146,6 +147,7 @@ class Job(BaseModel, frozen=True):
     started_at: float | None = None
     finished_at: float | None = None
     claimed_at: float | None = None
+    ran_seconds: float = Field(default=0, ge=0)
     cancel_requested: bool = False
     pause_requested: bool = False
     keep_best: bool = False

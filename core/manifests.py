@@ -188,8 +188,9 @@ class Share(BaseModel, frozen=True):
 class Guard(BaseModel, frozen=True):
     """When the service takes a release back by itself; a limit that is None is not looked at.
 
-    `max_error_rate` is of the rows that the release answered, `max_disagreement` of those that its
-    shadow answered too; both are judged over `min_rows` rows of one process at a time.
+    `max_error_rate` is of the rows that a version of the release answered, `max_disagreement` of
+    those that its shadow answered too; both are judged over `min_rows` rows of one version and one
+    process at a time.
     """
 
     model_config = ConfigDict(extra="forbid")

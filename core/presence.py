@@ -35,11 +35,16 @@ ACKNOWLEDGED_SECONDS = 300
 
 _BEAT = """
 -- KEYS[1] a role's presence; ARGV[1] process, or '' to look only; ARGV[2] milliseconds, 0 to leave.
--- Answers the live processes.
+-- Answers the live processes. A removal comes first: a script that has written is not refused by
+-- Redis that is full, and whoever lives then must not seem dead.
 local time = redis.call('TIME')
 local now = tonumber(time[1]) * 1000 + math.floor(tonumber(time[2]) / 1000)
-if ARGV[1] ~= '' then redis.call('ZADD', KEYS[1], now + tonumber(ARGV[2]), ARGV[1]) end
 redis.call('ZREMRANGEBYSCORE', KEYS[1], '-inf', now)
+if tonumber(ARGV[2]) > 0 then
+  redis.call('ZADD', KEYS[1], now + tonumber(ARGV[2]), ARGV[1])
+elseif ARGV[1] ~= '' then
+  redis.call('ZREM', KEYS[1], ARGV[1])
+end
 local last = redis.call('ZREVRANGE', KEYS[1], 0, 0, 'WITHSCORES')[2]
 if last then redis.call('PEXPIREAT', KEYS[1], last) end
 return redis.call('ZRANGE', KEYS[1], 0, -1)

@@ -220,6 +220,10 @@ class Registry:
             if (listed := numbers - deleted.get(model, {0}))
         }
 
+    def names(self, tenant: str) -> list[str]:
+        """Return the names that a tenant's models have or had, sorted: no more than one listing."""
+        return self._store.children(f"{tenant}/models")
+
     def tenants(self) -> list[str]:
         """Return every tenant that has ever stored anything."""
         # A disk's root may hold folders that are not ours, such as lost+found.

@@ -25,8 +25,9 @@ from typing import NamedTuple
 
 from core.checkpoints import Checkpoints, best_checkpoint
 from core.errors import AlreadyExists, Conflict, NotFound, QualityGateFailed
+from core.files import FileStore
 from core.identifiers import is_identifier
-from core.jobs import Job, JobEvent, JobStatus
+from core.jobs import Job, JobEvent, JobKind, JobStatus
 from core.manifests import ModelManifest
 from core.registry import Registry
 from core.store import ArtifactStore
@@ -79,7 +80,14 @@ class RunStore:
         self._registry = Registry(store)
 
     def archive(self, job: Job, events: Sequence[JobEvent]) -> None:
-        """Store a job that has ended, with its whole history; again, it changes nothing."""
+        """Store a job that has ended, with its whole history; again, it changes nothing.
+
+        Of a parsing job that failed it is the file that tells.
+        """
+        if job.kind is JobKind.INGEST:
+            reason = job.error.message if job.error else "it could not be parsed"
+            FileStore(self._store, job.tenant).give_up(str(job.spec["file"]), reason)
+            return
         lines = "".join(event.model_dump_json() + "\n" for event in events)
         folder = _folder(job.tenant, job.id)
         self._put(f"{folder}/events.jsonl", lines.encode())

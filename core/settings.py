@@ -80,7 +80,10 @@ class Settings(BaseSettings):
     )
     max_inputs: int = Field(default=256, ge=1, description="Most inputs of one prediction request.")
     max_queued_rows: int = Field(
-        default=2048, ge=1, description="Prediction rows that may wait for one trunk."
+        default=2048,
+        ge=1,
+        description="Prediction rows that may wait for one trunk, "
+        "and inputs of a process that may wait to be decoded.",
     )
     model_memory_bytes: int = Field(
         default=1024 * MIB, ge=1,

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import errno
 import io
+import mmap
 import os
 import re
 from collections.abc import AsyncIterator, Iterator
@@ -109,8 +110,11 @@ class ArtifactStore:
             self._root = Path(url.removeprefix("file://")).absolute()
             self._store = LocalStore(self._root, mkdir=True, automatic_cleanup=True)
 
-    def put_new(self, key: str, data: bytes) -> None:
-        """Write an object that must not exist; raise `AlreadyExists` if it does."""
+    def put_new(self, key: str, data: bytes | mmap.mmap) -> None:
+        """Write an object that must not exist; raise `AlreadyExists` if it does.
+
+        A large file is given as its mapping, which is not copied into memory.
+        """
         with _translated(key):
             obstore.put(self._store, key, data, mode="create")
 
@@ -152,7 +156,11 @@ class ArtifactStore:
             return None
 
     def walk(self, prefix: str) -> Iterator[StoredObject]:
-        """Yield every object whose key begins with the folder `prefix`, in no order."""
+        """Yield every object whose key begins with the folder `prefix`.
+
+        Those of any one folder, with what is below it, come one after another: object stores list
+        by name, and a directory is walked folder by folder.
+        """
         with _translated(prefix):
             for page in obstore.list(self._store, prefix, chunk_size=1000):
                 for entry in page:

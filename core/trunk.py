@@ -68,6 +68,10 @@ class Encoder(Protocol):
     def dim(self) -> int:
         """Width of the features."""
 
+    @property
+    def modality(self) -> Modality:
+        """What it reads."""
+
     def encode(self, rows: Sequence[Prepared], deltas: Deltas | None = None) -> FloatArray:
         """Return features, float32 [len(rows), dim], row by row in order, with `deltas` if any."""
 

@@ -11,27 +11,43 @@ from __future__ import annotations
 
 import logging
 import sys
-from http import HTTPStatus
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from typing import Any
 
 import bentoml
 import click
+from bentoml._internal.server.http import traffic
 from bentoml.exceptions import BentoMLException
 from pydantic import ValidationError
+from starlette.requests import ClientDisconnect, Request
+from starlette.responses import Response
+from starlette.types import ASGIApp
 from uvicorn.config import HTTP_PROTOCOLS
 
 from core.errors import GraftError
 from core.identifiers import DEFAULT_TENANT
 from core.settings import Settings
 from service.api import embeddings, predict
-from service.api.errors import status_of
-from service.api.responses import validated
+from service.api.errors import CLIENT_CLOSED_REQUEST, error_response
+from service.api.responses import validated, while_connected
 from service.guard import Guard, is_loopback
 from service.metrics import forget_dead_processes
 from service.routes import api, probes
 from service.runtime import Runtime
 
+
+def untimed(app: ASGIApp, timeout: float) -> ASGIApp:
+    """Stand in for BentoML's timer, which would be around the guard; the guard has its own.
+
+    BentoML's answers 504 in a form of its own, without a request id and past all metrics. It also
+    keeps half a kilobyte for each request until its time is over, and has no option to be left out.
+    """
+    return app
+
+
 HTTP_PROTOCOLS["auto"] = "service.connection:Connection"
+traffic.TimeoutMiddleware = untimed  # type: ignore[assignment, misc]
 SETTINGS = Settings()
 START_SECONDS = 15.0
 
@@ -43,11 +59,24 @@ is busiest with the answers to the last; and the loop needs it while images are 
 
 
 class Refused(BentoMLException):
-    """An error of ours, as BentoML's API methods answer it."""
+    """Ends an API method of BentoML's that is answered by the guard."""
 
-    def __init__(self, error: GraftError) -> None:
-        super().__init__(error.message)
-        self.error_code = HTTPStatus(status_of(error)[0])
+
+@asynccontextmanager
+async def refusing_as_ours(request: Request) -> AsyncIterator[None]:
+    """Let an API method be given up and answered as the same request to `/v1` would be.
+
+    BentoML hides the text of an error from 500 up, and has no `Retry-After`.
+    """
+    try:
+        async with while_connected(request):
+            yield
+    except GraftError as error:
+        request.state.answer = error_response(error)
+        raise Refused("the guard answers") from None
+    except ClientDisconnect:
+        request.state.answer = Response(status_code=CLIENT_CLOSED_REQUEST)
+        raise Refused("the guard answers") from None
 
 
 def is_no_refusal(record: logging.LogRecord) -> bool:
@@ -63,9 +92,6 @@ def is_no_refusal(record: logging.LogRecord) -> bool:
 @bentoml.service(
     name="graft",
     workers=SETTINGS.service_workers,
-    # Until the first byte of an answer. Long enough for the upload of a large file; not longer,
-    # because BentoML keeps half a kilobyte for each request until this has passed.
-    traffic={"timeout": 300},
     # Each costs more CPU per request than all of ours; /metrics and the guard replace them.
     metrics={"enabled": False},
     logging={"access": {"enabled": False}},
@@ -106,10 +132,18 @@ class Graft:
         await self.runtime.close()
 
     @bentoml.api  # type: ignore[untyped-decorator]
-    async def predict(self, model: str, inputs: list[Any], top_k: int = 3) -> dict[str, Any]:
+    async def predict(
+        self,
+        model: str,
+        inputs: list[Any],
+        top_k: int = 3,
+        explain: bool = False,
+        *,
+        ctx: bentoml.Context,
+    ) -> dict[str, Any]:
         """Predict texts or images; the same as `POST /v1/predict`."""
-        try:
-            body = {"model": model, "inputs": inputs, "top_k": top_k}
+        body = {"model": model, "inputs": inputs, "top_k": top_k, "explain": explain}
+        async with refusing_as_ours(ctx.request):
             asked = validated(predict.PredictRequest, body)
             return await predict.predict(
                 self.runtime,
@@ -117,21 +151,17 @@ class Graft:
                 asked.model,
                 [predict.parse_input(item) for item in asked.inputs],
                 asked.top_k,
-                SETTINGS.predict_timeout_seconds,
+                predict.timeout_seconds(ctx.request, self.runtime),
+                asked.explain,
             )
-        except GraftError as error:
-            raise Refused(error) from None
 
     @bentoml.api  # type: ignore[untyped-decorator]
-    async def embed(self, model: str, input: list[Any]) -> dict[str, Any]:
+    async def embed(self, model: str, input: list[Any], *, ctx: bentoml.Context) -> dict[str, Any]:
         """Return the features of texts, or images as data URLs; as `POST /v1/embeddings`."""
-        try:
+        async with refusing_as_ours(ctx.request):
             asked = validated(embeddings.EmbeddingsRequest, {"model": model, "input": input})
-            return await embeddings.embed(
-                self.runtime, DEFAULT_TENANT, asked, SETTINGS.predict_timeout_seconds
-            )
-        except GraftError as error:
-            raise Refused(error) from None
+            timeout = predict.timeout_seconds(ctx.request, self.runtime)
+            return await embeddings.embed(self.runtime, DEFAULT_TENANT, asked, timeout)
 
 
 Graft.add_asgi_middleware(Guard, settings=SETTINGS, health=probes, api=api)  # type: ignore[attr-defined]

@@ -1,8 +1,9 @@
 """Automatic rollback: a release that goes wrong is taken back without waiting for a person.
 
 Off unless the release has a `guard`. Each process judges what it has seen itself, `min_rows` rows
-at a time: the rows that could not be computed, and those on which the shadow disagreed. If a limit
-is passed it appends a release with the content of the one before, and without a guard, so that two
+of one version at a time, so that one with a small part of the traffic is not hidden by the others:
+the rows that could not be computed, and those on which the shadow disagreed. If a limit is passed
+it appends a release with the content of the one before, and without a guard, so that two
 releases never take each other back in turns. It is put behind the release that was judged: of
 several processes one succeeds, and a person who was faster is never overruled.
 """
@@ -11,6 +12,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from collections import defaultdict
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from dataclasses import dataclass
@@ -20,7 +22,7 @@ from core.errors import Conflict, NotFound, Unavailable
 from core.manifests import Guard, Release, ReleaseContent
 from core.releases import Releases
 from service.live_models import LiveModel
-from service.metrics import ROLLBACKS
+from service.metrics import ModelLabels
 from service.serving_set import ModelKey
 
 logger = logging.getLogger("graft.service")
@@ -45,30 +47,35 @@ class _Tally:
 
 
 class _Watched:
-    """What this process has seen of one release."""
+    """What this process has seen of one release, by the version that answered."""
 
     def __init__(self, number: int) -> None:
         self.number = number
-        self.errors = _Tally()
-        self.comparisons = _Tally()
+        self.errors: defaultdict[int, _Tally] = defaultdict(_Tally)
+        self.comparisons: defaultdict[int, _Tally] = defaultdict(_Tally)
 
 
 class AutoRollback:
     """Judges the releases that have a guard. Belongs to one event loop."""
 
     def __init__(
-        self, releases: Releases, feed: ChangeFeed, reconcile: Callable[[str, str], Awaitable[None]]
+        self,
+        releases: Releases,
+        feed: ChangeFeed,
+        reconcile: Callable[[str, str], Awaitable[None]],
+        labels: ModelLabels,
     ) -> None:
         self._releases = releases
         self._feed = feed
         self._reconcile = reconcile
+        self._labels = labels
         self._watched: dict[ModelKey, _Watched] = {}
         self._tasks: dict[ModelKey, asyncio.Task[None]] = {}
 
     def answered(self, model: LiveModel, rows: int, failed: int) -> None:
         """Take note of an answer; `failed` rows failed through no fault of the caller's."""
         if model.release is not None and model.release.guard is not None:
-            tally = self._of(model, model.release).errors
+            tally = self._of(model, model.release).errors[model.manifest.version]
             tally.rows += rows
             tally.bad += failed
             self._judge(model, model.release, model.release.guard)
@@ -76,7 +83,7 @@ class AutoRollback:
     def compared(self, model: LiveModel, agreed: int, disagreed: int) -> None:
         """Take note of what a shadow made of rows that `model` answered."""
         if model.release is not None and model.release.guard is not None:
-            tally = self._of(model, model.release).comparisons
+            tally = self._of(model, model.release).comparisons[model.manifest.version]
             tally.rows += agreed + disagreed
             tally.bad += disagreed
             self._judge(model, model.release, model.release.guard)
@@ -96,16 +103,19 @@ class AutoRollback:
 
     def _judge(self, model: LiveModel, release: Release, guard: Guard) -> None:
         key = model.manifest.tenant, model.manifest.name
-        watched = self._watched[key]
+        watched, version = self._watched[key], model.manifest.version
         if watched.number != release.number or key in self._tasks:
             return
         for tally, limit, what in (
-            (watched.errors, guard.max_error_rate, "error rate"),
-            (watched.comparisons, guard.max_disagreement, "disagreement"),
+            (watched.errors[version], guard.max_error_rate, "error rate"),
+            (watched.comparisons[version], guard.max_disagreement, "disagreement"),
         ):
             rate = tally.judge(limit, guard.min_rows)
             if rate is not None:
-                reason = f"{what} {rate:.3f} of release {release.number} is above {limit}"
+                reason = (
+                    f"{what} {rate:.3f} of version {version} in release {release.number} "
+                    f"is above {limit}"
+                )
                 task = asyncio.create_task(self._roll_back(key, release, reason))
                 self._tasks[key] = task
                 task.add_done_callback(lambda _: self._tasks.pop(key, None))
@@ -129,7 +139,7 @@ class AutoRollback:
             logger.error("%s: %s, and it cannot be taken back: %s", name, reason, error.message)
             return
         logger.warning("%s: %s; release %d takes it back", name, reason, made.number)
-        ROLLBACKS.inc()
+        self._labels.meters(name).rollbacks.inc()
         with suppress(Unavailable):  # others look by themselves
             await self._feed.publish(Change(tenant=tenant, model=name, type="released"))
             await self._reconcile(tenant, name)

@@ -10,7 +10,7 @@ import asyncio
 
 from core.errors import Conflict
 from core.registry import Registry
-from service.live_models import LiveModels
+from service.live_models import LiveModels, loaded_within
 from service.live_trunks import LiveTrunk
 
 
@@ -22,11 +22,16 @@ class BackboneTrunks:
         self._live = live
         self._digests: dict[str, str] = {}
 
-    async def get(self, backbone: str) -> LiveTrunk:
+    async def get(self, backbone: str, *, timeout_seconds: float) -> LiveTrunk:
         """Return the newest fp32 trunk of a backbone; only give it names that are allowed.
 
-        Raises `Conflict` while none has been exported, or if it is damaged, and `Unavailable`.
+        Raises `Conflict` while none has been exported, or if it is damaged, `Unavailable`, and
+        `DeadlineExceeded`; the loading goes on then.
         """
+        async with loaded_within(timeout_seconds):
+            return await self._find(backbone)
+
+    async def _find(self, backbone: str) -> LiveTrunk:
         digest = self._digests.get(backbone)
         if digest is None:
             manifest = await asyncio.to_thread(self._registry.newest_trunk, backbone)

@@ -14,8 +14,9 @@ import numpy as np
 
 from core.adapter_bank import AdapterBank
 from core.errors import GraftError
-from core.preprocessing import FloatArray, PreparedText
+from core.preprocessing import FloatArray, Prepared, PreparedText
 from core.trunk import Encoder
+from service.line_request import not_computed
 from service.row_queue import Row
 
 RowResult = FloatArray | GraftError
@@ -29,7 +30,9 @@ SPLIT_COST = 32
 """What two runs cost more than one, in tokens; in pixels nothing (docs/decisions/0026)."""
 
 
-def run_batch(encoder: Encoder, bank: AdapterBank, batch: Sequence[Row]) -> list[RowResult]:
+def run_batch(
+    encoder: Encoder, bank: AdapterBank, batch: Sequence[Row[Prepared]]
+) -> list[RowResult]:
     """Return each row's features [dim] or its error, in order; never raises."""
     results: dict[int, RowResult] = {}
     for numbers in _runs(batch):
@@ -38,20 +41,20 @@ def run_batch(encoder: Encoder, bank: AdapterBank, batch: Sequence[Row]) -> list
     return [results[number] for number in range(len(batch))]
 
 
-def _runs(batch: Sequence[Row]) -> list[Sequence[int]]:
+def _runs(batch: Sequence[Row[Prepared]]) -> list[Sequence[int]]:
     """Return which rows to compute together."""
     plain = [number for number, row in enumerate(batch) if row.request.adapter is None]
     if not 0 < len(plain) < len(batch):
         return [range(len(batch))]
-    is_text = isinstance(batch[0].prepared, PreparedText)
-    cost = sum(batch[number].prepared.cost for number in plain)
+    is_text = isinstance(batch[0].item, PreparedText)
+    cost = sum(batch[number].item.cost for number in plain)
     if cost * (ADAPTED_TEXT if is_text else ADAPTED_IMAGE) <= SPLIT_COST:
         return [range(len(batch))]
     adapted = [number for number, row in enumerate(batch) if row.request.adapter is not None]
     return [plain, adapted]
 
 
-def _tried(encoder: Encoder, bank: AdapterBank, rows: Sequence[Row]) -> list[RowResult]:
+def _tried(encoder: Encoder, bank: AdapterBank, rows: Sequence[Row[Prepared]]) -> list[RowResult]:
     try:
         return _computed(encoder, bank, rows)
     except Exception:
@@ -61,17 +64,19 @@ def _tried(encoder: Encoder, bank: AdapterBank, rows: Sequence[Row]) -> list[Row
         return results
 
 
-def _alone(encoder: Encoder, bank: AdapterBank, row: Row) -> RowResult:
+def _alone(encoder: Encoder, bank: AdapterBank, row: Row[Prepared]) -> RowResult:
     try:
         (result,) = _computed(encoder, bank, [row])
     except Exception:
-        return GraftError("this input could not be computed")
+        return not_computed()
     return result
 
 
-def _computed(encoder: Encoder, bank: AdapterBank, rows: Sequence[Row]) -> list[RowResult]:
+def _computed(
+    encoder: Encoder, bank: AdapterBank, rows: Sequence[Row[Prepared]]
+) -> list[RowResult]:
     deltas = bank.gather([row.request.adapter for row in rows])
-    features = encoder.encode([row.prepared for row in rows], deltas)
+    features = encoder.encode([row.item for row in rows], deltas)
     if len(features) != len(rows):
         raise ValueError(f"{len(features)} results for {len(rows)} rows")
     is_finite = np.asarray(np.isfinite(features).all(axis=1)).tolist()

@@ -1,7 +1,7 @@
 """What a request says of itself in its headers, for whoever decides how it is served.
 
     X-Routing-Key   requests with the same key get the same side of a traffic split
-    X-Priority      high, normal or low: the lane in which its rows wait for the trunk
+    X-Priority      high, normal or low: the lane in which its rows wait, also a parameter of `/v2`
 
 The guard reads them once for every protocol alike and keeps them in a context variable, because
 they have to pass through BentoML's own endpoints too. Without a key the request's id serves, so

@@ -1,7 +1,9 @@
-"""What every request passes first, BentoML's own routes included: the outermost ASGI layer.
+"""What every request passes first, BentoML's own routes included.
 
-It gives the request an id, checks the key, bounds the body, counts the answer, and makes sure that
-not even a bug answers with a trace. `/livez` and `/readyz` need no key and are answered here.
+It gives the request an id, checks the key, bounds the body and the time, counts the answer, and
+makes sure that not even a bug answers with a trace. Around it is only what BentoML has for traces,
+which is off, and what `service.app` takes out. `/livez` and `/readyz` need no key and are answered
+here.
 
 Without a key the service is for its own machine only: the connection must have come to a loopback
 address, and the `Host` header must name one, so that a page in a browser that has its name rebound
@@ -42,6 +44,10 @@ BENTOML_PATHS = frozenset({"/predict", "/embed"})
 """API methods of BentoML's, which answers 500 to a damaged form; their clients send JSON."""
 STALL_SECONDS = 60.0
 """How long a request body may pause."""
+ANSWER_SECONDS = 300.0
+"""How long a request may take until its answer begins."""
+UPLOAD_SECONDS = 1800.0
+"""The same for an upload: the largest by default, at 2.5 Mbit/s."""
 _REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,128}\Z")
 _METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"})
 
@@ -92,14 +98,19 @@ class Guard:
         RECORD.set(record)
         body = _BoundedBody(receive, self._limit(scope["path"]))
         answer = _Answer(send, request_id)
+        is_upload = scope["path"] in UPLOAD_PATHS
+        patience = asyncio.timeout(UPLOAD_SECONDS if is_upload else ANSWER_SECONDS)
 
         refusal: GraftError | None = None
 
         async def respond(message: Message) -> None:
             nonlocal refusal
-            # BentoML's endpoints turn what reading the body raises into a 500; ours is the answer.
+            # BentoML's endpoints turn what reading the body raises into a 500; ours is the answer,
+            # as it is to what its API methods refuse (service.app).
             refusal = refusal or body.refusal or _no_endpoint(scope, message)
-            if refusal is None:
+            if refusal is None and "answer" not in scope["state"]:
+                if not answer.has_begun and not patience.expired():
+                    patience.reschedule(None)  # a stream of events has no end
                 await answer.send(message)
 
         try:
@@ -114,12 +125,16 @@ class Guard:
                 # On the way through BentoML's own layers a request costs a fifth more.
                 is_ours = scope["path"].startswith(OUR_PATHS)
                 app = self._api if is_ours else self._app
-                await app(scope, body.receive, respond)
+                async with patience:
+                    await app(scope, body.receive, respond)
                 if refusal is not None:
                     raise refusal
+                if "answer" in scope["state"]:
+                    await scope["state"]["answer"](scope, receive, answer.send)
         except Exception as error:
+            late = DeadlineExceeded("the request took too long") if patience.expired() else None
             if not answer.has_begun:
-                await self._refuse(body.refusal or error, scope, receive, answer.send)
+                await self._refuse(body.refusal or late or error, scope, receive, answer.send)
             elif not answer.is_complete:
                 raise  # the server closes the connection, so that the caller sees the answer is cut
         finally:

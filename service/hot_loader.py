@@ -21,7 +21,7 @@ from dataclasses import replace
 from weakref import WeakValueDictionary
 
 from core.checkpoints import parse_checkpoint
-from core.errors import NoSpace, NotFound, Unavailable
+from core.errors import NoSpace, NotFound, Unavailable, VersionRefused
 from core.identifiers import ModelReference
 from core.registry import Listing, Registry
 from service.live_models import LiveModel, LiveModels, Refused
@@ -80,8 +80,8 @@ class HotLoader:
     ) -> LiveModel:
         """Return who answers for a reference, loaded if need be.
 
-        Raises `NotFound`, or `Unavailable` when the version was refused by this process, or may be
-        one that it has not looked at yet. Waits as long as loading takes.
+        Raises `NotFound`, `VersionRefused`, or `Unavailable` when the version may be one that this
+        process has not looked at yet. Waits as long as loading takes.
         """
         if parse_checkpoint(reference) is not None:
             return await self._checkpoint(tenant, reference)
@@ -93,7 +93,7 @@ class HotLoader:
             if (release := state.release) is not None:
                 version = choose_version(release, reference.name, reference.alias, routing_key)
         if version is not None and version in state.refused:
-            raise Unavailable(f"{reference} cannot be served: {state.refused[version]}")
+            raise VersionRefused(f"{reference} cannot be served: {state.refused[version]}")
         if version is None or version not in state.listing.versions:
             raise self.current.unknown(reference)
         try:
@@ -239,7 +239,7 @@ class HotLoader:
         try:
             return await self.live.get((tenant, reference.name, reference.alias))
         except Refused as error:
-            raise Unavailable(f"{reference} cannot be served: {error.reason}") from None
+            raise VersionRefused(f"{reference} cannot be served: {error.reason}") from None
 
     async def _warm(self, listed: dict[ModelKey, Listing]) -> None:
         """Load what releases name: pinned models, then the latest released, while there is room."""

@@ -19,6 +19,7 @@ from core.errors import InvalidRequest, NotFound
 from core.jobs import Job, JobEvent, JobKind, event_order
 from core.queue import JobQueue
 from core.runs import Place, RunStore, parse_result_file_id, result_file_ids
+from service.reads import read_each
 
 INDEX_SECONDS = 10.0
 """How old the list of archived jobs may be: shorter than Redis keeps a job that was archived."""
@@ -74,7 +75,8 @@ class JobHistory:
             and (start is None or place < Place.of(start))
             and place.id not in known
         ][:limit]
-        page += await asyncio.to_thread(self._read, tenant, places)
+        records = await read_each(lambda place: self._runs.get(tenant, place.id), places)
+        page += [job for job in records if job is not None]
         return sorted(page, key=Place.of, reverse=True)[:limit]
 
     async def events(
@@ -144,10 +146,6 @@ class JobHistory:
             places = await asyncio.to_thread(self._runs.places, tenant)
             self._indexes[tenant] = read_at, places
         return places
-
-    def _read(self, tenant: str, places: builtins.list[Place]) -> builtins.list[Job]:
-        records = (self._runs.get(tenant, place.id) for place in places)
-        return [job for job in records if job is not None]
 
     async def _kept_events(
         self, job: Job, after: str | None, newest_first: bool

@@ -15,12 +15,12 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import nullcontext, suppress
+from contextlib import asynccontextmanager, nullcontext, suppress
 from dataclasses import dataclass
 
-from core.errors import Conflict, GraftError, NoSpace, NotFound, Unavailable
+from core.errors import Conflict, DeadlineExceeded, GraftError, NoSpace, NotFound, Unavailable
 from core.head import Head
 from core.identifiers import ModelReference
 from core.manifests import ModelManifest, Release
@@ -38,6 +38,16 @@ OWN_TRUNKS_AT_ONCE = 2
 
 TRIM_BYTES = 32 << 20
 """Heads freed before the allocator is asked to give their memory back."""
+
+
+@asynccontextmanager
+async def loaded_within(timeout_seconds: float) -> AsyncIterator[None]:
+    """Raise `DeadlineExceeded` when a block that waits for a load takes longer; that goes on."""
+    try:
+        async with asyncio.timeout(timeout_seconds):
+            yield
+    except TimeoutError:
+        raise DeadlineExceeded("the model was not loaded before the deadline") from None
 
 
 @dataclass(frozen=True)

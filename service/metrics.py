@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable
-from functools import cache
+from functools import cache, cached_property
 from pathlib import Path
 
 from prometheus_client import (
@@ -59,16 +59,32 @@ LIVE_BYTES = Gauge(
     multiprocess_mode="livemax",
 )
 SHADOW_ROWS = Counter(
-    "graft_shadow_rows", "Rows of shadows: agreed, disagreed, failed or dropped.", ["outcome"]
+    "graft_shadow_rows",
+    "Rows of shadows by model: agreed, disagreed, failed or dropped.",
+    ["model", "outcome"],
 )
-ROLLBACKS = Counter("graft_rollbacks", "Releases that the service took back by itself.")
+SPLIT_ROWS = Counter(
+    "graft_split_rows",
+    "Rows of releases that split traffic, by who answered: the newest version or the others.",
+    ["model", "side", "outcome"],
+)
+ROLLBACKS = Counter(
+    "graft_rollbacks", "Releases that the service took back by itself, by model.", ["model"]
+)
 LOADS = Counter("graft_loads", "Versions loaded or refused.", ["outcome"])
 EVICTIONS = Counter("graft_evictions", "Heads taken out of memory to stay within the budget.")
 QUEUED_ROWS = Gauge(
-    "graft_queued_rows", "Rows that wait for a trunk.", ["trunk"], multiprocess_mode="livesum"
+    "graft_queued_rows",
+    "Rows that wait for a trunk, or to be decoded.",
+    ["trunk"],
+    multiprocess_mode="livesum",
 )
-REFUSED_ROWS = Counter("graft_refused_rows", "Rows that a full queue refused.", ["trunk"])
+REFUSED_ROWS = Counter("graft_refused_rows", "Rows refused because too many waited.", ["trunk"])
 OTHER_MODELS = "other"
+SHADOW_OUTCOMES = ("agreed", "disagreed", "failed", "dropped")
+SIDES = ("newest", "others")
+"""Of a split. Versions as labels would be more and more series; which is the newest, the release
+says."""
 
 
 @cache
@@ -88,6 +104,7 @@ class ModelMeters:
         self._failed = MODEL_ROWS.labels(model=model, outcome="error")
         self._seconds = MODEL_SECONDS.labels(model=model)
         self._stages: dict[str, Histogram] = {}
+        self.rollbacks = ROLLBACKS.labels(model=model)
 
     def requests(self, outcome: str) -> Counter:
         """The counter of inferences that ended so: `ok`, or the code of an error."""
@@ -107,6 +124,21 @@ class ModelMeters:
             if stage not in self._stages:
                 self._stages[stage] = STAGE_SECONDS.labels(model=self._model, stage=stage)
             self._stages[stage].observe(spent)
+
+    @cached_property
+    def shadow_rows(self) -> dict[str, Counter]:
+        """By outcome; only of a model that has had a shadow."""
+        return {
+            each: SHADOW_ROWS.labels(model=self._model, outcome=each) for each in SHADOW_OUTCOMES
+        }
+
+    @cached_property
+    def split_rows(self) -> dict[str, tuple[Counter, Counter]]:
+        """(rows that were answered, that failed) by side; only of a model that has been split."""
+        return {side: (self._split(side, "ok"), self._split(side, "error")) for side in SIDES}
+
+    def _split(self, side: str, outcome: str) -> Counter:
+        return SPLIT_ROWS.labels(model=self._model, side=side, outcome=outcome)
 
 
 class ModelLabels:

@@ -21,7 +21,7 @@ import numpy as np
 
 from core.adapter_bank import BankedAdapter
 from core.datasets import Task
-from core.errors import DeadlineExceeded, GraftError, InvalidRequest
+from core.errors import GraftError, InvalidRequest
 from core.identifiers import ModelReference
 from core.manifests import Interval, ModelManifest
 from core.preprocessing import FloatArray, PreparedImage, PreparedText, TextPreprocessor
@@ -31,7 +31,7 @@ from service.caller import CALLER
 from service.explanation import Weight, occlude_image, occlude_text
 from service.hot_loader import HotLoader
 from service.inputs import Input, InputPreparer
-from service.live_models import LiveModel
+from service.live_models import LiveModel, loaded_within
 from service.live_trunks import LiveTrunk
 from service.metrics import ModelLabels
 from service.observation import Timing, observed
@@ -105,13 +105,16 @@ class Predictor:
         *,
         threads: int,
         max_text_chars: int,
-        labelled_models: int = 100,
+        max_queued_rows: int,
+        labels: ModelLabels,
     ) -> None:
         self._loader = loader
         self._rollback = rollback
-        self._inputs = InputPreparer(threads=threads, max_text_chars=max_text_chars)
-        self._shadows = Shadows(loader.live.get, self._inputs, rollback.compared)
-        self._labels = ModelLabels(labelled_models)
+        self._inputs = InputPreparer(
+            threads=threads, max_text_chars=max_text_chars, max_queued_rows=max_queued_rows
+        )
+        self._labels = labels
+        self._shadows = Shadows(loader.live.get, self._inputs, rollback.compared, labels)
 
     async def resolve(
         self, tenant: str, reference: ModelReference, *, timeout_seconds: float
@@ -120,11 +123,8 @@ class Predictor:
 
         Raises `NotFound`, `Unavailable`, or `DeadlineExceeded`; the loading goes on then.
         """
-        try:
-            async with asyncio.timeout(timeout_seconds):
-                return await self._loader.resolve(tenant, reference, CALLER.get().routing_key)
-        except TimeoutError:
-            raise DeadlineExceeded("the model was not loaded before the deadline") from None
+        async with loaded_within(timeout_seconds):
+            return await self._loader.resolve(tenant, reference, CALLER.get().routing_key)
 
     async def predict(
         self,
@@ -156,9 +156,10 @@ class Predictor:
         Raises `Overloaded` and `DeadlineExceeded`. A part without which nothing can be computed
         is left out.
         """
-        began = time.monotonic()
+        deadline = time.monotonic() + timeout_seconds
         preprocessor = model.trunk.trunk.preprocessor
-        (whole,) = await self._inputs.prepare(preprocessor, [item], timeout_seconds)
+        name, lane = model.manifest.name, CALLER.get().lane
+        (whole,) = await self._inputs.prepare(model.trunk, [item], deadline, model=name, lane=lane)
         if isinstance(whole, GraftError):
             raise whole
         if isinstance(whole, PreparedImage):
@@ -169,9 +170,9 @@ class Predictor:
             occluded = await asyncio.to_thread(occlude_text, item, preprocessor.prepare)
         encoded = await model.trunk.batcher.encode(
             [whole, *(prepared for _, prepared in occluded)],
-            began + timeout_seconds,
-            model=model.manifest.name,
-            lane=CALLER.get().lane,
+            deadline,
+            model=name,
+            lane=lane,
             adapter=model.head.adapter,
         )
         first, *rows = _classify(model, encoded)
@@ -210,8 +211,7 @@ class Predictor:
             rows = _classify(model, features)
             inference.timing.head = time.monotonic() - began
             inference.failed_rows = sum(isinstance(row, GraftError) for row in rows)
-        self._rollback.answered(model, len(rows), sum(map(_is_failure, rows)))
-        self._shadows.offer(model, inputs, features, rows)
+        self._tell(model, inputs, features, rows)
         return Classification(model, rows, features, novelty, inference.timing)
 
     async def classify_features(self, model: LiveModel, features: FloatArray) -> Classification:
@@ -233,10 +233,12 @@ class Predictor:
             rows = _classify(model, results)
             inference.timing.head = time.monotonic() - began
             inference.failed_rows = sum(isinstance(row, GraftError) for row in rows)
+        self._tell(model, None, results, rows)
         return Classification(model, rows, results, [None] * len(rows), inference.timing)
 
     async def embed(
         self,
+        reference: str,
         name: str,
         trunk: LiveTrunk,
         inputs: Sequence[Input],
@@ -244,9 +246,13 @@ class Predictor:
         adapter: BankedAdapter | None = None,
         timeout_seconds: float,
     ) -> Embeddings:
-        """Return the features of every input; `name` is the model to count it under."""
+        """Return the features of every input.
+
+        `reference` is what answers, a version or a backbone; under `name` it is counted and takes
+        its turns, as predictions do.
+        """
         meters = self._labels.meters(name)
-        with observed(name, len(inputs), meters) as inference:
+        with observed(reference, len(inputs), meters) as inference:
             features, tokens = await self._encode(
                 trunk, name, inputs, timeout_seconds, inference.timing, adapter
             )
@@ -255,12 +261,30 @@ class Predictor:
                 for row, count in zip(features, tokens, strict=True)
             ]
             inference.failed_rows = sum(isinstance(row, GraftError) for row in rows)
-        return Embeddings(name, rows, inference.timing)
+        return Embeddings(reference, rows, inference.timing)
 
     async def close(self) -> None:
         """End the decoding threads, and the shadows."""
         await self._shadows.close()
-        self._inputs.close()
+        await self._inputs.close()
+
+    def _tell(
+        self,
+        model: LiveModel,
+        inputs: Sequence[Input] | None,
+        features: Sequence[FloatArray | GraftError],
+        rows: Sequence[FloatArray | GraftError],
+    ) -> None:
+        """Tell those who judge the release, and its shadow, what has been answered."""
+        failed = sum(map(_is_failure, rows))
+        self._rollback.answered(model, len(rows), failed)
+        if model.release is not None and len(model.release.traffic) > 1:
+            newest = max(share.version for share in model.release.traffic)
+            side = "newest" if model.manifest.version == newest else "others"
+            answered, not_answered = self._labels.meters(model.manifest.name).split_rows[side]
+            answered.inc(len(rows) - failed)
+            not_answered.inc(failed)
+        self._shadows.offer(model, inputs, features, rows)
 
     async def _encode(
         self,
@@ -273,13 +297,15 @@ class Predictor:
     ) -> tuple[list[FloatArray | GraftError], list[int]]:
         """Return each input's features, and how many tokens it was read as."""
         began = time.monotonic()
-        prepared = await self._inputs.prepare(trunk.trunk.preprocessor, inputs, timeout_seconds)
-        timing.prepare = time.monotonic() - began
+        deadline, lane = began + timeout_seconds, CALLER.get().lane
+        try:
+            prepared = await self._inputs.prepare(trunk, inputs, deadline, model=name, lane=lane)
+        finally:
+            timing.prepare = time.monotonic() - began
         good = [row for row in prepared if not isinstance(row, GraftError)]
-        deadline = began + timeout_seconds
         encoded = iter(
             await trunk.batcher.encode(
-                good, deadline, timing, model=name, lane=CALLER.get().lane, adapter=adapter
+                good, deadline, timing, model=name, lane=lane, adapter=adapter
             )
         )
         tokens = [len(row.ids) if isinstance(row, PreparedText) else 0 for row in prepared]

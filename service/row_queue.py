@@ -1,4 +1,4 @@
-"""The queue before a trunk: which of the rows that wait go into the next batch.
+"""The queue of a line: which of the rows that wait go into the next batch.
 
 Order: by lane first (service.caller), then fairly between models. Each model's rows carry start
 tags of a virtual clock that its own costs advance (start-time fair queueing, Goyal et al. 1996), so
@@ -9,8 +9,8 @@ A batch is filled with rows about as long as the one that leads it: padding a to
 computing one, and a run of its own only some eight of them.
 
 When the queue is full, a newcomer whose model holds less of it than another's pushes the newest
-requests of the one that holds most out. All costs are in tokens or pixels. Not here: running
-batches, deadlines of callers (service.batcher).
+requests of the one that holds most out. All costs of a queue are in one unit: tokens, pixels, or
+what decoding takes. Not here: running batches, deadlines of callers (service.line).
 """
 
 from __future__ import annotations
@@ -18,9 +18,9 @@ from __future__ import annotations
 import heapq
 from collections.abc import Callable, Hashable, Iterator
 from dataclasses import dataclass, field
+from typing import Generic, Protocol, TypeVar
 
 from core.adapter_bank import BankedAdapter
-from core.preprocessing import Prepared
 from service.caller import Lane
 
 LOOK_AHEAD_ROWS = 256
@@ -30,6 +30,17 @@ RUN_COST = 8
 longer or shorter than the first one go with it."""
 
 Model = Hashable
+
+
+class Costed(Protocol):
+    """What can wait: a prepared input, or one that is yet to be decoded."""
+
+    @property
+    def cost(self) -> int:
+        """What it takes to compute."""
+
+
+Item = TypeVar("Item", bound=Costed)
 
 
 @dataclass(eq=False)
@@ -45,11 +56,11 @@ class QueuedRequest:
 
 
 @dataclass(order=True, slots=True)
-class Row:
+class Row(Generic[Item]):
     """One row; ordered by its turn."""
 
     turn: tuple[float, int]
-    prepared: Prepared = field(compare=False)
+    item: Item = field(compare=False)
     request: QueuedRequest = field(compare=False)
     index: int = field(compare=False)
 
@@ -63,14 +74,14 @@ class _Share:
     cost: int = 0
 
 
-class RowQueue:
+class RowQueue(Generic[Item]):
     """Rows that wait, at most `max_rows`."""
 
     def __init__(self, max_rows: int) -> None:
         self.max_rows = max_rows
         self.rows = 0
         """Rows that wait and that somebody waits for."""
-        self._lanes: dict[Lane, list[Row]] = {lane: [] for lane in Lane}
+        self._lanes: dict[Lane, list[Row[Item]]] = {lane: [] for lane in Lane}
         self._shares: dict[Model, _Share] = {}
         self._costs = dict.fromkeys(Lane, 0)
         self._clock = 0.0
@@ -78,16 +89,16 @@ class RowQueue:
         self._count = 0
         self._batches = 0
 
-    def add(self, request: QueuedRequest, rows: list[tuple[int, Prepared]]) -> None:
-        """Queue the rows of a request, which are (index, prepared), in their order."""
+    def add(self, request: QueuedRequest, rows: list[tuple[int, Item]]) -> None:
+        """Queue the rows of a request, which are (index, item), in their order."""
         share = self._shares.setdefault(request.model, _Share())
         tag = max(self._clock, self._tags.get(request.model, 0.0))
-        for index, prepared in rows:
+        for index, item in rows:
             self._count += 1
-            row = Row((tag, self._count), prepared, request, index)
+            row = Row((tag, self._count), item, request, index)
             heapq.heappush(self._lanes[request.lane], row)
-            tag += prepared.cost
-            request.cost += prepared.cost
+            tag += item.cost
+            request.cost += item.cost
         self._tags[request.model] = tag
         request.waiting += len(rows)
         share.requests[request] = None
@@ -140,27 +151,27 @@ class RowQueue:
         models = len(self._shares) + (model not in self._shares)
         return min(waiting + cost, (own + cost) * models)
 
-    def take(self, max_rows: int, budget: Callable[[Prepared], int]) -> list[Row]:
-        """Take the next batch: `budget` of its first row bounds its rows times their width."""
+    def take(self, max_rows: int, budget: int) -> list[Row[Item]]:
+        """Take the next batch: `budget` bounds its rows times their width, if it is not but one."""
         self._batches += 1
         from_below = self._batches % LOWEST_LANE_EVERY == 0
-        batch: list[Row] = []
-        passed: list[Row] = []
-        lead = width = limit = 0
+        batch: list[Row[Item]] = []
+        passed: list[Row[Item]] = []
+        lead = width = 0
         for row in self._in_turn(from_below):
-            cost = row.prepared.cost
+            cost = row.item.cost
             if not batch:
-                lead, limit = cost, budget(row.prepared)
+                lead = cost
             wider = max(width, cost)
             is_near = abs(cost - lead) <= max(RUN_COST, lead // 4)
-            if batch and not (is_near and wider * (len(batch) + 1) <= limit):
+            if batch and not (is_near and wider * (len(batch) + 1) <= budget):
                 passed.append(row)
             else:
                 batch.append(row)
                 width = wider
             if len(batch) == max_rows or len(passed) == LOOK_AHEAD_ROWS:
                 break
-            if width * (len(batch) + 1) > limit:
+            if width * (len(batch) + 1) > budget:
                 break
         for row in passed:
             heapq.heappush(self._lanes[row.request.lane], row)
@@ -178,7 +189,7 @@ class RowQueue:
 
     # -- inside ------------------------------------------------------------------------------
 
-    def _in_turn(self, from_below: bool) -> Iterator[Row]:
+    def _in_turn(self, from_below: bool) -> Iterator[Row[Item]]:
         """Pop the rows that somebody waits for, in order."""
         for lane in sorted(Lane, reverse=from_below):
             waiting = self._lanes[lane]
@@ -191,14 +202,14 @@ class RowQueue:
                     continue
                 yield row
 
-    def _taken(self, row: Row) -> None:
+    def _taken(self, row: Row[Item]) -> None:
         request = row.request
         share = self._shares[request.model]
         request.waiting -= 1
-        request.cost -= row.prepared.cost
+        request.cost -= row.item.cost
         if not request.waiting:
             del share.requests[request]
-        self._leave(share, request, 1, row.prepared.cost)
+        self._leave(share, request, 1, row.item.cost)
 
     def _leave(self, share: _Share, request: QueuedRequest, rows: int, cost: int) -> None:
         share.rows -= rows

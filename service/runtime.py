@@ -23,6 +23,7 @@ from service.backbones import BackboneTrunks
 from service.forecast import Forecaster
 from service.hot_loader import HotLoader
 from service.job_history import JobHistory
+from service.metrics import ModelLabels
 from service.predictor import Predictor
 from service.watch import RegistryWatch
 
@@ -71,17 +72,19 @@ class Runtime:
         )
         watch.start()
         attendance.start()
-        rollback = AutoRollback(registry.releases, feed, loader.reconcile_model)
+        labels = ModelLabels(settings.labelled_models)
+        rollback = AutoRollback(registry.releases, feed, loader.reconcile_model, labels)
         predictor = Predictor(
             loader,
             rollback,
             threads=threads,
             max_text_chars=settings.max_text_chars,
-            labelled_models=settings.labelled_models,
+            max_queued_rows=settings.max_queued_rows,
+            labels=labels,
         )
         runs = RunStore(store)
         history, forecast = JobHistory(queue, runs), Forecaster(queue, presence)
-        appraiser = Appraiser(store, settings.hf_models)
+        appraiser = Appraiser(store)
         return cls(
             settings, store, queue, history, runs, appraiser, forecast, feed, registry, loader,
             attendance, watch, rollback, BackboneTrunks(registry, loader.live), predictor,

@@ -19,14 +19,15 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from core.errors import GraftError
+from core.errors import GraftError, Overloaded
 from core.manifests import ModelManifest
 from core.preprocessing import FloatArray
 from core.tasks import Answer, decide
 from service.caller import Lane
 from service.inputs import Input, InputPreparer
 from service.live_models import LiveModel, Refused
-from service.metrics import SHADOW_ROWS
+from service.metrics import ModelLabels
+from service.row_queue import Model
 from service.serving_set import Slot
 
 logger = logging.getLogger("graft.service")
@@ -44,11 +45,14 @@ Compared = Callable[[LiveModel, int, int], None]
 
 @dataclass(frozen=True)
 class Answered:
-    """One request that was answered: features and outputs of the rows that could be."""
+    """One request that was answered: features and outputs of the rows that could be.
+
+    Without `inputs`, when the caller sent features.
+    """
 
     model: LiveModel
     shadow: int
-    inputs: Sequence[Input]
+    inputs: Sequence[Input] | None
     features: FloatArray
     outputs: FloatArray
 
@@ -61,10 +65,12 @@ class Shadows:
         load: Callable[[Slot], Awaitable[LiveModel]],
         inputs: InputPreparer,
         on_compared: Compared,
+        labels: ModelLabels,
     ) -> None:
         self._load = load
         self._inputs = inputs
         self._on_compared = on_compared
+        self._labels = labels
         self._waiting: asyncio.Queue[Answered] = asyncio.Queue(MAX_WAITING)
         self._executor = ThreadPoolExecutor(1, thread_name_prefix="shadow")
         self._task: asyncio.Task[None] | None = None
@@ -72,7 +78,7 @@ class Shadows:
     def offer(
         self,
         model: LiveModel,
-        inputs: Sequence[Input],
+        inputs: Sequence[Input] | None,
         features: Sequence[FloatArray | GraftError],
         outputs: Sequence[FloatArray | GraftError],
     ) -> None:
@@ -82,18 +88,19 @@ class Shadows:
             return
         assert release.shadow is not None
         good = [
-            (item, row, answer)
-            for item, row, answer in zip(inputs, features, outputs, strict=True)
+            (number, row, answer)
+            for number, (row, answer) in enumerate(zip(features, outputs, strict=True))
             if not isinstance(row, GraftError) and not isinstance(answer, GraftError)
         ]
         if not good:
             return
-        items, rows, answers = zip(*good, strict=True)
+        numbers, rows, answers = zip(*good, strict=True)
+        items = None if inputs is None else [inputs[number] for number in numbers]
         answered = Answered(model, release.shadow, items, np.stack(rows), np.stack(answers))
         try:
             self._waiting.put_nowait(answered)
         except asyncio.QueueFull:
-            _count("dropped", len(items))
+            self._count(model, "dropped", len(rows))
             return
         if self._task is None or self._task.done():
             self._task = asyncio.create_task(self._run())
@@ -112,10 +119,10 @@ class Shadows:
             try:
                 await self._compare(answered)
             except (GraftError, Refused):
-                _count("failed", len(answered.inputs))
+                self._count(answered.model, "failed", len(answered.features))
             except Exception:
                 logger.exception("shadow of %s", answered.model.manifest.reference)
-                _count("failed", len(answered.inputs))
+                self._count(answered.model, "failed", len(answered.features))
 
     async def _compare(self, answered: Answered) -> None:
         manifest = answered.model.manifest
@@ -125,7 +132,7 @@ class Shadows:
         if shadow.manifest.trunk != manifest.trunk or adapters != (None, None):
             features = await self._features(shadow, answered.inputs)
         if features is None:
-            _count("dropped", len(answered.inputs))
+            self._count(answered.model, "dropped", len(answered.features))
             return
         loop = asyncio.get_running_loop()
         outputs = await loop.run_in_executor(self._executor, shadow.head.predict, features)
@@ -138,28 +145,36 @@ class Shadows:
             )
         )
         disagreed = len(outputs) - agreed
-        _count("agreed", agreed)
-        _count("disagreed", disagreed)
+        self._count(answered.model, "agreed", agreed)
+        self._count(answered.model, "disagreed", disagreed)
         self._on_compared(answered.model, agreed, disagreed)
 
-    async def _features(self, shadow: LiveModel, inputs: Sequence[Input]) -> FloatArray | None:
+    async def _features(
+        self, shadow: LiveModel, inputs: Sequence[Input] | None
+    ) -> FloatArray | None:
         """Return what the shadow's own trunk and adapter give, or None if that is busy."""
         batcher = shadow.trunk.batcher
-        if batcher.queued_rows > BUSY_ROWS:
+        if inputs is None or batcher.queued_rows > BUSY_ROWS:
             return None
-        prepared = await self._inputs.prepare(
-            shadow.trunk.trunk.preprocessor, inputs, DEADLINE_SECONDS
-        )
-        rows = [row for row in prepared if not isinstance(row, GraftError)]
         deadline = time.monotonic() + DEADLINE_SECONDS
-        name = shadow.manifest.name
-        found = await batcher.encode(
-            rows, deadline, model=(name, "shadow"), lane=Lane.LOW, adapter=shadow.head.adapter
-        )
+        turn: Model = shadow.manifest.name, "shadow"
+        try:
+            prepared = await self._inputs.prepare(
+                shadow.trunk, inputs, deadline, model=turn, lane=Lane.LOW
+            )
+            rows = [row for row in prepared if not isinstance(row, GraftError)]
+            found = await batcher.encode(
+                rows, deadline, model=turn, lane=Lane.LOW, adapter=shadow.head.adapter
+            )
+        except Overloaded:
+            return None
         sound = [row for row in found if not isinstance(row, GraftError)]
         if len(sound) != len(inputs):
             raise GraftError("the shadow could not compute every row")
         return np.stack(sound)
+
+    def _count(self, model: LiveModel, outcome: str, rows: int) -> None:
+        self._labels.meters(model.manifest.name).shadow_rows[outcome].inc(rows)
 
 
 def agree(manifest: ModelManifest, answer: Answer, other: Answer) -> bool:
@@ -168,7 +183,3 @@ def agree(manifest: ModelManifest, answer: Answer, other: Answer) -> bool:
         half_width = manifest.interval.half_width if manifest.interval else 0.0
         return abs(answer - other) <= half_width
     return answer == other
-
-
-def _count(outcome: str, rows: int) -> None:
-    SHADOW_ROWS.labels(outcome=outcome).inc(rows)

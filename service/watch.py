@@ -10,9 +10,10 @@ import asyncio
 import logging
 import time
 from collections.abc import Awaitable, Callable
+from contextlib import suppress
 
 from core.changes import Change, ChangeFeed
-from core.errors import Unavailable
+from core.errors import NotFound, Unavailable
 from service.hot_loader import HotLoader
 from service.serving_set import ModelState
 
@@ -66,8 +67,13 @@ class RegistryWatch:
             self.hears_changes = False
             raise
         self.hears_changes = True
-        for tenant, model in dict.fromkeys((c.tenant, c.model) for c in changes):
+        unloaded = [change for change in changes if change.type == "unloaded"]
+        looked_at = [change for change in changes if change.type != "unloaded"]
+        for tenant, model in dict.fromkeys((c.tenant, c.model) for c in looked_at):
             await self._loader.reconcile_model(tenant, model, retry=True)
+        for change in unloaded:
+            with suppress(NotFound):
+                await self._loader.unload(change.tenant, change.model, change.version)
         if self._on_change is not None:
             models = self._loader.current.models
             for change in changes:

@@ -271,6 +271,19 @@ def random_adapter(seed: int, ranks: Sequence[int] = (2, 2)) -> Adapter:
     )
 
 
+def constant_adapter(number: int) -> Adapter:
+    """An adapter whose deltas are the number everywhere."""
+    return Adapter(
+        {
+            slot.name: Delta(
+                np.full((slot.in_dim, 2), number, np.float32),
+                np.full((2, slot.out_dim), number, np.float32),
+            )
+            for slot in SLOTS
+        }
+    )
+
+
 def publish_low_rank(
     registry: Registry, trunk: TrunkManifest, name: str = "pets", *, seed: int = 0,
     release: bool = True,

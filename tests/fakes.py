@@ -8,11 +8,13 @@ from collections.abc import Sequence
 import numpy as np
 
 from core.adapters import Deltas
-from core.changes import Change, ChangeFeed, MemoryChangeFeed
+from core.changes import Change, ChangeFeed
+from core.datasets import Modality
 from core.errors import Unavailable
 from core.preprocessing import FloatArray, Prepared, PreparedText
 from core.registry import Registry
 from core.store import ArtifactStore, StoredObject
+from tests.twins.feed import MemoryChangeFeed
 
 RAISES, GIVES_NAN, GIVES_TOO_FEW = 1_000_001, 1_000_002, 1_000_003
 
@@ -30,6 +32,7 @@ class FakeEncoder:
     """
 
     dim = 2
+    modality = Modality.TEXT
 
     def __init__(self) -> None:
         self.batches: list[list[int]] = []

@@ -6,17 +6,19 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
 
-from core.changes import Change, ChangeFeed, MemoryChangeFeed
+from core.changes import Change, ChangeFeed
 from core.identifiers import ModelReference
 from core.registry import Registry
 from service.auto_rollback import AutoRollback
 from service.hot_loader import HotLoader
 from service.inputs import Input
 from service.live_models import LiveModel
+from service.metrics import ModelLabels
 from service.predictor import Predictor
 from service.watch import RegistryWatch
 from tests.builders import TENANT
 from tests.fakes import DeafFeed, FlakyStore
+from tests.twins.feed import MemoryChangeFeed
 from tests.waiting import until
 
 NEVER = 3600.0
@@ -42,8 +44,14 @@ class Loading:
             pinned_models=pinned,
         )
         self.watch = RegistryWatch(self.loader, self.feed, poll_seconds=poll)
-        self.rollback = AutoRollback(self.registry.releases, self.feed, self.loader.reconcile_model)
-        self.predictor = Predictor(self.loader, self.rollback, threads=1, max_text_chars=10_000)
+        labels = ModelLabels(100)
+        self.rollback = AutoRollback(
+            self.registry.releases, self.feed, self.loader.reconcile_model, labels
+        )
+        self.predictor = Predictor(
+            self.loader, self.rollback, threads=1, max_text_chars=10_000, max_queued_rows=1_000,
+            labels=labels,
+        )  # fmt: skip
 
     async def predict(self, model: str, *inputs: Input, timeout: float = 20):  # type: ignore[no-untyped-def]
         return await self.predictor.predict(

@@ -2,7 +2,8 @@
 
 Every end of a job, whoever brought it about, puts it among the queue's `unarchived`; any worker
 writes it to the store (core.runs), removes what only a running job needs, and only then marks it,
-so that a crash in between costs nothing but doing it again. Several workers may do it at once. Not
+so that a crash in between costs nothing but doing it again. Of a parsing job that failed the file
+tells, or it would be parsed again once Redis has forgotten. Several workers may do it at once. Not
 here: reading them (service.job_history), what crashes leave (training.collection).
 """
 

@@ -16,6 +16,7 @@ from typing import Literal
 import numpy as np
 
 from core.preprocessing import FloatArray
+from training import decisions
 from training.calibration import (
     Calibration,
     calibration,
@@ -23,6 +24,7 @@ from training.calibration import (
     fold_into,
     rescale,
 )
+from training.decisions import Decision
 from training.evaluation import Metrics, evaluate
 from training.fit import Fit, Head, IntArray, deal, fold_count
 from training.ordinal import OrdinalMetrics, evaluate_order
@@ -52,10 +54,11 @@ class Alternative:
 class Assessment:
     """The calibrated head, and how it did: `probabilities` [n, classes] for `targets` [n].
 
-    `out_of_fold` are the training rows' calibrated probabilities by heads on frozen features;
+    `out_of_fold` are the training rows' calibrated probabilities by heads that had not seen them:
+    of what ships, if every row was held out in turn, or else (`is_frozen`) on frozen features;
     `rows` are the numbers of those that were held out, None if all were or a validation file was.
-    `cross_validated_accuracy` is that of `out_of_fold`. `ordinal` is of classes in
-    order.
+    `cross_validated_accuracy` is that of training rows that were held out from what ships.
+    `ordinal` is of classes in order.
     """
 
     head: Head
@@ -67,12 +70,17 @@ class Assessment:
     targets: IntArray
     out_of_fold: FloatArray
     rows: IntArray | None
+    is_frozen: bool = False
     ordinal: OrdinalMetrics | None = None
 
     def summary(self) -> dict[str, float]:
         """Return the figures of a manifest and of the `metrics` event."""
         ordinal = {} if self.ordinal is None else self.ordinal.summary()
         return self.metrics.summary() | self.calibration.summary() | ordinal
+
+    def decisions(self) -> tuple[Decision, ...]:
+        """Return what was decided on the rows that judge."""
+        return (decisions.temperature(self.calibration),)
 
     def sentence(self) -> str:
         """Return one sentence for the job's history."""
@@ -110,12 +118,17 @@ def assess(
     head, rows = fitted.head, None
     source: Source = "cross_validation"
     before, after, truth = fitted.out_of_fold, out_of_fold, targets
+    is_frozen = False
     if alternative is not None:
         head, before = alternative.head, alternative.outputs
         if len(alternative.rows) < len(targets):
             rows, source = alternative.rows, "held_out_rows"
         truth = targets[alternative.rows]
         after, temperature = _cross_calibrate(before, truth)
+        if rows is None:
+            out_of_fold = after
+        is_frozen = rows is not None
+    cross_validated_accuracy = float((after.argmax(axis=1) == truth).mean())
     if validation is not None:
         features, truth = validation
         source, rows, before = "validation_file", None, head.predict(features)
@@ -126,13 +139,14 @@ def assess(
     return Assessment(
         head=fold_into(head, temperature),
         source=source,
-        cross_validated_accuracy=float((out_of_fold.argmax(axis=1) == targets).mean()),
+        cross_validated_accuracy=cross_validated_accuracy,
         metrics=evaluate(after, truth, labels),
         calibration=calibration(temperature, before, after, truth),
         probabilities=after,
         targets=truth,
         out_of_fold=out_of_fold,
         rows=rows,
+        is_frozen=is_frozen,
         ordinal=evaluate_order(after, truth) if fitted.is_ordered else None,
     )
 

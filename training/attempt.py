@@ -84,7 +84,9 @@ class Attempt:
         expect: Expectation,
         presence: Presence,
     ) -> None:
-        """`stop_seconds` is what a child may take to save its state; `stopping` is the worker's.
+        """`max_seconds` is what all attempts of the job may take together.
+
+        `stop_seconds` is what a child may take to save its state; `stopping` is the worker's.
 
         `withdraw` keeps earlier attempts from publishing, and is False if one of them has; it may
         raise `Unavailable`. `expect` is as in `Settlement`.
@@ -93,7 +95,9 @@ class Attempt:
         self._claim = claim
         self._child = child
         self._lease_seconds = lease_seconds
-        self._deadline = time.monotonic() + max_seconds
+        self._began = time.monotonic()
+        # An attempt that must first look what became of one that was publishing has time for that.
+        self._deadline = self._began + max(0, max_seconds - claim.job.ran_seconds)
         self._max_seconds = max_seconds
         self._stop_seconds = stop_seconds
         self._stopping = stopping
@@ -233,8 +237,9 @@ class Attempt:
             # A call may take longer than what is left of the lease, and a child must not.
             async with asyncio.timeout(max(0.2, self._renewed + self._lease_seconds - before)):
                 wanted = await self._queue.heartbeat(
-                    self._claim, self._lease_seconds, self._progress
-                )
+                    self._claim, self._lease_seconds, self._progress,
+                    self._claim.job.ran_seconds + before - self._began,
+                )  # fmt: skip
         except TimeoutError:
             raise Unavailable("Redis did not answer within the lease.") from None
         self._renewed = before

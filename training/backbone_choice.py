@@ -23,6 +23,7 @@ from pydantic import BaseModel
 from core.errors import DataError
 from core.preprocessing import FloatArray
 from training.data import Dataset
+from training.duplicates import twins
 from training.judgement import compare
 from training.precision import sampled
 from training.tasks import TASKS
@@ -75,6 +76,7 @@ def choose_backbone(
     sample = sampled(data, seed, most=SAMPLE_ROWS)
     task, labels = TASKS[data.manifest.task], data.manifest.classes
     targets = sample.targets(labels, param="training_file")
+    copies = twins(sample.items)
     tried: list[_Tried] = []
     failed: list[BackboneCandidate] = []
     for model in models:
@@ -82,7 +84,7 @@ def choose_backbone(
             found = features(model, sample)
             if found is None:
                 continue
-            fitted = task.fit(found, targets, len(labels), seed)
+            fitted = task.fit(found, targets, len(labels), seed, copies)
         except DataError as error:
             failed.append(BackboneCandidate(model=model, problem=error.message))
             continue

@@ -31,9 +31,10 @@ Items = Sequence[str] | Sequence[bytes]
 BoolArray = npt.NDArray[np.bool_]
 Split = tuple[IntArray, IntArray]
 
+NETWORK = "a small convolutional network on 32×32 pixels"
 _SCRATCH = {
     Modality.TEXT: "logistic regression on TF-IDF of words",
-    Modality.IMAGE: "a small convolutional network on 32×32 pixels",
+    Modality.IMAGE: NETWORK,
 }
 
 
@@ -42,7 +43,8 @@ class Transfer(BaseModel, frozen=True):
 
     `gain` is the model's accuracy minus that of the model from scratch, `gain_error` the standard
     error of their row by row difference. Without a model from scratch `helps` is None, and
-    `skipped` says why there is none.
+    `skipped` says why there is none. `advice` is for a backbone that does not help
+    (training.advice).
     """
 
     helps: bool | None
@@ -55,6 +57,11 @@ class Transfer(BaseModel, frozen=True):
     gain_error: float | None = None
     skipped: str | None = None
     advice: str | None = None
+
+    @property
+    def beats_constant(self) -> bool:
+        """Whether the model is right more often than the commonest class alone."""
+        return self.model_accuracy > self.majority_accuracy
 
 
 def compare(
@@ -95,14 +102,12 @@ def compare(
         found = [predict_pixels(pixels, targets, classes, *split, seed) for split in splits]
     scratch = np.concatenate(found) == targets[judged]
     gain = judgement.compare(correct[judged].astype(np.float64), scratch.astype(np.float64))
-    helps = gain.mean > gain.error
     return known.model_copy(
         update={
-            "helps": helps,
+            "helps": gain.mean > gain.error,
             "scratch_accuracy": float(scratch.mean()),
             "gain": gain.mean,
             "gain_error": gain.error,
-            "advice": None if helps else _advice(gain.mean, gain.error, known),
         }
     )
 
@@ -117,16 +122,3 @@ def cut(
         (np.flatnonzero(fold_of != fold), np.flatnonzero(fold_of == fold))
         for fold in range(int(fold_of.max()) + 1 if all_folds else 1)
     ]
-
-
-def _advice(gain: float, error: float, known: Transfer) -> str:
-    """Say what to do about a backbone that does not help."""
-    how = "does worse than" if gain < -error else "does no better than"
-    if known.model_accuracy <= known.majority_accuracy:
-        what = "even the commonest class alone is right as often: check the labels, or add rows"
-    else:
-        what = (
-            "its features may not fit this data: try another backbone, such as an `hf:` model of "
-            "the domain, a strategy that tunes the backbone, or more rows"
-        )
-    return f"The pretrained model {how} one that was trained from scratch; {what}."

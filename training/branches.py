@@ -1,7 +1,7 @@
 """Two graphs in one: the plain trunk for plain rows, the adaptable one when deltas are fed.
 
 Deltas on every layer cost time even at rank 0: each layer's sum is a pass over memory, and the
-convolutions lose their fusions (docs/decisions). So the graph asks once, at the top:
+convolutions lose their fusions (docs/decisions/0010). So the graph asks once, at the top:
 
     If(a delta has a rank above 0)  then  adapted  else  plain
 

@@ -2,7 +2,7 @@
 
 An ended job's resume states go when it is archived, and so do its checkpoints if it was cancelled,
 unless the one who cancelled asked to keep the best; those of a job that succeeded or failed stay,
-for they are models that can be used. The rest is found by listing the store (core.leftovers).
+for they are models that can be used. The rest is found by listing the store (training.leftovers).
 
 It is safe against whoever is slow instead of dead. Nothing of a job goes that Redis or the store
 does not know to have ended; a job that neither knows can hold no lease. A version that goes leaves
@@ -26,11 +26,11 @@ from core.checkpoints import Checkpoints
 from core.errors import GraftError, NotFound
 from core.files import FileStore
 from core.jobs import Job
-from core.leftovers import Leftover, find_leftovers
 from core.queue import JobQueue
 from core.registry import SHARED_FOLDERS, Registry
 from core.runs import RunStore
 from core.store import ArtifactStore
+from training.leftovers import Leftover, find_leftovers
 
 logger = logging.getLogger("graft.worker")
 
@@ -93,7 +93,7 @@ class Collector:
     def _find(self) -> Iterator[tuple[tuple[str, Leftover], float]]:
         tenants = self._registry.tenants()
         for tenant in tenants:
-            for leftover, newest in find_leftovers(self._store.walk(tenant)).items():
+            for leftover, newest in find_leftovers(self._store.walk(tenant)):
                 yield (tenant, leftover), newest
         for folder in (*tenants, *sorted(SHARED_FOLDERS)):
             for entry in self._store.staged(folder):

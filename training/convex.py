@@ -12,7 +12,7 @@ length 1, so that a strength means about the same for any number of classes.
 How hard L-BFGS has to work depends on how much more the loss bends one way than another. In the
 axes of the rows' variance (training.scaling) that is known well enough beforehand, and weights are
 measured so that it bends about as much in all of them: a third of the passes over the rows for the
-same closeness (docs/decisions).
+same closeness (docs/decisions/0008).
 
 Not here: how a strength is chosen (training.strength).
 """

@@ -112,12 +112,14 @@ def spread(answers: Sequence[Answer]) -> ValueRange | None:
 
 
 def read_dataset(files: FileStore, file_id: str, *, param: str) -> Dataset:
-    """Read a processed file; raise `DataError` naming `param` when it is not processed."""
+    """Read a processed file; raise `DataError` naming `param` when it is not, or was damaged."""
     _, outcome = files.status(file_id)
     if isinstance(outcome, FileErrors):
         raise DataError(f"{file_id} is unusable: {outcome.summary()}", param=param)
     if outcome is None:
         raise DataError(f"{file_id} has not been processed", param=param)
+    if not files.is_intact(file_id, outcome):
+        raise DataError(f"what is stored of {file_id} is damaged; upload it again", param=param)
     column, target = outcome.modality.value, TARGET_COLUMNS[outcome.task]
     with files.open_data(file_id) as source:
         table = pq.read_table(source, columns=[column, target])

@@ -3,8 +3,8 @@
 Made of the rows and their features, before the fit: class counts, duplicates, labels that
 contradict each other, training rows that are in the validation file too, outliers, and texts of
 which the backbone does not read the end. Lists are cut to `LISTED` rows, totals are not. Rows are
-numbered from 1 as in the file; images that cannot be read never get here, because ingest refuses
-the file and names them. Not here: likely label errors, which need the fit (training.label_errors).
+numbered from 1 as in the file, without images that could not be read, which ingest has left out and
+named. Not here: likely label errors, which need the fit (training.label_errors).
 """
 
 from __future__ import annotations
@@ -14,14 +14,15 @@ from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
-from pydantic import BaseModel
+from pydantic import BaseModel, ConfigDict
 
+from core.datasets import RowError
 from core.jobs import Json
 from core.preprocessing import FloatArray, TextPreprocessor
 from core.trunk import Trunk
 from training import duplicates
 from training.duplicates import Match
-from training.fit import IntArray
+from training.fit import FOLDS, IntArray
 
 LISTED = 50
 SHOWN_CHARS = 200
@@ -85,7 +86,7 @@ class DataReport(BaseModel, frozen=True):
 
     `leaks` is None without a validation file, `truncated` for images, `imbalance` for values, which
     have no `counts` either. `compared_rows` says how many rows the search for near duplicates
-    looked at.
+    looked at. `unreadable` images were left out of the rows, and do not count in row numbers.
     """
 
     rows: int
@@ -99,6 +100,7 @@ class DataReport(BaseModel, frozen=True):
     leaks: Pairs | None
     outliers: Outliers
     truncated: Truncation | None
+    unreadable: tuple[RowError, ...] = ()
 
     def summary(self) -> Json:
         """Return the counts alone, for an event."""
@@ -113,7 +115,21 @@ class DataReport(BaseModel, frozen=True):
             "leaked_rows": self.leaks.rows if self.leaks else 0,
             "outliers": self.outliers.rows,
             "truncated": self.truncated.rows if self.truncated else 0,
+            "unreadable": len(self.unreadable),
         }
+
+
+@dataclass(frozen=True)
+class Inspection:
+    """The report, and for each training row the first that it repeats, nearly or not: `twins` [n].
+
+    Rows that repeat none are their own.
+    """
+
+    __pydantic_config__ = ConfigDict(arbitrary_types_allowed=True)
+
+    report: DataReport
+    twins: IntArray
 
 
 @dataclass(frozen=True)
@@ -133,12 +149,12 @@ class RowSet:
 
 def inspect_data(
     train: RowSet, groups: IntArray, held_out: RowSet | None, trunk: Trunk,
-    counts: Mapping[str, int] | None = None,
-) -> DataReport:  # fmt: skip
+    counts: Mapping[str, int] | None = None, unreadable: tuple[RowError, ...] = (),
+) -> Inspection:  # fmt: skip
     """Look at the training rows, and at the validation file's against them.
 
     `groups` [n] are of rows that are alike. `counts` is by label, where a row may have several or
-    none; without it every row has one.
+    none; without it every row has one. `unreadable` are those that were left out.
     """
     centre = train.features.mean(axis=0, dtype=np.float64).astype(np.float32)
     units = duplicates.unit_rows(train.features, centre)
@@ -169,7 +185,7 @@ def inspect_data(
     if counts is None:
         counts = dict(zip(*np.unique(train.labels, return_counts=True), strict=True))
     sizes = list(counts.values())
-    return DataReport(
+    report = DataReport(
         rows=len(keys),
         counts={str(label): int(rows) for label, rows in counts.items()},
         imbalance=float(max(sizes) / min(sizes)) if sizes else None,
@@ -181,7 +197,13 @@ def inspect_data(
         leaks=leaks,
         outliers=_outliers(units, groups, train),
         truncated=_truncated(train.items, trunk),
+        unreadable=unreadable,
     )
+    first = np.arange(len(keys))
+    first[[match.row for match in same]] = [match.other for match in same]
+    # With a whole fold of a class or more in one group, no fold could know the class.
+    most = np.maximum(2, np.bincount(groups)[groups] // FOLDS)
+    return Inspection(report, duplicates.with_near(first, near, units, threshold, groups, most))
 
 
 def describe(report: DataReport) -> str:
@@ -200,6 +222,7 @@ def describe(report: DataReport) -> str:
             (len(report.classes_with_few_rows), "classes with very few rows"),
             (report.outliers.rows, "outliers"),
             (truncated, "texts longer than the backbone reads"),
+            (len(report.unreadable), "unreadable images left out"),
         )
         if count
     ]

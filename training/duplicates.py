@@ -5,7 +5,8 @@ features (uncentred, all images of some backbones point one way); the thresholds
 data, pairs stop being one thing written or photographed twice. Products are computed in blocks of
 rows, and of each row only its best match is kept, so memory stays bounded even if all are alike.
 
-Not here: what a report makes of it (training.data_report).
+Not here: what a report makes of it (training.data_report), the folds in which copies stay together
+(training.fit).
 """
 
 from __future__ import annotations
@@ -15,10 +16,12 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
+import numpy.typing as npt
 
 from core.datasets import Modality
 from core.preprocessing import FloatArray
 
+IntArray = npt.NDArray[np.int64]
 NEAR = {Modality.TEXT: 0.97, Modality.IMAGE: 0.9}
 MAX_COMPARED = 15_000
 """Rows that are compared with each other; of more, as many are taken at even steps."""
@@ -53,6 +56,38 @@ def repeats(keys: Sequence[bytes], earlier: Sequence[bytes] | None = None) -> li
             found.append(Match(row, other, 1.0, is_exact=True))
         elif earlier is None:
             first[key] = row
+    return found
+
+
+def twins(items: Sequence[str] | Sequence[bytes]) -> IntArray:
+    """Return for each row the first one with the same content, [n]; itself if there is none."""
+    first = np.arange(len(items))
+    for match in repeats([content_key(item) for item in items]):
+        first[match.row] = match.other
+    return first
+
+
+def with_near(
+    twins: IntArray, near: Sequence[Match], units: FloatArray, least: float, groups: IntArray,
+    most: IntArray,
+) -> IntArray:  # fmt: skip
+    """Return `twins` [n] in which near repeats, by row, follow the first one that they resemble.
+
+    It is of the same of `groups` [n]: rows of two classes that are all but the same are not told
+    apart by the backbone, and whoever learns from one does worse on the other. All rows of a group
+    are nearly the first one: of a chain of rows, each like the next, the far end is in another. A
+    group of more than `most` [n] rows, as its first row has it, is none: so many alike are not
+    copies either.
+    """
+    first = twins.copy()
+    for match in near:
+        leader = first[match.other]
+        is_alike = units[match.row] @ units[leader] >= least
+        if is_alike and groups[match.row] == groups[leader]:
+            first[match.row] = leader
+    first = first[first]
+    too_large = (np.bincount(first, minlength=len(first)) > most)[first]
+    found: IntArray = np.where(too_large, twins, first)
     return found
 
 

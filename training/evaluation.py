@@ -27,14 +27,19 @@ _SMALLEST = 1e-7
 
 
 class ClassMetrics(BaseModel, frozen=True):
-    """One class: how many rows are of it, how many were said to be, and how many are both."""
+    """One class: how many rows are of it, how many were said to be, and how many are both.
+
+    The intervals are Wilson's; of a class that no row is of, or none was said to be, all of 0 to 1.
+    """
 
     label: str
     rows: int
     predicted: int
     correct: int
     precision: float
+    precision_interval: Interval
     recall: float
+    recall_interval: Interval
     f1: float
 
     @classmethod
@@ -46,7 +51,9 @@ class ClassMetrics(BaseModel, frozen=True):
             predicted=int(predicted),
             correct=int(correct),
             precision=float(correct / max(predicted, 1)),
+            precision_interval=wilson(int(correct), int(predicted)),
             recall=float(correct / max(rows, 1)),
+            recall_interval=wilson(int(correct), int(rows)),
             # 2PR / (P + R), which needs no care with zeros when it is written so.
             f1=float(2 * correct / max(rows + predicted, 1)),
             **more,
@@ -112,7 +119,9 @@ def evaluate(
 
 
 def wilson(successes: int, trials: int) -> Interval:
-    """Return the 95 % interval of a share (Wilson 1927)."""
+    """Return the 95 % interval of a share (Wilson 1927); of no trials it is 0 to 1."""
+    if not trials:
+        return 0.0, 1.0
     z2 = NORMAL_QUANTILE**2
     share = successes / trials
     centre = (share + z2 / (2 * trials)) / (1 + z2 / trials)

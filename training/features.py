@@ -1,10 +1,10 @@
 """Items to features: one pass over a data set through the trunk that will serve it.
 
 Several batches run at once, each on one thread, which keeps the cores busier than several threads
-on one batch (docs/decisions): give it a trunk that was loaded with `threads=1`. Texts are tokenised
-by the same threads, and sorted by length within a chunk, so that a batch holds little padding.
-Images are decoded by the thread that encodes them, so one thread decodes while another computes,
-and only a few are ever decoded.
+on one batch (docs/decisions/0008): give it a trunk that was loaded with `threads=1`. Texts are
+tokenised by the same threads, and sorted by length within a chunk, so that a batch holds little
+padding. Images are decoded by the thread that encodes them, so one thread decodes while another
+computes, and only a few are ever decoded.
 
 Not here: the trunk itself (core.trunk), keeping features for the next job
 (training.feature_cache).

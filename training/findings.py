@@ -36,6 +36,9 @@ MAX_CONFUSIONS = 400
 MANY_LABEL_ERRORS = 0.02
 """Share of the rows above which doubtful labels are a warning: a good data set has some."""
 
+MANY_COPIES = 0.05
+"""Share of the rows above which copies are worth a line."""
+
 LARGE_CALIBRATION_ERROR = 0.1
 
 
@@ -109,13 +112,18 @@ def verdicts(
     curve: LearningCurve,
     doubts: LabelErrors,
     gate: GateOutcome | None,
+    *,
+    is_tuned: bool,
 ) -> tuple[Verdict, ...]:
-    """Return what somebody who reads five lines of the report should read."""
+    """Return what somebody who reads five lines of the report should read.
+
+    The curve is of the frozen head, also where a model that `is_tuned` ships.
+    """
     return (
         *_on_the_gate(gate),
         *_on_the_model(assessment, transfer),
         *_on_the_data(data, doubts),
-        _on_more_data(curve),
+        _on_more_data(curve, is_tuned=is_tuned),
     )
 
 
@@ -184,7 +192,7 @@ def _on_the_model(assessment: Assessment, transfer: Transfer) -> Iterator[Verdic
     drop = assessment.cross_validated_accuracy - metrics.accuracy
     if assessment.source == "validation_file" and drop > 3 * max(metrics.accuracy_error, 0.01):
         yield _warn(
-            f"Cross-validated on the training file the accuracy is {100 * drop:.0f} points higher "
+            f"On held-out rows of the training file the accuracy is {100 * drop:.0f} points higher "
             "than on the validation file: the two differ in kind, or the training file has rows "
             "that are nearly alike."
         )
@@ -206,6 +214,14 @@ def _on_the_data(data: DataReport, doubts: LabelErrors | None) -> Iterator[Verdi
             text=f"{doubts.rows} labels ({100 * share:.1f} %) are likely wrong or ambiguous; the "
             "first are listed below.",
         )
+    copies = data.duplicates.rows + data.near_duplicates.rows
+    if copies > MANY_COPIES * data.rows:
+        yield _warn(
+            f"{copies} rows ({100 * copies / data.rows:.0f} %) repeat another, "
+            f"{data.duplicates.rows} exactly. No row is judged by a head that has seen its copy, "
+            "but what is often repeated weighs more in every figure: remove copies that are not "
+            "as frequent where the model will be used."
+        )
     conflicts = data.duplicates.conflicting + data.near_duplicates.conflicting
     if conflicts:
         yield _note(f"{conflicts} rows repeat another row under a different label or value.")
@@ -215,6 +231,8 @@ def _on_the_data(data: DataReport, doubts: LabelErrors | None) -> Iterator[Verdi
             f"{len(data.classes_with_few_rows)} classes have fewer than {FEW_ROWS} rows, such as "
             f"{named}: what is said of them is not reliable."
         )
+    if data.unreadable:
+        yield _note(f"{len(data.unreadable)} images could not be read and were left out.")
     if data.truncated is not None and data.truncated.rows:
         yield _note(
             f"Of {data.truncated.rows} texts only the first {data.truncated.max_tokens} tokens "
@@ -222,11 +240,12 @@ def _on_the_data(data: DataReport, doubts: LabelErrors | None) -> Iterator[Verdi
         )
 
 
-def _on_more_data(curve: LearningCurve) -> Verdict:
+def _on_more_data(curve: LearningCurve, *, is_tuned: bool) -> Verdict:
+    whom = " the frozen head, by which this is told" if is_tuned else ""
     if curve.more_data_helps:
         gain = 100 * curve.next_gain
-        return _note(f"More data would help: twice the rows may add up to {gain:.1f} points.")
-    return _note("More rows of the same kind are not likely to help much.")
+        return _note(f"More data would help{whom}: twice the rows may add up to {gain:.1f} points.")
+    return _note(f"More rows of the same kind are not likely to help{whom or ' much'}.")
 
 
 def _good(text: str) -> Verdict:

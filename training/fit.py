@@ -7,6 +7,9 @@ rate, no epochs, and the same answer for the same seed. Rare classes are seen to
 
     centre, scale and turn ──▶ path of L2 strengths × folds ──▶ choose ──▶ all rows, at that one
 
+Rows that repeat each other are in one fold: a head that was fitted on a row's twin would answer it
+from memory, and the accuracy that is quoted would be of copies.
+
 Not here: features (training.features), how the strength is found (training.strength), one step of a
 path (training.convex), values (training.ridge), what the numbers say (training.evaluation).
 """
@@ -89,14 +92,18 @@ class Fit:
     is_ordered: bool = False
 
 
-def fit(features: FloatArray, targets: IntArray, classes: int, *, seed: int) -> Fit:
+def fit(
+    features: FloatArray, targets: IntArray, classes: int, *, seed: int,
+    twins: IntArray | None = None,
+) -> Fit:  # fmt: skip
     """Fit a head on features [n, dim] and class indices [n], n ≥ 2, each in `range(classes)`.
 
-    A class with one row is held out like any other, and then no head can know it: it counts as an
-    error, of about the same size at every strength. Raises `DataError` if a feature is not finite.
+    Rows of the same of `twins` [n] are held out together (`deal`). A class with one row is held
+    out like any other, and then no head can know it: it counts as an error, of about the same size
+    at every strength. Raises `DataError` if a feature is not finite.
     """
     found = search(
-        features, one_hot(targets, classes), deal(targets, fold_count(len(targets)), seed),
+        features, one_hot(targets, classes), deal(targets, fold_count(len(targets)), seed, twins),
         Softmax(classes), judges=_judges(len(targets)),
     )  # fmt: skip
     plain = _fitted(found)
@@ -124,22 +131,28 @@ def fit(features: FloatArray, targets: IntArray, classes: int, *, seed: int) -> 
     )
 
 
-def fit_ordered(features: FloatArray, targets: IntArray, classes: int, *, seed: int) -> Fit:
+def fit_ordered(
+    features: FloatArray, targets: IntArray, classes: int, *, seed: int,
+    twins: IntArray | None = None,
+) -> Fit:  # fmt: skip
     """Fit a head as `fit` does, for classes whose indices are their order (training.convex)."""
     found = search(
-        features, one_hot(targets, classes), deal(targets, fold_count(len(targets)), seed),
+        features, one_hot(targets, classes), deal(targets, fold_count(len(targets)), seed, twins),
         Ordered(classes), judges=_judges(len(targets)),
     )  # fmt: skip
     return replace(_fitted(found), is_ordered=True)
 
 
-def fit_labels(features: FloatArray, targets: FloatArray, groups: IntArray, *, seed: int) -> Fit:
+def fit_labels(
+    features: FloatArray, targets: FloatArray, groups: IntArray, *, seed: int,
+    twins: IntArray | None = None,
+) -> Fit:  # fmt: skip
     """Fit a logistic regression for each label, of one strength, on targets 0 or 1 [n, labels].
 
     Rows of the same of `groups` [n] are dealt to the folds in turn. Raises `DataError` as `fit`.
     """
     found = search(
-        features, torch.from_numpy(targets), deal(groups, fold_count(len(groups)), seed),
+        features, torch.from_numpy(targets), deal(groups, fold_count(len(groups)), seed, twins),
         Sigmoid(targets.shape[1]), judges=_judges(len(groups)),
     )  # fmt: skip
     return _fitted(found, "sigmoid")
@@ -203,14 +216,25 @@ def fold_count(rows: int) -> int:
     return FOLDS_OF_MANY_ROWS if rows > MANY_ROWS else max(2, min(FOLDS, rows // 2))
 
 
-def deal(targets: IntArray, folds: int, seed: int) -> IntArray:
-    """Return the fold of each row, [n]: every class, shuffled, is dealt to the folds in turn."""
+def deal(targets: IntArray, folds: int, seed: int, twins: IntArray | None = None) -> IntArray:
+    """Return the fold of each row, [n]: every class, shuffled, is dealt to the folds in turn.
+
+    Rows of one of `twins` [n] go together, with the first of them, the largest groups of a class
+    first. There are fewer folds if there are fewer groups. A single group is dealt row by row,
+    since rows that are all alike tell nothing in whatever folds.
+    """
+    rows = np.arange(len(targets)) if twins is None else twins
+    _, leaders, group_of, sizes = np.unique(
+        rows, return_index=True, return_inverse=True, return_counts=True
+    )
+    if len(leaders) == 1:
+        return deal(targets, folds, seed)
     numbers = np.random.default_rng(seed)
-    shuffled = numbers.permutation(len(targets))
-    order = shuffled[np.argsort(targets[shuffled], kind="stable")]
-    fold_of = np.empty(len(targets), np.int64)
-    fold_of[order] = np.arange(len(targets)) % folds
-    return fold_of
+    shuffled = numbers.permutation(len(leaders))
+    order = shuffled[np.lexsort((-sizes[shuffled], targets[leaders[shuffled]]))]
+    fold_of = np.empty(len(leaders), np.int64)
+    fold_of[order] = np.arange(len(leaders)) % folds
+    return fold_of[group_of]
 
 
 def one_hot(targets: IntArray, classes: int) -> Tensor:

@@ -17,6 +17,7 @@ from core.datasets import Modality
 from core.preprocessing import FloatArray
 from core.registry import own_trunk_files
 from core.trunk import Trunk
+from training import decisions
 from training.backbones import TorchBackbone
 from training.data import Dataset
 from training.features import extract
@@ -82,12 +83,14 @@ def tune_whole(
     plan = DEFAULTS[backbone.modality].plan(
         objective.groups, request.chosen_hyperparameters, request.early_stopping
     )
+    setting.decisions.tell(decisions.training(plan, request, len(objective.groups)))
     rows = ItemRows.of(trunk.preprocessor, data.items, objective.targets)
     fits = largest_state_bytes(backbone) <= MAX_STATE_BYTES
     source = Source(
         block_count(backbone), objective, features,
         lambda _: WholePart(backbone), lambda _: rows,
         state_seconds=STATE_SECONDS if fits else math.inf, is_whole=True,
+        twins=setting.twins,
     )  # fmt: skip
     outcome = search(setting, source, plan)
     if outcome.part is None:

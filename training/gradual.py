@@ -12,7 +12,7 @@ classifier refitted on their features or the one that was trained along, as the 
 prefer; `strength` is 0 for the latter. A step counts if it beats the best so far; after two steps
 in a row that do not, the ladder ends. Where rows per class are few, the first step is tried with a
 contrastive loss as well. If none counts, the frozen head ships: on few rows any unfreezing may lose
-to it (docs/decisions).
+to it (docs/decisions/0012).
 
 The final deltas see all rows, for as many epochs as were best, so no row is left to judge them by:
 the numbers quoted are those of the same step on the held-out rows.
@@ -60,7 +60,8 @@ class Outcome(Generic[P]):
 
     `head` was trained along with them; None if it is to be refitted with the best step's strength.
     `outputs` and `targets` are of the rows `held_out`, by number, by the best step, and
-    `distances` the quantiles of how far they lie from the others (training.novelty).
+    `distances` the quantiles of how far they lie from the others (training.novelty). Another search
+    for the same may come to something else if the clock had a part in it (`is_hurried`).
     """
 
     steps: tuple[Step, ...]
@@ -71,6 +72,7 @@ class Outcome(Generic[P]):
     targets: Targets
     held_out: IntArray
     distances: FloatArray
+    is_hurried: bool
 
 
 class Watcher(Protocol[P_contra]):
@@ -110,7 +112,9 @@ class Gradual(Generic[P]):
         self._at = SearchState() if state is None else SearchState.from_bytes(state)
         self._tasks = Tasks(source, plan)
         self._saved = time.monotonic()
-        self._jury = Jury(source.objective, seed)
+        # What an earlier attempt left undone for want of time is not known.
+        self._is_hurried = state is not None
+        self._jury = Jury(source.objective, seed, source.twins)
 
     @property
     def resumed_from(self) -> int:
@@ -125,6 +129,7 @@ class Gradual(Generic[P]):
         ladder = self._tasks.ladder
         while rung := next_rung(self._at.steps, ladder, self._plan.contrast):
             if not self._affords(rung):
+                self._is_hurried = True
                 break
             rows = self._tasks.rows(rung.blocks)
             if rows is None:
@@ -142,6 +147,7 @@ class Gradual(Generic[P]):
             targets=self._jury.truth[rising],
             held_out=self._jury.rows[rising],
             distances=record.distances,
+            is_hurried=self._is_hurried,
         )
 
     # -- rungs -------------------------------------------------------------------------------
@@ -227,7 +233,9 @@ class Gradual(Generic[P]):
             if time.monotonic() - self._saved >= pause:
                 self._save(trainer)
             self._watcher.on_epoch(rung.blocks, len(trainer.history), epoch, self._at.saved_at)
-            return time.monotonic() < deadline
+            is_late = time.monotonic() >= deadline
+            self._is_hurried |= is_late
+            return not is_late
 
         try:
             trainer.run(check=self._watcher.check, on_epoch=on_epoch)

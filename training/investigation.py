@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Annotated, Any, TypeVar
 
 import numpy as np
@@ -48,6 +48,10 @@ class Investigation:
         """The comparison with models that know nothing, as of every task."""
         return self.transfer
 
+    def advised(self, advice: str | None) -> Investigation:
+        """Return the same with what to do about a backbone that does not help."""
+        return replace(self, transfer=self.transfer.model_copy(update={"advice": advice}))
+
 
 @dataclass(frozen=True)
 class Comparison:
@@ -60,6 +64,10 @@ class Comparison:
     def yardstick(self) -> Transfer | Standing:
         """The comparison with models that know nothing, as of every task."""
         return self.standing
+
+    def advised(self, advice: str | None) -> Comparison:
+        """Return the same with what to do about a backbone that does not help."""
+        return replace(self, standing=self.standing.model_copy(update={"advice": advice}))
 
 
 @dataclass(frozen=True)
@@ -124,33 +132,33 @@ def investigate(
 
 def investigate_labels(
     modality: Modality, train: RowSet, targets: FloatArray, validation: RowSet | None,
-    fitted: Fit, assessment: LabelAssessment,
+    fitted: Fit, assessment: LabelAssessment, seed: int,
 ) -> Comparison:  # fmt: skip
     """Compare sets of labels with baselines."""
     said = assessment.outputs >= THRESHOLD
     judged = _Judged.of(train, targets, validation, assessment.targets, said, assessment.rows)
-    return _compare(compare_labels, modality, judged, fitted)
+    return _compare(compare_labels, modality, judged, fitted, seed)
 
 
 def investigate_values(
     modality: Modality, train: RowSet, targets: Targets, validation: RowSet | None,
-    fitted: Fit, assessment: ValueAssessment,
+    fitted: Fit, assessment: ValueAssessment, seed: int,
 ) -> Comparison:  # fmt: skip
     """Compare values with baselines."""
     said = assessment.outputs[:, 0].astype(np.float64)
     judged = _Judged.of(train, targets, validation, assessment.targets, said, assessment.rows)
-    return _compare(compare_values, modality, judged, fitted)
+    return _compare(compare_values, modality, judged, fitted, seed)
 
 
 def _compare(
-    yardstick: Callable[..., Standing], modality: Modality, judged: _Judged, fitted: Fit
+    yardstick: Callable[..., Standing], modality: Modality, judged: _Judged, fitted: Fit, seed: int
 ) -> Comparison:
     seconds: dict[str, float] = {}
     standing = _timed(
         seconds, "baselines",
         lambda: yardstick(
             modality, judged.items, judged.targets, judged.answers,
-            train=judged.learned, fold_of=fitted.fold_of,
+            train=judged.learned, fold_of=fitted.fold_of, seed=seed,
         ),
     )  # fmt: skip
     return Comparison(standing, seconds)

@@ -68,8 +68,8 @@ class Fold:
 class Jury:
     """The rows of a search that are held out, fold by fold, and what they say."""
 
-    def __init__(self, objective: Objective, seed: int) -> None:
-        self.folds = split(objective.groups, seed)
+    def __init__(self, objective: Objective, seed: int, twins: IntArray | None = None) -> None:
+        self.folds = split(objective.groups, seed, twins)
         self.rows = np.concatenate([fold.held_out for fold in self.folds])
         self.truth = objective.targets[self.rows]
         self._objective = objective
@@ -106,16 +106,16 @@ class Jury:
         return mean
 
 
-def split(groups: IntArray, seed: int) -> tuple[Fold, ...]:
-    """Return how rows judge each other, group by group.
+def split(groups: IntArray, seed: int, twins: IntArray | None = None) -> tuple[Fold, ...]:
+    """Return how rows judge each other, group by group, those of one of `twins` [n] together.
 
     Of fewer than `FEW_ROWS` every row judges once, by what was fitted on two rows in three: from a
     third of them no gain could be told from chance. Of more, one in three judges, and of many one
     in five, for every fold costs a training.
     """
     rows = len(groups)
-    fold_of = deal(groups, FOLDS_OF_FEW_ROWS if rows < MANY_ROWS else FOLDS, seed)
-    folds = range(FOLDS_OF_FEW_ROWS if rows < FEW_ROWS else 1)
+    fold_of = deal(groups, FOLDS_OF_FEW_ROWS if rows < MANY_ROWS else FOLDS, seed, twins)
+    folds = range(int(fold_of.max()) + 1 if rows < FEW_ROWS else 1)
     return tuple(Fold(np.flatnonzero(fold_of != f), np.flatnonzero(fold_of == f)) for f in folds)
 
 

@@ -8,7 +8,7 @@ fit has one optimum, wherever it starts. New classes come with their rows.
 
 Of rows with the same content the newest counts, so a wrong label is mended by posting the row
 again. The new file's rows come first and keep their numbers. Not here: which version a reference
-means (service.api.job_creation pins it when the job is made).
+means (core.parents; service.api.job_creation pins it when the job is made).
 """
 
 from __future__ import annotations
@@ -18,9 +18,7 @@ from hashlib import sha256
 
 from core.errors import DataError, NotFound
 from core.files import FileStore
-from core.identifiers import ModelReference
 from core.manifests import ModelManifest
-from core.registry import Registry
 from core.tasks import Answer, find_other_task
 from training.data import Dataset, count_labels, read_dataset, spread
 from training.duplicates import content_key
@@ -38,19 +36,6 @@ class Continued:
     contents: dict[str, set[bytes]]
     new_rows: int
     replaced_rows: int
-
-
-def find_parent(registry: Registry, tenant: str, model: str) -> ModelManifest | None:
-    """Return the version that a job's `model` names; None if it names a backbone.
-
-    Raises `DataError` if the version has been deleted since the job was made.
-    """
-    if "@" not in model or ":" in model:
-        return None
-    try:
-        return registry.resolve(tenant, ModelReference.parse(model))
-    except NotFound:
-        raise DataError(f"{model} has been deleted", param="model") from None
 
 
 def files_of(model: ModelManifest) -> tuple[str, ...]:

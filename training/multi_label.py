@@ -19,6 +19,7 @@ from sklearn.metrics import average_precision_score
 
 from core.preprocessing import FloatArray
 from core.tasks import THRESHOLD
+from training import decisions
 from training.assessment import (
     MIN_CALIBRATION_ROWS,
     SOURCES,
@@ -27,6 +28,7 @@ from training.assessment import (
     deal_rows,
 )
 from training.calibration import Calibration, calibration, cross_rescale, fold_into, rescale
+from training.decisions import Decision
 from training.evaluation import RESAMPLES, ClassMetrics, Interval, wilson
 from training.fit import Fit, Head, IntArray
 from training.strength import label_losses
@@ -97,6 +99,13 @@ class LabelAssessment:
     def summary(self) -> dict[str, float]:
         """Return the figures of a manifest and of the `metrics` event."""
         return self.metrics.summary() | self.calibration.summary()
+
+    def decisions(self) -> tuple[Decision, ...]:
+        """Return what was decided on the rows that judge."""
+        return (
+            decisions.temperature(self.calibration),
+            decisions.threshold(self.metrics.threshold),
+        )
 
     def sentence(self) -> str:
         """Return one sentence for the job's history."""

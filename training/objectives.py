@@ -63,10 +63,15 @@ class Objective(ABC):
     task: ClassVar[Task]
     has_classes: ClassVar[bool] = False
 
-    def __init__(self, targets: Targets, width: int) -> None:
+    def __init__(self, targets: Targets, width: int, remedy: Remedy = "none") -> None:
         self.targets = targets
+        self._width, self._remedy = width, remedy
         self.groups: IntArray = group(self.task, targets)
         self.group_count = group_count(self.task, width)
+
+    def identity(self) -> tuple[Task, int, Remedy, Targets]:
+        """Return what tells one objective from another."""
+        return self.task, self._width, self._remedy, self.targets
 
     @abstractmethod
     def path(self, features: FloatArray, rows: IntArray) -> Iterator[tuple[float, Head]]:
@@ -111,10 +116,8 @@ class Classes(Objective):
     has_classes = True
 
     def __init__(self, targets: Targets, width: int, remedy: Remedy = "none") -> None:
-        super().__init__(targets, width)
+        super().__init__(targets, width, remedy)
         self._loss = Softmax(width)
-        self._width = width
-        self._remedy = remedy
         # A class without rows is asked for nowhere.
         self._class_weights = np.zeros(width, np.float32)
         self._class_weights[targets] = imbalance.row_weights(targets, width)

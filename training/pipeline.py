@@ -14,7 +14,6 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import replace
 from typing import Any
 
 import torch
@@ -32,10 +31,11 @@ from core.settings import Settings
 from core.store import ArtifactStore
 from core.tasks import decide, group_count
 from core.trunk import Trunk
-from training import backbones, strategies
+from training import backbones, decisions, strategies
+from training.advice import Tuning, advise
 from training.assessment import Alternative
 from training.data import Dataset, group
-from training.data_report import DataReport, describe, inspect_data
+from training.data_report import Inspection, describe, inspect_data
 from training.drafts import Origin, draft, release
 from training.export import export_adapted, export_head
 from training.fit import Fit
@@ -69,6 +69,7 @@ class FineTune:
         self._made_of = Preparation(job, store, settings, reporter, self._threads, trunk)
         self._seconds: dict[str, float] = {}
         self._steps: tuple[Step, ...] = ()
+        self._tuning = Tuning()
 
     def run(self) -> ModelManifest:
         """Return the published version's manifest; raises the errors of `core.errors`."""
@@ -94,11 +95,11 @@ class FineTune:
         with self._stage("inspect", 0.6):
             data = self._inspect(origin, rows, other)
         with self._stage("fit", 0.62):
-            fitted = self._fit(origin, rows)
+            fitted = self._fit(origin, rows, data)
         tuned, seen = None, other
         if origin.request.strategy != "feature_extraction":
             with self._stage("unfreeze", 0.7):
-                tuned = self._unfreeze(origin, rows, fitted)
+                tuned = self._unfreeze(origin, rows, data, fitted)
                 if tuned is not None and held_out is not None:
                     seen = self._as_tuned(tuned, held_out, origin.labels)
         with self._stage("evaluate", 0.85):
@@ -108,10 +109,12 @@ class FineTune:
             found = self._investigate(origin, rows, other, fitted, assessment)
             evidence = Evidence(
                 task, labels, train, rows.row_set, targets, held_out,
-                other.row_set if other else None, trunk, data, fitted, self._steps, assessment,
-                found, gate, comparison.current if comparison else None, made_of.choices,
+                other.row_set if other else None, trunk, data.report, fitted, self._steps,
+                assessment, found, gate, comparison.current if comparison else None,
+                tuple(made_of.decisions.made),
                 origin.parent.reference if origin.parent else None,
                 tuned.trunk.manifest.digest if tuned else trunk.manifest.digest,
+                tuned is not None,
             )  # fmt: skip
             report = self._report(origin, evidence)
         with self._stage("export", 0.94):
@@ -129,31 +132,38 @@ class FineTune:
         targets = data.targets(origin.labels, param="validation_file")
         return Rows(data, self._made_of.extract(origin.trunk, data, 0.55, 0.6), targets)
 
-    def _inspect(self, origin: Origin, rows: Rows, other: Rows | None) -> DataReport:
+    def _inspect(self, origin: Origin, rows: Rows, other: Rows | None) -> Inspection:
         groups, manifest = group(origin.task, rows.targets), rows.data.manifest
         held_out = other.row_set if other else None
         found = self._made_of.recall(
-            "data report", DataReport, inspect_data,
+            "data report", Inspection, inspect_data,
             rows.row_set, groups, held_out, origin.trunk, manifest.counts,
+            manifest.unreadable,
         )  # fmt: skip
-        summary = found.summary()
+        summary = found.report.summary()
         level: EventLevel = "warn" if summary["leaked_rows"] else "info"
-        self._reporter.event("data_report", describe(found), level=level, **summary)
+        self._reporter.event("data_report", describe(found.report), level=level, **summary)
         return found
 
-    def _fit(self, origin: Origin, rows: Rows) -> Fit:
-        return self._made_of.recall(
+    def _fit(self, origin: Origin, rows: Rows, data: Inspection) -> Fit:
+        fitted = self._made_of.recall(
             "fit", Fit, TASKS[origin.task].fit,
-            rows.features, rows.targets, len(origin.labels), origin.request.seed,
+            rows.features, rows.targets, len(origin.labels), origin.request.seed, data.twins,
         )  # fmt: skip
+        self._made_of.decisions.tell(decisions.strength(fitted))
+        if origin.task in (Task.SINGLE_LABEL, Task.ORDINAL):
+            self._made_of.decisions.tell(decisions.remedy(fitted))
+        return fitted
 
-    def _unfreeze(self, origin: Origin, rows: Rows, fitted: Fit) -> Tuned | None:
+    def _unfreeze(self, origin: Origin, rows: Rows, data: Inspection, fitted: Fit) -> Tuned | None:
         strategy, trunk = origin.request.strategy, origin.trunk
         if strategy == "gradual" and not trunk.manifest.slots:
             self._reporter.event(
                 "frozen_head_kept",
                 "This backbone has no layers that take deltas; the frozen head ships.",
             )
+            reason = "this backbone has no layers that take deltas"
+            self._tuning = Tuning(was_asked=True, refusal=reason)
             return None
         setting = Setting(
             request=origin.request,
@@ -161,7 +171,11 @@ class FineTune:
             checkpoints=self._checkpoints,
             reporter=self._reporter,
             threads=self._threads,
-            deadline=self._began + (1 - RESERVED_SHARE) * origin.request.max_seconds,
+            deadline=self._began
+            + (1 - RESERVED_SHARE) * (origin.request.max_seconds - self._job.ran_seconds),
+            twins=data.twins,
+            decisions=self._made_of.decisions,
+            results=self._made_of.results,
             draft=lambda step, adapter: draft(
                 origin, step.strength, step.metrics(), adapter=adapter, blocks=step.blocks,
                 interval=step.interval, training={"imbalance_remedy": fitted.remedy},
@@ -170,12 +184,20 @@ class FineTune:
         backbone = backbones.load(origin.request.model, self._settings.hf_models)
         objective = TASKS[origin.task].objective(rows.targets, len(origin.labels), fitted.remedy)
         if strategy == "auto":
-            prospect = strategies.decide(setting, trunk, backbone, origin.train, fitted, objective)
-            self._made_of.choices = replace(self._made_of.choices, strategy=prospect)
+            prospect = strategies.decide(
+                setting, trunk, backbone, origin.train, fitted, objective, rows.features
+            )
+            self._made_of.decisions.tell(decisions.strategy(prospect))
             if not prospect.tune:
+                self._tuning = Tuning(was_asked=True, refusal=prospect.reason)
                 return None
         tune = tune_whole if strategy == "full" else unfreeze
         tuned, self._steps = tune(setting, trunk, backbone, origin.train, objective, rows.features)
+        tried = len(self._steps[1:])
+        self._tuning = Tuning(
+            was_asked=True, steps=tried, ships=tuned is not None,
+            refusal=None if tried else "there was no time, or no room, for a first step",
+        )  # fmt: skip
         return tuned
 
     def _as_tuned(self, tuned: Tuned, data: Dataset, labels: list[str]) -> Rows:
@@ -194,6 +216,8 @@ class FineTune:
         assessment: Judged = TASKS[origin.task].assess(
             fitted, rows.targets, origin.labels, held_out, alternative
         )
+        for decision in assessment.decisions():
+            self._made_of.decisions.tell(decision)
         self._reporter.event("metrics", assessment.sentence(), level="info", **assessment.summary())
         return assessment
 
@@ -241,6 +265,9 @@ class FineTune:
             origin.trunk.modality, rows.row_set, rows.targets, other.row_set if other else None,
             fitted, assessment, origin.request.seed,
         )  # fmt: skip
+        compared = any(each.event == "backbone_chosen" for each in self._made_of.decisions.made)
+        advice = advise(found.yardstick, self._tuning, compared_backbones=compared)
+        found = found.advised(advice)
         told = found.yardstick
         if told.advice is not None:
             self._reporter.event(

@@ -25,6 +25,7 @@ from core.manifests import Precision
 from core.preprocessing import FloatArray
 from core.trunk import Trunk
 from training.data import Dataset, group
+from training.duplicates import twins
 from training.fit import IntArray, fit
 from training.quantization import is_quantisable
 
@@ -137,7 +138,10 @@ def _accuracy(trunk: Trunk, data: Candidates, seed: int) -> float:
     """Return the accuracy of a head fitted on this trunk's features, on rows it has not seen."""
     labels = data.train.manifest.classes
     targets: IntArray = data.train.targets(labels, param="training_file")
-    fitted = fit(data.extract(trunk, data.train), targets, len(labels), seed=seed)
+    fitted = fit(
+        data.extract(trunk, data.train), targets, len(labels), seed=seed,
+        twins=twins(data.train.items),
+    )  # fmt: skip
     probabilities = fitted.out_of_fold
     if data.held_out is not None:
         targets = data.held_out.targets(labels, param="validation_file")

@@ -2,7 +2,7 @@
 
     read ──▶ refuse what cannot be done ──▶ (continue a model) ──▶ (choose a backbone) ──▶ trunk
 
-Whatever the request left open and is settled here, is settled in `request` and told in `choices`.
+Whatever the request left open and is settled here, is settled in `request` and told in `decisions`.
 Not here: what is learned from the features (training.pipeline).
 """
 
@@ -18,24 +18,26 @@ import numpy.typing as npt
 from core.adapters import Deltas
 from core.backbones import AUTO, candidates, is_allowed
 from core.datasets import Task
-from core.errors import DataError
+from core.errors import DataError, NotFound
 from core.files import FileStore
 from core.jobs import EventLevel, FineTuneRequest, Job
 from core.manifests import ModelManifest, Precision
+from core.parents import find_parent
 from core.preprocessing import FloatArray
 from core.registry import Registry
 from core.settings import Settings
 from core.store import ArtifactStore
 from core.tasks import find_mismatch, find_refusal, task_of
 from core.trunk import Trunk
+from training import decisions
 from training.backbone_choice import choose_backbone
 from training.data import Dataset, Targets, read_dataset
 from training.data_report import RowSet
+from training.decisions import Decisions
 from training.feature_cache import FeatureCache
 from training.features import extract
-from training.lineage import continue_data, find_parent
+from training.lineage import continue_data
 from training.precision import Candidates, choose
-from training.reporting import Choices
 from training.result_cache import ResultCache
 from training.stopping import Stoppable
 from training.trunks import ensure_trunk, require_quantisable
@@ -93,7 +95,7 @@ class Preparation:
         threads: int, loaded_trunk: Trunk | None,
     ) -> None:  # fmt: skip
         self.request = FineTuneRequest.model_validate(job.spec)
-        self.choices = Choices()
+        self.decisions = Decisions(reporter)
         self.parent: ModelManifest | None = None
         self.earlier: tuple[str, ...] = ()
         self.contents: dict[str, set[bytes]] = {}
@@ -105,7 +107,7 @@ class Preparation:
         self._reporter = reporter
         self._threads = threads
         self._loaded_trunk = loaded_trunk
-        self._results = ResultCache(
+        self.results = ResultCache(
             store,
             job.tenant,
             max_bytes=settings.feature_cache_bytes,
@@ -118,7 +120,7 @@ class Preparation:
         Raises `DataError` naming what cannot be used, or not together.
         """
         train = read_dataset(self._files, self.request.training_file, param="training_file")
-        self.parent = find_parent(self._registry, self._job.tenant, self.request.model)
+        self.parent = self._find_parent()
         if self.parent is not None:
             train = self._continue(self.parent, train)
         refusal = find_refusal(self.request, train.manifest)
@@ -131,6 +133,13 @@ class Preparation:
         if mismatch is not None:
             raise DataError(mismatch, param="validation_file")
         return train, held_out
+
+    def _find_parent(self) -> ModelManifest | None:
+        model = self.request.model
+        try:
+            return find_parent(self._registry, self._job.tenant, model)
+        except NotFound:
+            raise DataError(f"{model} has been deleted", param="model") from None
 
     def task(self, train: Dataset) -> tuple[Task, list[str]]:
         """Return what the job learns, and the labels in the order of the head's outputs."""
@@ -151,13 +160,8 @@ class Preparation:
             held_out,
         )
         trunk, choice = choose(self.request, trunks)
-        self.choices = replace(self.choices, precision=choice)
         if choice is not None:
-            self._reporter.event(
-                "precision_chosen",
-                f"Precision {choice.precision}: {choice.reason}.",
-                **choice.model_dump(mode="json"),
-            )
+            self.decisions.tell(decisions.precision(choice))
         return trunk
 
     def extract(self, trunk: Trunk, data: Dataset, begin: float, end: float) -> FloatArray:
@@ -181,7 +185,7 @@ class Preparation:
 
         The function is pure: see `training.result_cache`.
         """
-        result, is_old = self._results.recall(kind, function, *arguments)
+        result, is_old = self.results.recall(kind, function, *arguments)
         if is_old:
             self._reporter.event(
                 "recalled", f"The {what} of an earlier job on the same data serves.", what=what
@@ -232,12 +236,7 @@ class Preparation:
             return self.extract(trunk, sample, 0.05, 0.1)
 
         choice = choose_backbone(models, features, train, self.request.seed)
-        self.choices = replace(self.choices, backbone=choice)
-        self._reporter.event(
-            "backbone_chosen",
-            f"Backbone {choice.model}: {choice.reason}.",
-            **choice.model_dump(mode="json"),
-        )
+        self.decisions.tell(decisions.backbone(choice))
         self.request = self.request.model_copy(update={"model": choice.model})
 
     def _open_trunk(self, precision: Precision, train: Dataset) -> Trunk:

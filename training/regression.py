@@ -17,8 +17,9 @@ from pydantic import BaseModel
 
 from core.manifests import Interval
 from core.preprocessing import FloatArray
-from training import evaluation
+from training import decisions, evaluation
 from training.assessment import SOURCES, Alternative, Source, deal_rows
+from training.decisions import Decision
 from training.evaluation import RESAMPLES, wilson
 from training.fit import Fit, Head, IntArray
 from training.ridge import conformal
@@ -77,6 +78,10 @@ class ValueAssessment:
     def summary(self) -> dict[str, float]:
         """Return the figures of a manifest and of the `metrics` event."""
         return self.metrics.summary()
+
+    def decisions(self) -> tuple[Decision, ...]:
+        """Return what was decided on the rows that judge."""
+        return (decisions.interval(self.interval),)
 
     def sentence(self) -> str:
         """Return one sentence for the job's history."""

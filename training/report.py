@@ -20,6 +20,7 @@ from training.assessment import Source
 from training.baselines import Transfer
 from training.calibration import Calibration
 from training.data_report import DataReport
+from training.decisions import Decision
 from training.evaluation import Metrics
 from training.imbalance import Remedy, RemedyCandidate
 from training.learning_curve import LearningCurve
@@ -68,14 +69,6 @@ class WorstError(BaseModel, frozen=True):
     text: str | None = None
 
 
-class Decision(BaseModel, frozen=True):
-    """Something the job decided by itself, and why."""
-
-    what: str
-    chosen: str
-    why: str
-
-
 class Verdict(BaseModel, frozen=True):
     """A sentence for the top of the page; `warn` wants to be looked at."""
 
@@ -109,7 +102,9 @@ class WorstAnswer(BaseModel, frozen=True):
 class AnyReport(BaseModel, frozen=True):
     """What reports of all tasks have. Rows are numbered from 1; probabilities are calibrated.
 
-    `seconds` is by stage, and within the report by part; parts run side by side.
+    `seconds` is by stage, and within the report by part; parts run side by side. `of_frozen_head`
+    names the fields that tell of the head on frozen features, although a tuned model ships, of
+    which all others tell; it is empty if that head ships.
     """
 
     format: Literal["graft-report-1"] = "graft-report-1"
@@ -120,6 +115,7 @@ class AnyReport(BaseModel, frozen=True):
     task: Task = Task.SINGLE_LABEL
     verdicts: tuple[Verdict, ...]
     evaluated_on: Source
+    of_frozen_head: tuple[str, ...] = ()
     dataset: DatasetManifest
     data: DataReport
     gate: GateOutcome | None

@@ -12,6 +12,7 @@ import io
 from collections.abc import Iterable
 from datetime import UTC, datetime
 from functools import cache
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -33,9 +34,14 @@ Pictures = dict[int, str]
 
 
 def render(
-    report: Report | MultiLabelReport | RegressionReport, worst: Pictures, doubted: Pictures
-) -> bytes:
-    """Return the page; `worst` and `doubted` are thumbnails of image rows, if rows are images."""
+    report: Report | MultiLabelReport | RegressionReport, worst: Pictures, known: Pictures,
+    other: Pictures,
+) -> bytes:  # fmt: skip
+    """Return the page.
+
+    If rows are images, there are thumbnails of the `worst` answers, of training rows that are
+    `known` for something, and of `other` rows, those of the validation file.
+    """
     given: dict[str, Any] = {}
     template = "regression.html.j2"
     if isinstance(report, Report):
@@ -49,18 +55,18 @@ def render(
     made_at = datetime.fromtimestamp(report.created_at, UTC).strftime("%Y-%m-%d %H:%M UTC")
     page = _templates().get_template(template)
     return page.render(
-        report=report, worst=worst, doubted=doubted, made_at=made_at, **given
+        report=report, worst=worst, known=known, other=other, made_at=made_at, **given
     ).encode()
 
 
-def thumbnails(rows: RowSet, numbers: Iterable[int]) -> Pictures:
-    """Return small pictures of the first `MAX_PICTURES` of these rows; none of texts."""
+def thumbnails(rows: RowSet, *lists: Iterable[int]) -> Pictures:
+    """Return small pictures of the first `MAX_PICTURES` rows of each list; none of texts."""
     pictures: Pictures = {}
-    for number in numbers:
-        data = rows.items[number - 1]
-        if isinstance(data, str) or len(pictures) == MAX_PICTURES:
-            break
-        pictures[number] = _thumbnail(data)
+    for numbers in lists:
+        for number in islice(numbers, MAX_PICTURES):
+            data = rows.items[number - 1]
+            if isinstance(data, bytes) and number not in pictures:
+                pictures[number] = _thumbnail(data)
     return pictures
 
 

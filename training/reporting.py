@@ -11,10 +11,10 @@ import platform
 import resource
 import sys
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib.metadata import version
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import torch
@@ -26,29 +26,14 @@ from core.runs import REPORT, REPORT_HTML
 from core.tasks import decide
 from core.trunk import Trunk
 from training import findings
-from training.calibration import Calibration
 from training.data import Dataset, Targets
 from training.data_report import DataReport, RowSet
+from training.decisions import Decision
 from training.fit import Fit
-from training.imbalance import IMBALANCED
-from training.precision import Choice
-from training.prospect import Prospect
-from training.report import Decision, Lineage, MultiLabelReport, RegressionReport, Report
+from training.report import Lineage, MultiLabelReport, RegressionReport, Report
 from training.report_html import render, thumbnails
 from training.search_state import Step
 from training.strength import label_losses
-
-if TYPE_CHECKING:
-    from training.backbone_choice import BackboneChoice
-
-
-@dataclass(frozen=True)
-class Choices:
-    """What a job decided where its request said `auto`; None where it did not."""
-
-    backbone: BackboneChoice | None = None
-    precision: Choice | None = None
-    strategy: Prospect | None = None
 
 
 @dataclass(frozen=True)
@@ -74,9 +59,10 @@ class Evidence:
     investigation: Any
     gate: GateOutcome | None
     production: str | None
-    choices: Choices
+    decisions: tuple[Decision, ...]
     parent: str | None
     served_by: str
+    is_tuned: bool
 
     @property
     def judged(self) -> RowSet:
@@ -89,10 +75,20 @@ def write_report(
 ) -> dict[str, bytes]:
     """Return a report as files of a version."""
     doubted = report.label_errors.examples if isinstance(report, Report) else ()
+    data = report.data
+    leaks = data.leaks.examples if data.leaks else ()
+    pairs = (data.duplicates.examples, data.near_duplicates.examples)
     page = render(
         report,
         worst=thumbnails(evidence.judged, [error.row for error in report.worst_errors]),
-        doubted=thumbnails(evidence.train_rows, [doubt.row for doubt in doubted]),
+        known=thumbnails(
+            evidence.train_rows,
+            [doubt.row for doubt in doubted],
+            [outlier.row for outlier in data.outliers.examples],
+            *([number for pair in found for number in (pair.row, pair.other)] for found in pairs),
+            [leak.other for leak in leaks],
+        ),
+        other=thumbnails(evidence.judged, [leak.row for leak in leaks]),
     )
     return {REPORT: report.model_dump_json(indent=1).encode(), REPORT_HTML: page}
 
@@ -105,11 +101,11 @@ def build_class_report(evidence: Evidence, common: dict[str, Any]) -> Report:
     fields: dict[str, Any] = common | {
         "verdicts": findings.verdicts(
             assessment, evidence.data, investigated.transfer, investigated.curve, doubts,
-            evidence.gate,
+            evidence.gate, is_tuned=evidence.is_tuned,
         ),
-        "decisions": (
-            *_of_auto(evidence.choices), *_of_unfreezing(evidence.steps), _of_strength(fitted),
-            _of_imbalance(fitted), _of_calibration(assessment.calibration),
+        "of_frozen_head": _of_frozen_head(
+            evidence, "learning_curve", *(["label_errors"] if assessment.is_frozen else []),
+            "remedy", "remedies",
         ),
     }  # fmt: skip
     return Report(
@@ -141,15 +137,6 @@ def build_label_report(evidence: Evidence, common: dict[str, Any]) -> MultiLabel
     losses = label_losses(assessment.outputs, assessment.targets)
     fields: dict[str, Any] = common | {
         "verdicts": findings.other_verdicts(standing, evidence.data, evidence.gate, warnings),
-        "decisions": (
-            *_of_auto(evidence.choices), *_of_unfreezing(evidence.steps),
-            _of_strength(evidence.fitted),
-            _of_calibration(assessment.calibration),
-            Decision(
-                what="Threshold", chosen=f"{assessment.metrics.threshold:g}",
-                why="of calibrated probabilities: a label is given where it is likelier than not",
-            ),
-        ),
     }  # fmt: skip
     return MultiLabelReport(
         **fields,
@@ -178,15 +165,6 @@ def build_value_report(evidence: Evidence, common: dict[str, Any]) -> Regression
     losses = np.abs(assessment.outputs[:, 0] - assessment.targets)
     fields: dict[str, Any] = common | {
         "verdicts": findings.other_verdicts(standing, evidence.data, evidence.gate, warnings),
-        "decisions": (
-            *_of_auto(evidence.choices), *_of_unfreezing(evidence.steps),
-            _of_strength(evidence.fitted),
-            Decision(
-                what="Interval", chosen=f"± {assessment.interval.half_width:.4g}",
-                why=f"the error that {100 * assessment.interval.coverage:.0f} % of held-out rows "
-                "do not exceed (conformal prediction)",
-            ),
-        ),
     }  # fmt: skip
     return RegressionReport(
         **fields,
@@ -211,9 +189,11 @@ def common_fields(
         "request": request.model_dump(mode="json"),
         "task": evidence.task,
         "evaluated_on": evidence.assessment.source,
+        "of_frozen_head": _of_frozen_head(evidence),
         "dataset": evidence.train.manifest,
         "data": evidence.data,
         "gate": evidence.gate,
+        "decisions": evidence.decisions,
         "strength": fitted.strength,
         "folds": fitted.folds,
         "candidates": fitted.candidates,
@@ -236,6 +216,10 @@ def common_fields(
     }
 
 
+def _of_frozen_head(evidence: Evidence, *more: str) -> tuple[str, ...]:
+    return ("strength", "folds", "candidates", *more) if evidence.is_tuned else ()
+
+
 def peak_memory_bytes() -> int:
     """Return the most memory that this process has held at once."""
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
@@ -252,60 +236,3 @@ def environment() -> Json:
         "cores": os.cpu_count(),
         "threads": torch.get_num_threads(),
     }
-
-
-def _of_strength(fitted: Fit) -> Decision:
-    chosen = next(c for c in fitted.candidates if c.strength == fitted.strength)
-    return Decision(
-        what="L2 strength",
-        chosen=f"{fitted.strength:.2g}",
-        why=f"the strongest whose held-out loss ({chosen.nll:.4f}) is within one standard "
-        f"error of the lowest of {len(fitted.candidates)}",
-    )
-
-
-def _of_imbalance(fitted: Fit) -> Decision:
-    if fitted.is_ordered:
-        why = "remedies are for classes without an order"
-    elif fitted.remedies:
-        why = "the best macro F1 on held-out rows by more than one standard error, or nothing"
-    else:
-        why = f"no class has {IMBALANCED:g} times the rows of another"
-    return Decision(what="Class imbalance", chosen=fitted.remedy.replace("_", " "), why=why)
-
-
-def _of_calibration(calibration: Calibration) -> Decision:
-    return Decision(
-        what="Temperature",
-        chosen=f"{calibration.temperature:.3f}",
-        why="the likeliest on held-out rows; it divides the weights and the bias of head.onnx",
-    )
-
-
-def _of_auto(choices: Choices) -> Iterator[Decision]:
-    if choices.backbone is not None:
-        tried = ", ".join(
-            f"{each.model} {each.accuracy:.3f}"
-            for each in choices.backbone.candidates
-            if each.accuracy is not None
-        )
-        why = f"{choices.backbone.reason}; cross-validated accuracy: {tried}"
-        yield Decision(what="Backbone", chosen=choices.backbone.model, why=why)
-    if choices.precision is not None:
-        yield Decision(
-            what="Precision", chosen=choices.precision.precision, why=choices.precision.reason
-        )
-    if choices.strategy is not None:
-        yield Decision(
-            what="Strategy", chosen=choices.strategy.strategy, why=choices.strategy.reason
-        )
-
-
-def _of_unfreezing(steps: tuple[Step, ...]) -> Iterator[Decision]:
-    for step in steps[1:]:
-        yield Decision(
-            what=step.name,
-            chosen="kept" if step.kept else "not kept",
-            why=f"log-likelihood {step.gain:+.4f} ± {step.gain_error:.4f} a held-out row against "
-            f"the best before; {step.score}",
-        )

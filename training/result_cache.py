@@ -69,15 +69,17 @@ class ResultCache:
         """
         if not self._max_bytes:
             return Recalled(function(*arguments), is_old=False)
-        key = f"{self._folder}/{digest_of(function, arguments)}"
-        known = self._read(key, kind)
+        key = digest_of(function, arguments)
+        known = self.find(key, kind)
         if known is not None:
             return Recalled(known, is_old=True)
         result = function(*arguments)
-        self._keep(key, _write(kind, result))
+        self.keep(key, kind, result)
         return Recalled(result, is_old=False)
 
-    def _read(self, key: str, kind: type[T]) -> T | None:
+    def find(self, digest: str, kind: type[T]) -> T | None:
+        """Return what was kept under a digest (`digest_of`), if anything was."""
+        key = f"{self._folder}/{digest}"
         try:
             data = self._store.get(key)
             body = data[_DIGEST_BYTES:]
@@ -88,8 +90,9 @@ class ResultCache:
             pass
         return None
 
-    def _keep(self, key: str, body: bytes) -> None:
+    def keep(self, digest: str, kind: type[T], result: T) -> None:
         """Keep a result; a store that is full or away only means that the next job computes it."""
+        key, body = f"{self._folder}/{digest}", _write(kind, result)
         data = sha256(body).digest() + body
         if len(data) > self._max_bytes:
             return

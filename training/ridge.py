@@ -63,10 +63,14 @@ class _Rows:
         return weights, mean - centre @ weights
 
 
-def fit_values(features: FloatArray, values: DoubleArray, groups: IntArray, *, seed: int) -> Fit:
+def fit_values(
+    features: FloatArray, values: DoubleArray, groups: IntArray, *, seed: int,
+    twins: IntArray | None = None,
+) -> Fit:  # fmt: skip
     """Fit a head on features [n, dim] and values [n], n ≥ 2; folds have their share of `groups`.
 
-    Raises `DataError` if a feature is not finite.
+    Rows of the same of `twins` [n] are held out together. Raises `DataError` if a feature is not
+    finite.
     """
     if not np.isfinite(features).all():
         raise DataError("the backbone gives numbers that are not finite for these rows")
@@ -74,7 +78,7 @@ def fit_values(features: FloatArray, values: DoubleArray, groups: IntArray, *, s
     scaled = scaling.apply(features).double()
     mean, deviation = float(values.mean()), float(values.std()) or 1.0
     standard = torch.from_numpy((values - mean) / deviation)
-    fold_of = deal(groups, fold_count(len(values)), seed)
+    fold_of = deal(groups, fold_count(len(values)), seed, twins)
     folds = int(fold_of.max()) + 1
     kept = [torch.from_numpy(fold_of != fold) for fold in range(folds)]
     parts = [_Rows(scaled[mask], standard[mask]) for mask in kept] + [_Rows(scaled, standard)]

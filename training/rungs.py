@@ -35,6 +35,7 @@ class Source(Generic[P]):
     all rows' features as the trunk will; None if they are the same as torch's. Between two states
     that nobody asked for are at least `state_seconds`; if that is infinite, none is kept of a
     training that has not ended. `is_whole` says that there is one part only, and it is everything.
+    Rows of the same of `twins` [n] judge together.
     """
 
     blocks: int
@@ -45,6 +46,7 @@ class Source(Generic[P]):
     serve: Callable[[P], FloatArray] | None = None
     state_seconds: float = 0.0
     is_whole: bool = False
+    twins: IntArray | None = None
 
 
 class Tasks(Generic[P]):

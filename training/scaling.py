@@ -2,10 +2,10 @@
 
 One divisor makes the mean squared length of a row 1, so that an L2 strength means the same for unit
 vectors of text and for unbounded image features. (Dividing each feature by its own deviation was no
-better on text and worse on images; docs/decisions.) Turning changes no optimum, for the penalty is
-the same in all directions, but says how far rows reach in each (training.convex); those in which
-they do not vary, as most do not when there are fewer rows than features, are left out. Both are
-folded back into the head, which is a plain affine map.
+better on text and worse on images; docs/decisions/0008.) Turning changes no optimum, for the
+penalty is the same in all directions, but says how far rows reach in each (training.convex); those
+in which they do not vary, as most do not when there are fewer rows than features, are left out.
+Both are folded back into the head, which is a plain affine map.
 """
 
 from __future__ import annotations

@@ -119,18 +119,50 @@ def read_pixels(images: Sequence[bytes]) -> Tensor:
 def predict_pixels(
     pixels: Tensor, targets: IntArray, classes: int, train: IntArray, held_out: IntArray, seed: int
 ) -> IntArray:
-    """Return the classes of the `held_out` rows by a convolutional network of 24,000 weights.
+    """Return the classes of the `held_out` rows by a convolutional network of 24,000 weights."""
+    loss = nn.CrossEntropyLoss(label_smoothing=0.1)
+    logits = _learn(pixels, torch.from_numpy(targets), classes, loss, train, held_out, seed)
+    predictions: IntArray = logits.argmax(1).numpy()
+    return predictions
 
-    Three convolutions with batch normalisation, mirrored images, AdamW under a one-cycle schedule.
+
+def predict_pixel_labels(
+    pixels: Tensor, truth: npt.NDArray[np.bool_], train: IntArray, held_out: IntArray, seed: int
+) -> npt.NDArray[np.bool_]:
+    """Return whether each `held_out` row has each label, by such a network with a sigmoid each."""
+    given = torch.from_numpy(truth).float()
+    loss = nn.BCEWithLogitsLoss()
+    logits = _learn(pixels, given, truth.shape[1], loss, train, held_out, seed)
+    said: npt.NDArray[np.bool_] = (logits >= 0).numpy()
+    return said
+
+
+def predict_pixel_values(
+    pixels: Tensor, values: npt.NDArray[np.float64], train: IntArray, held_out: IntArray, seed: int
+) -> npt.NDArray[np.float64]:
+    """Return the values of the `held_out` rows by such a network, of standardised values."""
+    mean, deviation = float(values[train].mean()), float(values[train].std()) or 1.0
+    given = torch.from_numpy((values - mean) / deviation).float().unsqueeze(1)
+    found = _learn(pixels, given, 1, nn.MSELoss(), train, held_out, seed)
+    predictions: npt.NDArray[np.float64] = mean + deviation * found[:, 0].double().numpy()
+    return predictions
+
+
+def _learn(
+    pixels: Tensor, truth: Tensor, width: int, loss: nn.Module, train: IntArray,
+    held_out: IntArray, seed: int,
+) -> Tensor:  # fmt: skip
+    """Return what a network of three convolutions gives for the `held_out` rows, [m, width].
+
+    With batch normalisation and mirrored images, by AdamW under a one-cycle schedule.
     """
     generator = torch.Generator().manual_seed(seed)
-    network = _network(classes, generator)
-    truth, rows = torch.from_numpy(targets), torch.from_numpy(train)
+    network = _network(width, generator)
+    rows = torch.from_numpy(train)
     epochs = max(_MIN_EPOCHS, min(_MAX_EPOCHS, _ROWS_OF_ALL_EPOCHS // len(rows)))
     steps = epochs * -(-len(rows) // BATCH)
     optimiser = torch.optim.AdamW(network.parameters(), _RATE, weight_decay=0.01)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimiser, _RATE, total_steps=steps)
-    loss = nn.CrossEntropyLoss(label_smoothing=0.1)
     for _ in range(epochs):
         order = rows[torch.randperm(len(rows), generator=generator)]
         for batch in torch.split(order, BATCH):
@@ -144,9 +176,7 @@ def predict_pixels(
     network.eval()
     asked = pixels[torch.from_numpy(held_out)]
     with torch.inference_mode():
-        answers = [network(part).argmax(1) for part in torch.split(asked, 256)]
-    predictions: IntArray = torch.cat(answers).numpy()
-    return predictions
+        return torch.cat([network(part) for part in torch.split(asked, 256)])
 
 
 def _network(classes: int, generator: torch.Generator) -> nn.Sequential:

@@ -7,23 +7,36 @@ Not here: the search itself (training.gradual), and what is searched for: deltas
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from typing import TYPE_CHECKING, Generic
 
 import numpy as np
+import numpy.typing as npt
+from pydantic import ConfigDict
 from safetensors import SafetensorError
 
-from core.adapters import Adapter, Deltas, feed
+from core.adapters import (
+    CONFIG_FILE,
+    WEIGHTS_FILE,
+    Adapter,
+    Deltas,
+    feed,
+    read_adapter,
+    write_adapter,
+)
 from core.checkpoints import Checkpoints
 from core.jobs import FineTuneRequest
 from core.manifests import ModelManifest
 from core.preprocessing import FloatArray
 from core.trunk import Trunk
+from training import decisions
 from training.data import Targets
+from training.decisions import Decisions
 from training.fit import Head, IntArray
 from training.gradual import Gradual, Outcome
 from training.objectives import Objective
 from training.plan import Plan
+from training.result_cache import ResultCache
 from training.rungs import Source
 from training.search_state import Step
 from training.trainer import Epoch
@@ -64,9 +77,52 @@ class Tuned:
 
 
 @dataclass(frozen=True)
+class KeptHead:
+    """A tuned head as it is kept: `Tuned` without its trunk, its adapter as bytes of two files."""
+
+    __pydantic_config__ = ConfigDict(arbitrary_types_allowed=True)
+
+    head: Head
+    config: npt.NDArray[np.uint8]
+    weights: npt.NDArray[np.uint8]
+    features: FloatArray
+    strength: float
+    blocks: int
+    outputs: FloatArray
+    targets: Targets
+    held_out: IntArray
+    distances: FloatArray
+
+    @classmethod
+    def of(cls, found: Tuned, backbone: str) -> KeptHead:
+        """Return what to keep of a head with an adapter."""
+        assert found.adapter is not None
+        files = write_adapter(found.adapter, found.trunk.manifest.slots, backbone)
+        config, weights = (np.frombuffer(files[n], np.uint8) for n in (CONFIG_FILE, WEIGHTS_FILE))
+        own = {each.name for each in fields(cls)} - {"config", "weights"}
+        return cls(config=config, weights=weights, **{name: getattr(found, name) for name in own})
+
+    def tuned(self, trunk: Trunk) -> Tuned:
+        """Return the head on the trunk that it was tuned for."""
+        files = self.config.tobytes(), self.weights.tobytes()
+        own = {each.name: getattr(self, each.name) for each in fields(self)}
+        del own["config"], own["weights"]
+        return Tuned(trunk=trunk, adapter=read_adapter(*files, trunk.manifest.slots), **own)
+
+
+@dataclass(frozen=True)
+class Kept:
+    """What a search came to, for a later job that would search the same (training.result_cache)."""
+
+    steps: tuple[Step, ...]
+    best: KeptHead | None
+
+
+@dataclass(frozen=True)
 class Setting:
     """What of a job a search needs. `deadline` is on the clock of `time.monotonic`.
 
+    `twins` [n] are the rows that judge together (training.fit).
     `draft(step, adapter)` makes the manifest of a checkpoint.
     """
 
@@ -76,6 +132,9 @@ class Setting:
     reporter: Reporter
     threads: int
     deadline: float
+    twins: IntArray
+    decisions: Decisions
+    results: ResultCache
     draft: Callable[[Step, Adapter], ModelManifest]
 
 
@@ -97,7 +156,10 @@ def search(
         )  # fmt: skip
 
     # The bytes are in no variable here: they may be large, and the search is long.
-    return (_resume(setting, begin) or begin(None)).run()
+    outcome = (_resume(setting, begin) or begin(None)).run()
+    for decision in decisions.steps(outcome.steps):
+        setting.decisions.note(decision)
+    return outcome
 
 
 def _resume(setting: Setting, begin: Callable[[bytes], Gradual[P]]) -> Gradual[P] | None:

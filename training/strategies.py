@@ -23,7 +23,7 @@ from core.adapters import Adapter, feed
 from core.jobs import FineTuneRequest
 from core.preprocessing import FloatArray
 from core.trunk import Trunk
-from training import parity, views
+from training import decisions, parity, views
 from training.backbones import TorchBackbone
 from training.data import Dataset
 from training.export import export_adapted
@@ -33,8 +33,9 @@ from training.judgement import split
 from training.objectives import Objective
 from training.plan import DEFAULTS, Plan
 from training.prospect import Prospect, afford, foresee, weigh
+from training.result_cache import digest_of
 from training.rungs import Source
-from training.search import Setting, Tuned, search, tuned
+from training.search import Kept, KeptHead, Setting, Tuned, search, tuned
 from training.search_state import Step
 from training.tuning import CachedRows, DeltaPart
 
@@ -53,6 +54,11 @@ def unfreeze(
     request, reporter = setting.request, setting.reporter
     slots = trunk.manifest.slots
     plan = _plan(request, backbone, objective)
+    setting.decisions.tell(decisions.training(plan, request, len(objective.groups)))
+    key = _key(setting, trunk, data, objective, features, plan)
+    known = setting.results.find(key, Kept)
+    if known is not None:
+        return _recalled(setting, known, trunk)
 
     def deltas(blocks: int) -> DeltaPart:
         return DeltaPart(
@@ -82,7 +88,7 @@ def unfreeze(
     exact = trunk.manifest.precision == "fp32"
     source = Source(
         trunk.manifest.blocks, objective, features, deltas, activations,
-        serve=None if exact else lambda part: serve(part.adapter()),
+        serve=None if exact else lambda part: serve(part.adapter()), twins=setting.twins,
     )  # fmt: skip
     outcome = search(setting, source, plan, checkpoint)
     if outcome.part is None:
@@ -91,6 +97,8 @@ def unfreeze(
             "No step beat the frozen head by more than one standard error; the frozen head ships.",
             steps=[step.model_dump(mode="json") for step in outcome.steps],
         )
+        if not outcome.is_hurried:
+            setting.results.keep(key, Kept, Kept(outcome.steps, None))
         return None, outcome.steps
     adapter = outcome.part.adapter()
     adapted = serve(adapter)
@@ -99,18 +107,47 @@ def unfreeze(
         f"Deltas of rank {adapter.rank} on the top {outcome.best.blocks} blocks ship.",
         **outcome.best.model_dump(mode="json"),
     )
-    return tuned(outcome, adapted, objective, trunk, adapter), outcome.steps
+    found = tuned(outcome, adapted, objective, trunk, adapter)
+    if not outcome.is_hurried:
+        best = KeptHead.of(found, trunk.manifest.backbone)
+        setting.results.keep(key, Kept, Kept(outcome.steps, best))
+    return found, outcome.steps
+
+
+def _recalled(setting: Setting, known: Kept, trunk: Trunk) -> tuple[Tuned | None, tuple[Step, ...]]:
+    """Return what an earlier job searched for with the same data, plan and seed."""
+    setting.reporter.event(
+        "recalled", "The search of an earlier job on the same data serves.", what="search"
+    )
+    for decision in decisions.steps(known.steps):
+        setting.decisions.tell(decision)
+    return known.best.tuned(trunk) if known.best else None, known.steps
+
+
+def _key(
+    setting: Setting, trunk: Trunk, data: Dataset, objective: Objective, features: FloatArray,
+    plan: Plan,
+) -> str:  # fmt: skip
+    """Return what names the outcome of a search on which the clock has no part."""
+    return digest_of(
+        unfreeze,
+        [trunk, data.items, *objective.identity(), features, setting.twins, plan,
+         setting.request.seed, setting.threads],
+    )  # fmt: skip
 
 
 def decide(
     setting: Setting, trunk: Trunk, backbone: TorchBackbone, data: Dataset, fitted: Fit,
-    objective: Objective,
+    objective: Objective, features: FloatArray,
 ) -> Prospect:  # fmt: skip
-    """Return whether `auto` is to tune the backbone, and say so."""
+    """Return whether `auto` is to tune the backbone."""
     prospect = weigh(fitted, objective, has_slots=bool(trunk.manifest.slots))
     # Whoever began this search had the time for it; a run that goes on must not decide otherwise.
     if prospect.tune and setting.checkpoints.latest_state() is None:
         plan, blocks = _plan(setting.request, backbone, objective), trunk.manifest.blocks
+        key = _key(setting, trunk, data, objective, features, plan)
+        if setting.results.find(key, Kept) is not None:
+            return prospect
         needed = foresee(
             row_seconds(backbone, trunk, data),
             len(objective.groups),
@@ -120,12 +157,6 @@ def decide(
             share=plan.ladder(blocks)[0] / blocks,
         )
         prospect = afford(prospect, needed=needed, left=setting.deadline - time.monotonic())
-    setting.reporter.event(
-        "strategy_chosen",
-        f"Strategy {prospect.strategy}: {prospect.reason}.",
-        strategy=prospect.strategy,
-        **prospect.model_dump(mode="json"),
-    )
     return prospect
 
 

@@ -15,7 +15,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Generic, Protocol, TypeVar
+from typing import Any, Generic, Protocol, Self, TypeVar
 
 from core.datasets import Modality, Task
 from core.preprocessing import FloatArray
@@ -24,6 +24,7 @@ from training.assessment import Alternative, Assessment, Source, assess
 from training.baselines import Transfer
 from training.data import Targets, group
 from training.data_report import RowSet
+from training.decisions import Decision
 from training.fit import Fit, Head, IntArray, fit, fit_labels, fit_ordered
 from training.imbalance import Remedy
 from training.investigation import (
@@ -83,6 +84,9 @@ class Judged(Protocol):
     def summary(self) -> dict[str, float]:
         """Return the figures of a manifest."""
 
+    def decisions(self) -> tuple[Decision, ...]:
+        """Return what was decided on the rows that judge."""
+
     def sentence(self) -> str:
         """Return one sentence for the job's history."""
 
@@ -98,6 +102,9 @@ class Investigated(Protocol):
     def seconds(self) -> dict[str, float]:
         """How long each part took."""
 
+    def advised(self, advice: str | None) -> Self:
+        """Return the same with what to do about a backbone that does not help."""
+
 
 A = TypeVar("A", bound=Judged)
 F = TypeVar("F", bound=Investigated)
@@ -107,7 +114,7 @@ F = TypeVar("F", bound=Investigated)
 class TaskRow(Generic[A, F]):
     """One task.
 
-    `fit(features, targets, width, seed)`; `objective(targets, width, remedy)` is what tuning
+    `fit(features, targets, width, seed, twins)`; `objective(targets, width, remedy)` is what tuning
     strives for; `likelihoods(outputs, targets)` are by row, in nats, of held-out rows;
     `assess(fit, targets, labels, validation, alternative)`;
     `investigate(modality, training rows, targets, validation rows, fit, assessment, seed)`, which
@@ -115,7 +122,7 @@ class TaskRow(Generic[A, F]):
     `report(evidence, common fields)`.
     """
 
-    fit: Callable[[FloatArray, Targets, int, int], Fit]
+    fit: Callable[[FloatArray, Targets, int, int, IntArray], Fit]
     objective: Callable[[Targets, int, Remedy], Objective]
     likelihoods: Callable[[FloatArray, Targets], DoubleArray]
     assess: Callable[[Fit, Targets, Sequence[str], Validation | None, Alternative | None], A]
@@ -124,20 +131,26 @@ class TaskRow(Generic[A, F]):
     report: Callable[[Evidence, dict[str, Any]], Report | MultiLabelReport | RegressionReport]
 
 
-def _fit_classes(features: FloatArray, targets: Targets, width: int, seed: int) -> Fit:
-    return fit(features, targets, width, seed=seed)
+def _fit_classes(
+    features: FloatArray, targets: Targets, width: int, seed: int, twins: IntArray
+) -> Fit:
+    return fit(features, targets, width, seed=seed, twins=twins)
 
 
-def _fit_ordered(features: FloatArray, targets: Targets, width: int, seed: int) -> Fit:
-    return fit_ordered(features, targets, width, seed=seed)
+def _fit_ordered(
+    features: FloatArray, targets: Targets, width: int, seed: int, twins: IntArray
+) -> Fit:
+    return fit_ordered(features, targets, width, seed=seed, twins=twins)
 
 
-def _fit_labels(features: FloatArray, targets: Targets, _: int, seed: int) -> Fit:
-    return fit_labels(features, targets, group(Task.MULTI_LABEL, targets), seed=seed)
+def _fit_labels(features: FloatArray, targets: Targets, _: int, seed: int, twins: IntArray) -> Fit:
+    groups = group(Task.MULTI_LABEL, targets)
+    return fit_labels(features, targets, groups, seed=seed, twins=twins)
 
 
-def _fit_values(features: FloatArray, targets: Targets, _: int, seed: int) -> Fit:
-    return ridge.fit_values(features, targets, group(Task.REGRESSION, targets), seed=seed)
+def _fit_values(features: FloatArray, targets: Targets, _: int, seed: int, twins: IntArray) -> Fit:
+    groups = group(Task.REGRESSION, targets)
+    return ridge.fit_values(features, targets, groups, seed=seed, twins=twins)
 
 
 def _investigate_classes(
@@ -152,16 +165,16 @@ def _investigate_classes(
 
 def _investigate_labels(
     modality: Modality, train: RowSet, targets: Targets, validation: RowSet | None, fitted: Fit,
-    assessment: LabelAssessment, _: int,
+    assessment: LabelAssessment, seed: int,
 ) -> Comparison:  # fmt: skip
-    return investigate_labels(modality, train, targets, validation, fitted, assessment)
+    return investigate_labels(modality, train, targets, validation, fitted, assessment, seed)
 
 
 def _investigate_values(
     modality: Modality, train: RowSet, targets: Targets, validation: RowSet | None, fitted: Fit,
-    assessment: ValueAssessment, _: int,
+    assessment: ValueAssessment, seed: int,
 ) -> Comparison:  # fmt: skip
-    return investigate_values(modality, train, targets, validation, fitted, assessment)
+    return investigate_values(modality, train, targets, validation, fitted, assessment, seed)
 
 
 _CLASSES: TaskRow[Assessment, Investigation] = TaskRow(

@@ -188,7 +188,7 @@ async def work(settings: Settings) -> None:
     try:
         async with asyncio.TaskGroup() as lanes:
             registry = Registry(store)
-            appraiser = Appraiser(store, settings.hf_models)
+            appraiser = Appraiser(store)
             started = [
                 Lane(kind, queue, presence, registry, appraiser, settings, stopping)
                 for kind in JobKind

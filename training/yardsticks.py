@@ -1,9 +1,9 @@
 """Several labels, and values, against models that know nothing beforehand, on the same rows.
 
 As for classes (training.baselines): one that always says the same, and one fitted from scratch on
-the words of the rows, on the same folds or training rows as the model. Rows are compared one by
-one: sets of labels by their Jaccard index (the labels both have, of those either has; 1 for two
-empty sets), values by their absolute error. Images have no model from scratch here.
+the words or pixels of the rows, on the same folds or training rows as the model. Rows are compared
+one by one: sets of labels by their Jaccard index (the labels both have, of those either has; 1 for
+two empty sets), values by their absolute error.
 """
 
 from __future__ import annotations
@@ -18,12 +18,28 @@ from pydantic import BaseModel
 from core.datasets import Modality
 from core.preprocessing import FloatArray
 from training import judgement
-from training.baselines import ALL_FOLDS_UP_TO, MAX_TEXTS, Items, Split, cut
+from training.baselines import (
+    ALL_FOLDS_UP_TO,
+    MAX_IMAGES,
+    MAX_TEXTS,
+    NETWORK,
+    Items,
+    Split,
+    cut,
+)
 from training.fit import IntArray
-from training.scratch import predict_word_labels, predict_word_values
+from training.scratch import (
+    predict_pixel_labels,
+    predict_pixel_values,
+    predict_word_labels,
+    predict_word_values,
+    read_pixels,
+)
 
 MAX_CELLS = 400_000
 """Texts times labels up to which a model is fitted from scratch for each label."""
+
+_ERROR = "absolute error"
 
 BoolArray = npt.NDArray[np.bool_]
 DoubleArray = npt.NDArray[np.float64]
@@ -34,7 +50,8 @@ class Standing(BaseModel, frozen=True):
 
     `gain` is by how much the model is better than the one from scratch, whichever way the measure
     goes, and `gain_error` the standard error of the difference row by row. Without a model from
-    scratch `helps` is None, and `skipped` says why there is none.
+    scratch `helps` is None, and `skipped` says why there is none. `advice` is for a backbone that
+    does not help (training.advice).
     """
 
     helps: bool | None
@@ -49,10 +66,17 @@ class Standing(BaseModel, frozen=True):
     skipped: str | None = None
     advice: str | None = None
 
+    @property
+    def beats_constant(self) -> bool:
+        """Whether the model is better than one that always says the same."""
+        if self.measure == _ERROR:
+            return self.model < self.constant
+        return self.model > self.constant
+
 
 def compare_labels(
     modality: Modality, items: Items, targets: FloatArray, said: BoolArray,
-    *, train: IntArray | None, fold_of: IntArray,
+    *, train: IntArray | None, fold_of: IntArray, seed: int,
 ) -> Standing:  # fmt: skip
     """Judge answers `said` [n, labels] by the Jaccard index; see `training.baselines.compare`."""
     splits = _splits(modality, len(items), train, fold_of)
@@ -65,22 +89,29 @@ def compare_labels(
         rows=len(judged),
         model=float(_jaccard(said[judged], truth[judged]).mean()),
         constant=float(_jaccard(sets[sizes.argmax()][None], truth[judged]).mean()),
-        scratch="a logistic regression on TF-IDF of words for each label",
+        scratch=NETWORK
+        if modality is Modality.IMAGE
+        else "a logistic regression on TF-IDF of words for each label",
     )
     reason = _reason(modality, len(items))
-    if reason is None and targets.size > MAX_CELLS:
+    if reason is None and modality is Modality.TEXT and targets.size > MAX_CELLS:
         reason = f"not fitted for more than {MAX_CELLS:,} texts times labels"
     if reason is not None:
         return known.model_copy(update={"skipped": reason})
-    texts = cast("Sequence[str]", items)
-    found = np.concatenate([predict_word_labels(texts, truth, *split) for split in splits])
+    if modality is Modality.IMAGE:
+        pixels = read_pixels(cast("Sequence[bytes]", items))
+        parts = [predict_pixel_labels(pixels, truth, *split, seed) for split in splits]
+    else:
+        texts = cast("Sequence[str]", items)
+        parts = [predict_word_labels(texts, truth, *split) for split in splits]
+    found = np.concatenate(parts)
     scores = _jaccard(said[judged], truth[judged]), _jaccard(found, truth[judged])
     return _compared(known, *scores, sign=1)
 
 
 def compare_values(
     modality: Modality, items: Items, values: DoubleArray, said: DoubleArray,
-    *, train: IntArray | None, fold_of: IntArray,
+    *, train: IntArray | None, fold_of: IntArray, seed: int,
 ) -> Standing:  # fmt: skip
     """Judge answers `said` [n] by the absolute error; see `training.baselines.compare`."""
     splits = _splits(modality, len(items), train, fold_of)
@@ -89,52 +120,45 @@ def compare_values(
     errors = np.abs(said[judged] - values[judged])
     known = Standing(
         helps=None,
-        measure="absolute error",
+        measure=_ERROR,
         rows=len(judged),
         model=float(errors.mean()),
         constant=float(np.abs(mean - values[judged]).mean()),
-        scratch="ridge regression on TF-IDF of words",
+        scratch=NETWORK if modality is Modality.IMAGE else "ridge regression on TF-IDF of words",
     )
     reason = _reason(modality, len(items))
     if reason is not None:
         return known.model_copy(update={"skipped": reason})
-    texts = cast("Sequence[str]", items)
-    found = np.concatenate([predict_word_values(texts, values, *split) for split in splits])
+    if modality is Modality.IMAGE:
+        pixels = read_pixels(cast("Sequence[bytes]", items))
+        parts = [predict_pixel_values(pixels, values, *split, seed) for split in splits]
+    else:
+        texts = cast("Sequence[str]", items)
+        parts = [predict_word_values(texts, values, *split) for split in splits]
+    found = np.concatenate(parts)
     return _compared(known, errors, np.abs(found - values[judged]), sign=-1)
 
 
 def _splits(
     modality: Modality, rows: int, train: IntArray | None, fold_of: IntArray
 ) -> list[Split]:
-    # Without a model from scratch every fold is as cheap as one.
-    is_cheap = rows <= ALL_FOLDS_UP_TO or modality is not Modality.TEXT
-    return cut(rows, train, fold_of, all_folds=is_cheap)
+    all_folds = modality is Modality.TEXT and rows <= ALL_FOLDS_UP_TO
+    return cut(rows, train, fold_of, all_folds=all_folds)
 
 
 def _reason(modality: Modality, rows: int) -> str | None:
-    if modality is not Modality.TEXT:
-        return "there is none for images of several labels or of values"
-    return f"not fitted on more than {MAX_TEXTS:,} rows" if rows > MAX_TEXTS else None
+    most = MAX_TEXTS if modality is Modality.TEXT else MAX_IMAGES
+    return f"not fitted on more than {most:,} rows" if rows > most else None
 
 
 def _compared(known: Standing, model: DoubleArray, scratch: DoubleArray, *, sign: int) -> Standing:
     gain = judgement.compare(sign * model, sign * scratch)
-    helps = gain.mean > gain.error
-    how = "does worse than" if gain.mean < -gain.error else "does no better than"
-    what = (
-        "even one that always says the same is as good: check the data, or add rows"
-        if sign * known.model <= sign * known.constant
-        else "its features may not fit this data: try another backbone, or more rows"
-    )
     return known.model_copy(
         update={
-            "helps": helps,
+            "helps": gain.mean > gain.error,
             "scratch_score": float(scratch.mean()),
             "gain": gain.mean,
             "gain_error": gain.error,
-            "advice": None
-            if helps
-            else f"The pretrained model {how} one that was trained from scratch; {what}.",
         }
     )
 

@@ -1,4 +1,4 @@
-"""The job queue: one Protocol, a Redis implementation and an in-memory twin for unit tests."""
+"""The job queue: one Protocol, and Redis behind it."""
 
 from core.queue.protocol import Claim, JobQueue
 

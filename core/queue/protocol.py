@@ -1,4 +1,4 @@
-"""A lease queue for jobs, as a Protocol that Redis and memory both implement.
+"""A lease queue for jobs, as a Protocol: core.queue.redis keeps it, and in unit tests memory does.
 
 A job waits in `pending`. `claim` gives a worker a lease, which it must renew with `heartbeat`; if
 the worker dies, the next claim by anyone takes the job back. Every write carries the attempt; a
@@ -80,7 +80,9 @@ class JobViews(Protocol):
         """
 
     async def unarchived(self, limit: int = 100) -> builtins.list[Job]:
-        """Return ended `fine_tune` jobs that nobody has marked as archived, oldest first.
+        """Return ended jobs that nobody has marked as archived, oldest first.
+
+        These are `fine_tune` jobs, and `ingest` jobs that failed.
 
         However a job ended, it is among them until `mark_archived`, and is not forgotten before.
         """
@@ -130,11 +132,16 @@ class JobQueue(JobViews, Protocol):
         """
 
     async def heartbeat(
-        self, claim: Claim, lease_seconds: float, progress: Progress | None = None
+        self,
+        claim: Claim,
+        lease_seconds: float,
+        progress: Progress | None = None,
+        ran_seconds: float | None = None,
     ) -> StopReason | None:
         """Renew the lease; return what was requested, if anything. Raises `LeaseLost`.
 
-        A cancel goes before a pause. While the job is publishing it is None.
+        A cancel goes before a pause. While the job is publishing it is None. `ran_seconds` is what
+        all attempts have run so far; the next one finds it in the job.
         """
 
     async def mark_publishing(self, claim: Claim, lease_seconds: float) -> StopReason | None:

@@ -21,13 +21,14 @@ of them into one Cluster slot, which is why a script may build the names of the 
     leases:<kind>              sorted set: `<tenant>/<id>` by the time the lease runs out, ms
     speeds:<kind>              hash: by pace, how long jobs took of late and were expected to, s
     wake:<kind>                stream of one entry: something became pending
-    unarchived                 sorted set: `<tenant>/<id>` of the ended fine_tune jobs that are not
-                               known to be in the artifact store, by the time they ended, s
+    unarchived                 sorted set: `<tenant>/<id>` of the ended fine_tune jobs, and of the
+                               failed ingest jobs, that are not known to be in the artifact store,
+                               by the time they ended, s
     changes                    stream: the change feed (core.changes)
     presence, acks             who lives, and who serves what (core.presence)
 
 A finished job's hash and events expire after the retention, which begins when it leaves
-`unarchived` or, for other kinds, when it ends; its id leaves `jobs` on a later call.
+`unarchived` or, if it was never there, when it ends; its id leaves `jobs` on a later call.
 Not here: the rules of each step, which are in `lua/`, each file with its arguments.
 """
 
@@ -137,11 +138,16 @@ class RedisJobQueue(RedisJobViews, JobQueue):
                 return
 
     async def heartbeat(
-        self, claim: Claim, lease_seconds: float, progress: Progress | None = None
+        self,
+        claim: Claim,
+        lease_seconds: float,
+        progress: Progress | None = None,
+        ran_seconds: float | None = None,
     ) -> StopReason | None:
         """Renew the lease; return what was requested, if anything."""
         text = progress.model_dump_json() if progress else ""
-        answer = await self._run_fenced("heartbeat", claim, _ms(lease_seconds), text)
+        ran = "" if ran_seconds is None else f"{ran_seconds:.3f}"
+        answer = await self._run_fenced("heartbeat", claim, _ms(lease_seconds), text, ran)
         return StopReason(answer[0]) if answer[0] else None
 
     async def mark_publishing(self, claim: Claim, lease_seconds: float) -> StopReason | None:

@@ -132,7 +132,7 @@ class RedisJobViews(JobViews):
         await self._client.aclose()
 
     async def unarchived(self, limit: int = 100) -> builtins.list[Job]:
-        """Return ended `fine_tune` jobs that nobody has marked as archived, oldest first."""
+        """Return ended jobs that nobody has marked as archived, oldest first."""
         _, page = await self._run("unarchived", limit)
         return [decode_job(*page[n : n + 3]) for n in range(0, len(page), 3)]
 

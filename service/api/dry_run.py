@@ -34,8 +34,8 @@ from service.api.job_creation import (
     check_precision,
     check_suffix,
     continuing,
-    find_parent,
     no_file,
+    parent_of,
 )
 from service.api.responses import field_errors, json_response, read_json
 from service.runtime import Runtime, runtime, tenant
@@ -101,7 +101,7 @@ async def preview(request: Request) -> Response:
     parent = None
     if isinstance(model := fields.get("model"), str) and model:
         with findings.collecting():
-            parent = await asyncio.to_thread(find_parent, run, owner, model)
+            parent = await asyncio.to_thread(parent_of, run, owner, model)
             model = parent.backbone if parent else model
             check_model(model, run.settings)
             if wanted is not None:

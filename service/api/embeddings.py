@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import base64
 import time
+from dataclasses import dataclass
 from typing import Annotated, Any, Literal, cast
 
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints
@@ -55,6 +56,16 @@ class EmbeddingObject(BaseModel):
     embedding: list[float] | str
 
 
+@dataclass(frozen=True)
+class _Embedder:
+    """A backbone, or a version of a fine-tuned model with its adapter if it has one."""
+
+    reference: str
+    name: str
+    trunk: LiveTrunk
+    adapter: BankedAdapter | None = None
+
+
 class Usage(BaseModel):
     """Tokens that the trunk read, its own markers included; an image has none."""
 
@@ -86,18 +97,21 @@ async def embed(
     """Return the answer's JSON; shared with the BentoML method."""
     began = time.monotonic()
     inputs = [parse_input(index, item) for index, item in enumerate(_listed(run, asked.input))]
-    name, trunk, adapter = await _find(run, owner, asked.model, timeout)
-    if asked.dimensions not in (None, trunk.trunk.dim):
+    found = await _find(run, owner, asked.model, timeout)
+    reference, dim = found.reference, found.trunk.trunk.dim
+    if asked.dimensions not in (None, dim):
         raise InvalidRequest(
-            f"features of {name} have {trunk.trunk.dim} dimensions and lose their meaning when cut",
+            f"features of {reference} have {dim} dimensions and lose their meaning when cut",
             param="dimensions",
         )
     left = timeout - (time.monotonic() - began)
-    found = await run.predictor.embed(name, trunk, inputs, adapter=adapter, timeout_seconds=left)
-    for index, row in enumerate(found.rows):
+    embedded = await run.predictor.embed(
+        reference, found.name, found.trunk, inputs, adapter=found.adapter, timeout_seconds=left
+    )
+    for index, row in enumerate(embedded.rows):
         if isinstance(row, GraftError):
             raise of_row(row, f"input {index}", param="input")
-    rows = cast("list[Embedding]", found.rows)
+    rows = cast("list[Embedding]", embedded.rows)
     tokens = sum(row.tokens for row in rows)
     encode = _as_base64 if asked.encoding_format == "base64" else _as_numbers
     return {
@@ -106,7 +120,7 @@ async def embed(
             {"object": "embedding", "index": index, "embedding": encode(row.features)}
             for index, row in enumerate(rows)
         ],
-        "model": name,
+        "model": reference,
         "usage": {"prompt_tokens": tokens, "total_tokens": tokens},
     }
 
@@ -136,15 +150,12 @@ def _listed(run: Runtime, given: str | list[Any]) -> list[Any]:
     return listed
 
 
-async def _find(
-    run: Runtime, owner: str, model: str, timeout: float
-) -> tuple[str, LiveTrunk, BankedAdapter | None]:
-    """Return the full name of a backbone or a fine-tuned model, its trunk, and its adapter."""
-    if model not in allowed(run.settings.hf_models):
-        reference = ModelReference.parse(model)
-        found = await run.predictor.resolve(owner, reference, timeout_seconds=timeout)
-        return found.manifest.reference, found.trunk, found.head.adapter
-    return model, await run.backbones.get(model), None
+async def _find(run: Runtime, owner: str, model: str, timeout: float) -> _Embedder:
+    if model in allowed(run.settings.hf_models):
+        return _Embedder(model, model, await run.backbones.get(model, timeout_seconds=timeout))
+    asked = ModelReference.parse(model)
+    found = await run.predictor.resolve(owner, asked, timeout_seconds=timeout)
+    return _Embedder(found.manifest.reference, found.manifest.name, found.trunk, found.head.adapter)
 
 
 def _as_numbers(features: FloatArray) -> list[float]:

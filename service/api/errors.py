@@ -31,8 +31,6 @@ STATUS: tuple[tuple[type[GraftError], int, str], ...] = (
     (errors.Unauthorized, 401, "authentication_error"),
     (errors.NotFound, 404, "invalid_request_error"),
     (errors.Conflict, 409, "invalid_request_error"),
-    (errors.AlreadyExists, 409, "invalid_request_error"),
-    (errors.LeaseLost, 409, "invalid_request_error"),
     (errors.DeadlineExceeded, 504, "timeout_error"),
     (errors.Overloaded, 503, "overloaded_error"),
     (errors.Unavailable, 503, "unavailable_error"),
@@ -77,7 +75,7 @@ def error_response(error: GraftError, path: str = "") -> Response:
     response = json_response({"error": body}, status_of(error)[0])
     if isinstance(error, Overloaded):
         response.headers["Retry-After"] = str(max(1, math.ceil(error.retry_after_seconds)))
-    elif isinstance(error, errors.Unavailable):
+    elif isinstance(error, errors.Unavailable) and not isinstance(error, errors.VersionRefused):
         response.headers["Retry-After"] = "1"
     elif isinstance(error, errors.Unauthorized):
         response.headers["WWW-Authenticate"] = "Bearer"

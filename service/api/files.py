@@ -1,9 +1,9 @@
 """`/v1/files`: uploads, as OpenAI's clients know them.
 
 The service stores the bytes and answers `uploaded`; a worker parses them (training.ingest) and the
-status becomes `processed` or `error`. A file's status is read from the artifact store; only why a
-parsing job itself failed, such as for want of memory, is asked of the queue. What a job made, its
-metrics and its report, are files too (service.job_history).
+status becomes `processed` or `error`. A file's status is read from the artifact store; only that a
+parsing job itself failed, such as for want of memory, the queue knows a moment earlier. What a job
+made, its metrics and its report, are files too (service.job_history).
 """
 
 from __future__ import annotations
@@ -24,7 +24,10 @@ from core.jobs import JobKind, JobStatus, NewJob
 from service.api.responses import json_response, query_int
 from service.ingest import Upload
 from service.job_history import RESULTS_PURPOSE
+from service.reads import read_each
 from service.runtime import Runtime, runtime, tenant
+
+Found = tuple[FileStatus, DatasetManifest | FileErrors | None]
 
 PURPOSE = "fine-tune"
 CLOCK_SKEW_SECONDS = 60.0
@@ -99,7 +102,7 @@ async def list_files(request: Request) -> Response:
         raise InvalidRequest(
             "result files are not listed; a job names its own in `result_files`", param="purpose"
         )
-    complete = await asyncio.to_thread(_complete_files, files) if purpose == PURPOSE else []
+    complete = await _complete_files(files) if purpose == PURPOSE else []
     complete.sort(key=lambda file: (file.created_at, file.id), reverse=order == "desc")
     after = request.query_params.get("after")
     if after is not None:
@@ -107,7 +110,9 @@ async def list_files(request: Request) -> Response:
         if after not in ids:
             raise InvalidRequest("no such file to list after", param="after")
         complete = complete[ids.index(after) + 1 :]
-    page = [await describe(run, owner, file) for file in complete[:limit]]
+    listed = complete[:limit]
+    found = await read_each(files.status, [file.id for file in listed])
+    page = [await _object(run, owner, *each) for each in zip(listed, found, strict=True)]
     return json_response(
         {
             "object": "list",
@@ -161,7 +166,12 @@ async def delete_file(request: Request) -> Response:
 
 async def describe(run: Runtime, owner: str, file: UploadedFile) -> dict[str, Any]:
     """Return the API's object of a file, with its present status."""
-    status, outcome = await asyncio.to_thread(run.files(owner).status, file.id)
+    found = await asyncio.to_thread(run.files(owner).status, file.id)
+    return await _object(run, owner, file, found)
+
+
+async def _object(run: Runtime, owner: str, file: UploadedFile, found: Found) -> dict[str, Any]:
+    status, outcome = found
     described = file_object(file, status, outcome)
     if status is FileStatus.UPLOADED:
         job = await run.queue.get(owner, ingest_job_id(file.id))
@@ -202,6 +212,9 @@ def file_object(
         }
         if outcome.values is not None:
             described["dataset"]["values"] = outcome.values.model_dump()
+        if outcome.unreadable:
+            described["errors"] = [error.model_dump() for error in outcome.unreadable]
+            described["error_count"] = len(outcome.unreadable)
     return described
 
 
@@ -210,14 +223,15 @@ def _file_id(request: Request) -> str:
     return require_identifier(file_id, param="file_id")
 
 
-def _complete_files(files: FileStore) -> list[UploadedFile]:
-    found = []
-    for file_id in files.ids():
+async def _complete_files(files: FileStore) -> list[UploadedFile]:
+    def get(file_id: str) -> UploadedFile | None:
         try:
-            found.append(files.get(file_id))
+            return files.get(file_id)
         except NotFound:
-            continue  # still uploading, or abandoned
-    return found
+            return None  # still uploading, or abandoned
+
+    found = await read_each(get, await asyncio.to_thread(files.ids))
+    return [file for file in found if file is not None]
 
 
 async def _job_using(run: Runtime, owner: str, file: UploadedFile) -> str | None:

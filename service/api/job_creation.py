@@ -15,9 +15,10 @@ from core.backbones import AUTO, BACKBONES, allowed, is_allowed
 from core.datasets import DatasetManifest, FileErrors, Task
 from core.errors import DataError, InvalidRequest, NotFound
 from core.estimate import estimate
-from core.identifiers import ModelReference, new_id
+from core.identifiers import new_id
 from core.jobs import FineTuneRequest, Job, JobKind, NewJob
 from core.manifests import ModelManifest
+from core.parents import find_parent
 from core.settings import Settings
 from core.tasks import find_mismatch, find_other_task, find_refusal
 from service.api.files import ingest_job_id, start_ingest
@@ -41,7 +42,7 @@ async def create(request: Request) -> tuple[Job, bool]:
         earlier = await run.queue.recall(owner, once)
         if earlier is not None:
             return earlier, True
-    parent = await asyncio.to_thread(find_parent, run, owner, wanted.model)
+    parent = await asyncio.to_thread(parent_of, run, owner, wanted.model)
     backbone = parent.backbone if parent else wanted.model
     check_model(backbone, run.settings)
     check_precision(backbone, wanted.precision)
@@ -79,23 +80,15 @@ async def create(request: Request) -> tuple[Job, bool]:
     return job, job.id != new.id
 
 
-def find_parent(run: Runtime, owner: str, model: str) -> ModelManifest | None:
-    """Return the fine-tuned model that `model` refers to; None for a backbone, or what is neither.
+def parent_of(run: Runtime, owner: str, model: str) -> ModelManifest | None:
+    """Return the version that a job continues; None also for what `check_model` will refuse.
 
-    Raises `InvalidRequest` for a checkpoint, which belongs to its job.
+    Raises `InvalidRequest` for a checkpoint.
     """
-    if model == AUTO or is_allowed(model, run.settings.hf_models):
-        return None
     try:
-        reference = ModelReference.parse(model)
-        parent = run.registry.resolve(owner, reference)
-    except (InvalidRequest, NotFound):
+        return find_parent(run.registry, owner, model)
+    except NotFound:
         return None
-    if parent.step is not None:
-        raise InvalidRequest(
-            "a job continues a version, such as 'name@3', not a checkpoint", param="model"
-        )
-    return parent
 
 
 def continuing(wanted: FineTuneRequest, parent: ModelManifest) -> FineTuneRequest:

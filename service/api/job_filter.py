@@ -1,7 +1,7 @@
 """`GET /v1/fine_tuning/jobs?metadata[k]=v`: a tenant's jobs by their metadata.
 
-There is no index of metadata. Jobs are read newest first, and one request reads at most
-`MAX_SCANNED` of them, so that no caller can keep the service busy for long.
+There is no index of metadata. Jobs are read newest first, one request reads `MAX_SCANNED` of them
+and a page more at most, and those that Redis has forgotten are an object of the store each.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from core.jobs import Job
 from service.job_history import JobHistory
 
 PARAM = "metadata"
-MAX_SCANNED = 20_000
+MAX_SCANNED = 2_000
 _CHUNK = 200
 _MAX_PAIRS, _MAX_KEY, _MAX_VALUE = 16, 64, 512
 

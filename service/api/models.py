@@ -1,6 +1,8 @@
 """`/v1/models`: the backbones that jobs may start from, and the fine-tuned models.
 
-What exists is read from the registry; whether this process serves it, from the serving set.
+What exists is read from the registry; whether this process serves it, from the serving set. A page
+of many models takes their version numbers from there, too, while the process hears of changes: the
+names are listed anew for each page, so a model that has just been published is there.
 """
 
 from __future__ import annotations
@@ -30,17 +32,11 @@ async def list_models(request: Request) -> Response:
     run, owner = runtime(request), tenant(request)
     limit = query_int(request, "limit", MAX_LISTED, low=1, high=MAX_LISTED)
     after = request.query_params.get("after", "")
-    catalogue = await asyncio.to_thread(run.registry.catalogue, owner)
-    names = sorted(name for name in catalogue if name > after)
-
-    def describe() -> list[dict[str, Any] | None]:
-        # On one thread: thousands of calls to a pool would cost more than what they read.
-        return [_describe_model(run, owner, name, catalogue[name]) for name in names[:limit]]
-
-    tuned = await asyncio.to_thread(describe)
+    # On one thread: thousands of calls to a pool would cost more than what they read.
+    tuned = await asyncio.to_thread(_describe_models, run, owner, after, limit + 1)
     backbones = [] if after else [backbone_object(name) for name in allowed(run.settings.hf_models)]
-    data = [*backbones, *filter(None, tuned)]
-    return json_response({"object": "list", "data": data, "has_more": len(names) > limit})
+    data = [*backbones, *tuned[:limit]]
+    return json_response({"object": "list", "data": data, "has_more": len(tuned) > limit})
 
 
 async def get_model(request: Request) -> Response:
@@ -95,12 +91,28 @@ def backbone_object(name: str) -> dict[str, Any]:
     return described
 
 
-def _describe_model(run: Runtime, owner: str, name: str, listing: Listing) -> dict[str, Any] | None:
-    try:
-        manifest = run.registry.manifest(owner, name, max(listing.versions))
-    except NotFound:
-        return None  # deleted since it was listed
-    return _model_object(run, owner, name, manifest, listing)
+def _describe_models(run: Runtime, owner: str, after: str, limit: int) -> list[dict[str, Any]]:
+    found: list[dict[str, Any]] = []
+    for name in run.registry.names(owner):
+        if name <= after:
+            continue
+        listing = _known(run, owner, name) or run.registry.catalogue(owner, name).get(name)
+        if listing is None:
+            continue  # a name that is no model's any more
+        with suppress(NotFound):  # deleted since it was listed
+            manifest = run.registry.manifest(owner, name, max(listing.versions))
+            found.append(_model_object(run, owner, name, manifest, listing))
+        if len(found) == limit:
+            break
+    return found
+
+
+def _known(run: Runtime, owner: str, name: str) -> Listing | None:
+    """Return what this process has listed of a model, if that is not older than a moment."""
+    if not (run.watch.hears_changes and run.loader.current.is_complete):
+        return None
+    state = run.loader.current.models.get((owner, name))
+    return state.listing if state else None
 
 
 def _model_object(

@@ -89,8 +89,9 @@ async def predict(
     )
     described = _rows(found)
     if explain:
+        left = timeout - (time.monotonic() - began)
         pinned = await run.predictor.resolve(
-            owner, ModelReference.parse(found.model), timeout_seconds=timeout
+            owner, ModelReference.parse(found.model), timeout_seconds=left
         )
         for item, row, shown in zip(good, found.rows, described, strict=True):
             if not isinstance(row, GraftError):

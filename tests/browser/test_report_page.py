@@ -75,6 +75,8 @@ def image_page(tmp_path_factory: pytest.TempPathFactory) -> bytes:
             data = io.BytesIO()
             Image.fromarray(numbers.integers(0, 255, (48, 64, 3), np.uint8)).save(data, "PNG")
             entries.writestr(f"{'noise' if n % 2 else 'static'}/{n}.png", data.getvalue())
+            if n == 5:
+                entries.writestr("static/copy.png", data.getvalue())
     workshop.upload("file-train", "images.zip", archive.getvalue())
     manifest, _ = workshop.run("ftjob-page", training_file="file-train", suffix="page")
     return workshop.file(manifest, "report.html")
@@ -144,4 +146,7 @@ def test_wrong_answers_are_shown_as_pictures(browser: Browser, image_page: bytes
     with opened(browser, image_page, "dark", 1200) as page:
         widths = page.evaluate("[...document.images].map(image => image.naturalWidth)")
         assert len(widths) > 3
+        pair = page.locator("details", has=page.get_by_text("Exact duplicates")).locator("img")
+        assert len(set(pair.evaluate_all("images => images.map(image => image.src)"))) == 1
+        assert pair.count() == 2
         assert all(0 < width <= 112 for width in widths)

@@ -11,6 +11,7 @@ import os
 import signal
 from collections.abc import Iterator
 from dataclasses import dataclass
+from shutil import rmtree
 from typing import Any
 
 import pytest
@@ -36,6 +37,8 @@ class Stand:
     whole: FineTuningJob
 
     def train(self, **extra: Any) -> str:
+        """Start a job that does not find what the one before has come to."""
+        rmtree(self.stack.data / "store/default/results", ignore_errors=True)
         return train(self.stack, self.model, self.file, **extra)
 
     def events(self, job_id: str, type: str) -> list[dict[str, Any]]:

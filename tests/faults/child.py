@@ -9,7 +9,6 @@ from __future__ import annotations
 import os
 import sys
 import time
-from dataclasses import dataclass
 from types import ModuleType, SimpleNamespace
 from typing import Any
 
@@ -128,15 +127,6 @@ class Stub(ModuleType):
         return nothing
 
 
-@dataclass(frozen=True)
-class LightChoices:
-    """In place of what a job decided by itself."""
-
-    backbone: None = None
-    precision: None = None
-    strategy: None = None
-
-
 def nothing(*_: object, **__: object) -> None:
     """Stand in for what no fault is about."""
 
@@ -160,14 +150,14 @@ def lighten() -> None:
         "training.features": {"extract": lambda _, rows, **__: np.zeros((len(rows), DIM), "f4")},
         "training.export": {"export_head": lambda *_: head_files(DIM, seed=os.getpid())},
         "training.novelty": {"estimate_novelty": light_novelty},
-        "training.reporting": {"Choices": LightChoices},
     }.items():
         vars(sys.modules[name]).update(members)
     from training.pipeline import FineTune
 
     light: Any = FineTune
     light._evaluate = lambda *_: SimpleNamespace(head=None, summary=lambda: {"accuracy": 0.5})
-    light._inspect = light._investigate = nothing
+    light._inspect = lambda *_: SimpleNamespace(report=None, twins=None)
+    light._investigate = nothing
     light._fit = lambda *_: SimpleNamespace(strength=1.0, remedy="none")
     light._report = lambda *_: {"report.json": b"{}"}
 

@@ -85,7 +85,7 @@ def test_a_tuned_backbone_ships_as_a_trunk_of_the_model_s_own(
     [step] = listener.of("unfrozen")
     assert step["gain"] > max(step["gain_error"], 0.005)
     assert (manifest.kind, manifest.rank, manifest.blocks) == ("full", 0, 2)
-    assert manifest.metrics["rows"] == ROWS // 3
+    assert manifest.metrics["rows"] == pytest.approx(ROWS // 3, abs=ROWS // 30)
     assert manifest.metrics["accuracy"] == pytest.approx(step["accuracy"])
     assert manifest.metrics["accuracy"] > 0.9
     assert answers(stand, manifest) > 0.9

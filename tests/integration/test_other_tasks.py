@@ -154,6 +154,7 @@ def test_a_job_of_several_labels(workshop: Workshop, topics: ModelManifest) -> N
     chosen = {decision.what: decision for decision in report.decisions}
     assert chosen["Strategy"].chosen == "gradual"
     assert chosen["Precision"].chosen == "fp32"
+    assert (chosen["Threshold"].chosen, chosen["Threshold"].event) == ("0.5", "threshold_chosen")
     assert report.gate is not None
     assert report.gate.passed
     assert report.standing.scratch_score is not None
@@ -171,6 +172,9 @@ def test_a_job_of_values(workshop: Workshop, price: ModelManifest) -> None:
     assert found.r2 > 0.6
     assert found.covered == pytest.approx(0.9, abs=0.08)
     assert price.interval == report.interval
+    assert report.of_frozen_head == ()
+    interval = report.decisions[-1]
+    assert (interval.event, interval.data) == ("interval_chosen", report.interval.model_dump())
     assert price.metrics["rmse"] == found.rmse
     assert report.worst_errors[0].loss >= report.worst_errors[-1].loss
     assert report.data.counts == {}

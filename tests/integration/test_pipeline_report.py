@@ -5,13 +5,15 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from core.datasets import RowError
 from core.errors import QualityGateFailed
 from core.head import Head
 from core.registry import Registry
 from core.store import ArtifactStore
 from tests.builders import TENANT
-from tests.integration.hf_models import save_text_model
+from tests.integration.hf_models import WORDS, save_text_model
 from tests.integration.workshop import Workshop
+from training.report_html import render
 
 SCRIPT = "<script>document.title='gotcha'</script><img src=x onerror=alert(1)>"
 
@@ -81,6 +83,14 @@ def test_the_page_holds_no_markup_of_the_data(workshop: Workshop) -> None:
     for address in ("http://", "https://", "//cdn", "url("):
         assert address not in page
     assert page.count("<svg") >= 2
+    # Nor of the names of images that were left out.
+    report = workshop.report(manifest)
+    left_out = (RowError(entry=f"cat/{SCRIPT}.png", reason="image is damaged"),)
+    data = report.data.model_copy(update={"unreadable": left_out})
+    page = render(report.model_copy(update={"data": data}), {}, {}, {}).decode()
+    assert "Images that could not be read" in page
+    assert "&lt;script&gt;" in page
+    assert "<script" not in page
 
 
 def test_rows_of_a_validation_file_are_what_is_listed(workshop: Workshop) -> None:
@@ -153,3 +163,16 @@ def test_the_same_job_gives_the_same_head_and_report(workshop: Workshop) -> None
         assert ("report_baselines" in report.seconds) is ("findings" not in recalled)
     assert heads[0] == heads[1] == heads[2]
     assert reports[0] == reports[1] == reports[2]
+
+
+def test_copies_do_not_flatter_a_job(workshop: Workshop) -> None:
+    """Few texts, each there many times, with labels drawn by lot: known by heart or not at all."""
+    numbers = np.random.default_rng(1)
+    texts = [" ".join(numbers.choice(WORDS, 5)) for _ in range(60)]
+    rows = [(text, str(numbers.integers(2))) for text in texts] * 4
+    rows = [(text.upper() if n % 2 else text, label) for n, (text, label) in enumerate(rows)]
+    workshop.upload_texts("file-copies", rows)
+    manifest, _ = workshop.run("ftjob-copies", training_file="file-copies", suffix="copies")
+    assert manifest.metrics["accuracy"] == pytest.approx(0.5, abs=0.1)
+    verdicts = [verdict.text for verdict in workshop.report(manifest).verdicts]
+    assert any("180 rows (75 %) repeat another, 180 exactly" in text for text in verdicts)

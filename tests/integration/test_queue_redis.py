@@ -18,7 +18,8 @@ from redis.asyncio import Redis
 from core.changes import Change, RedisChangeFeed
 from core.errors import Unavailable
 from core.jobs import Failure, JobKind, JobStatus, NewJob
-from core.outlook import Estimate
+from core.outlook import Estimate, Progress
+from core.presence import RedisPresence, Role
 from core.queue import Claim
 from core.queue.connection import BLOCK_SECONDS, MAX_CONNECTIONS, connect, translated
 from core.queue.redis import RedisJobQueue
@@ -283,10 +284,44 @@ class TestTrouble:
         types = [event.type for event in await queue.events("acme", "a")]
         assert types == ["queued", "started", "succeeded"]
 
-    async def test_full_server_takes_no_writes(self, own_client: Redis, prefix: str) -> None:
+    async def test_full_server_takes_no_new_work_and_lets_the_old_end(
+        self, own_client: Redis, prefix: str
+    ) -> None:
+        queue, presence = queue_on(own_client, prefix), RedisPresence(own_client, prefix=prefix)
+        for name in ("tuned", "retried", "released", "expired", "waits"):
+            estimate = Estimate(pace="minilm", stages={"fit": 1})
+            await queue.enqueue(new_job(name, estimate=estimate))
+        tuned, retried, released = [await claimed(queue) for _ in range(3)]
+        await queue.claim(TUNE, "dead", 0.001)
+        # One that was evicted, which the next `enqueue` takes from the index.
+        await own_client.zadd(f"{prefix}:{{graft}}:t:acme:jobs:fine_tune", {"evicted": -1})
         await own_client.config_set("maxmemory", "1")
+
+        for refused in (queue.enqueue(new_job("new")), queue.claim(TUNE, "w", LONG)):
+            with pytest.raises(Unavailable, match="out of memory"):
+                await refused
+        found = [await queue.get("acme", name) for name in ("expired", "waits", "new")]
+        assert [(job.status, job.attempt) for job in found if job] == [
+            (JobStatus.RUNNING, 1), (JobStatus.QUEUED, 0),
+        ]  # fmt: skip
+
+        await presence.beat(Role.WORKER, "w")
+        assert await presence.live(Role.WORKER) == {"w"}
+        await queue.heartbeat(tuned, LONG, Progress(stage="fit", fraction=0.5))
+        await queue.append_event(tuned, "epoch_ended", "One.", data={"step": 1})
+        assert await queue.mark_publishing(tuned, LONG) is None
+        await queue.announce(tuned, Change(tenant="acme", model="m", type="published"), {"a": 1})
+        assert (await queue.settle(tuned, JobStatus.SUCCEEDED, seconds=2)).status == "succeeded"
+        assert (await queue.retry(retried, 0, CRASH)).status is JobStatus.QUEUED
+        assert (await queue.release(released)).status is JobStatus.QUEUED
+        assert (await queue.cancel("acme", "waits")).status is JobStatus.CANCELLED
         with pytest.raises(Unavailable, match="out of memory"):
-            await queue_on(own_client, prefix).enqueue(new_job("j"))
+            await queue.claim(TUNE, "w", LONG)
+
+        await own_client.config_set("maxmemory", "0")
+        assert [(await claimed(queue)).job.id for _ in range(3)] == [
+            "retried", "released", "expired",
+        ]  # fmt: skip
 
     async def test_replica_takes_no_writes(self, own_client: Redis, prefix: str) -> None:
         await own_client.execute_command("REPLICAOF", "127.0.0.1", "1")

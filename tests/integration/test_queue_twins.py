@@ -20,8 +20,8 @@ from core.jobs import Failure, Job, JobKind, JobStatus, NewJob, Once
 from core.outlook import Progress
 from core.queue import Claim, JobQueue
 from core.queue.connection import connect
-from core.queue.memory import MemoryJobQueue
 from core.queue.redis import RedisJobQueue
+from tests.twins.memory import MemoryJobQueue
 
 pytestmark = pytest.mark.anyio
 

@@ -148,7 +148,7 @@ async def test_inference_is_what_predict_answers(
     expected = plain.json()["predictions"]
     for column in (False, True):
         sent = text_input("good cat", "bad dog", binary=binary, column=column)
-        result = client.infer(reference, [sent], request_id="r-7")
+        result = client.infer(reference, [sent], request_id="r-7", priority=1)
         answer = checked("infer", result.get_response())
         assert (answer["id"], answer["model_name"], answer["model_version"]) == ("r-7", "pets", "1")
         probabilities = result.as_numpy("probabilities")

@@ -6,6 +6,7 @@ import asyncio
 import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import httpx
@@ -15,6 +16,8 @@ import pytest
 from core.backbones import BACKBONES
 from core.changes import Change
 from core.manifests import ModelManifest, TrunkManifest
+from core.registry import Registry
+from core.store import ArtifactStore
 from tests.builders import TENANT, add_text_trunk, head_files, publish
 
 if TYPE_CHECKING:
@@ -27,6 +30,7 @@ pytest_plugins = ["tests.integration.service_fixtures"]
 
 EVENT_SECONDS = 1.0
 POLL_SECONDS = 2.0
+MENDED = f"{TENANT}/models/mended"
 
 
 @pytest.fixture
@@ -122,7 +126,66 @@ async def test_a_bad_version_is_refused_and_the_old_one_serves_on(
                         break
                     await asyncio.sleep(0.02)
             assert "sound@2" in response.json()["error"]["message"]
+            assert response.json()["error"]["code"] == "version_refused"
+            assert "Retry-After" not in response.headers
             assert await answers(client, "sound") == "sound@1"
+
+
+async def test_pages_of_models_hold_what_is_there_now_and_nothing_else(
+    service: ServiceProcess, http: httpx.AsyncClient, trunk: TrunkManifest
+):
+    for name in ("page-a", "page-b", "page-c"):
+        publish(service.registry, trunk, name)
+    async with asyncio.timeout(15):
+        while await answers(http, "page-b") is None:
+            await asyncio.sleep(0.02)
+    assert (await http.delete("/v1/models/page-b")).status_code == 200
+    publish(service.registry, trunk, "page-d")  # of which no process has heard
+    names: list[str] = []
+    pages = 0
+    has_more = True
+    while has_more:
+        after = names[-1] if names else "page-"
+        page = (await http.get("/v1/models", params={"limit": 1, "after": after})).json()
+        names += [model["id"] for model in page["data"]]
+        has_more = page["has_more"] and names[-1].startswith("page-")
+        pages += 1
+        assert pages < 10
+    assert [name for name in names if name.startswith("page-")] == ["page-a", "page-c", "page-d"]
+    (page_c,) = (await http.get("/v1/models?limit=1&after=page-a")).json()["data"]
+    assert (page_c["versions"], page_c["aliases"]) == ([1], {"production": 1})
+
+
+async def test_a_load_after_a_repair_and_an_unload_reach_every_process(
+    service: ServiceProcess, trunk: TrunkManifest, tmp_path: Path
+):
+    elsewhere = Registry(ArtifactStore(str(tmp_path)))
+    publish(elsewhere, add_text_trunk(elsewhere), "mended")
+    sound = (tmp_path / MENDED / "versions/1/head.onnx").read_bytes()
+    (tmp_path / MENDED / "versions/1/head.onnx").write_bytes(sound[:40])
+    (tmp_path / MENDED).rename(service.folder / "store" / MENDED)
+    async with service.one_client_per_process() as processes:
+        first = next(iter(processes.values()))
+        url = "/v2/repository/models/mended"
+        assert (await first.post(f"{url}/load")).status_code == 400
+        await until_each_says(processes, "refused", "head.onnx does not match its hash")
+        (service.folder / "store" / MENDED / "versions/1/head.onnx").write_bytes(sound)
+        assert (await first.post(f"{url}/load")).status_code == 200
+        await until_each_says(processes, "refused", None)
+        await until_all_answer(processes, "mended", "mended@1")
+        await until_each_says(processes, "loaded", True)
+        assert (await first.post(f"{url}/unload")).status_code == 200
+        await until_each_says(processes, "loaded", False)
+
+
+async def until_each_says(
+    processes: dict[int, httpx.AsyncClient], field: str, expected: object
+) -> None:
+    """Wait until each process says so of `mended`."""
+    async with asyncio.timeout(10):
+        for client in processes.values():
+            while (await client.get("/v1/models/mended")).json().get(field) != expected:
+                await asyncio.sleep(0.01)
 
 
 async def test_the_models_that_there_are(openai: AsyncOpenAI):

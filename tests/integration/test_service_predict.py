@@ -225,12 +225,35 @@ async def test_the_callers_deadline(http: httpx.AsyncClient, value: str, status:
     assert (await post(http, OK, headers=headers)).status_code == status
 
 
-async def test_a_deadline_that_passes_is_a_504(http: httpx.AsyncClient):
+@pytest.mark.parametrize("path", ["/v1/predict", "/predict"])
+async def test_a_deadline_that_passes_is_a_504(http: httpx.AsyncClient, path: str):
     texts = ["good cat " * 2000] * MAX_INPUTS
     headers = {"X-Request-Timeout-Ms": "1"}
-    response = await post(http, {"model": "pets", "inputs": texts}, headers=headers)
+    response = await http.post(path, json={"model": "pets", "inputs": texts}, headers=headers)
     assert response.status_code == 504
     assert response.json()["error"]["code"] == "deadline_exceeded"
+
+
+@pytest.mark.parametrize("path", ["/v1/predict", "/predict"])
+async def test_overload_is_a_503_that_says_when_to_come_back(http: httpx.AsyncClient, path: str):
+    long = "good cat " * 2000
+    many = {"model": "pets", "inputs": [long] * MAX_INPUTS}
+    one = {"model": "pets", "inputs": [long]}
+    # Some wait to be tokenised: one more of this model would hardly be done in time.
+    busy = [asyncio.create_task(post(http, many)) for _ in range(8)]
+    # Each on a connection of its own, for the process at its other end may be the other one.
+    hurried = {"X-Request-Timeout-Ms": "50", "Connection": "close"}
+    refusals = []
+    while not refusals and not all(task.done() for task in busy):
+        response = await http.post(path, json=one, headers=hurried)
+        refusals += [response] if response.status_code == 503 else []
+    for task in busy:
+        task.cancel()
+    (refused,) = refusals
+    assert refused.json()["error"]["code"] == "overloaded"
+    assert int(refused.headers["Retry-After"]) >= 1
+    # Those have gone, and with them what they would have cost.
+    assert (await post(http, one)).status_code == 200
 
 
 async def test_a_wrong_content_type_is_a_415(http: httpx.AsyncClient):
@@ -238,18 +261,29 @@ async def test_a_wrong_content_type_is_a_415(http: httpx.AsyncClient):
     assert response.status_code == 415
 
 
+@pytest.mark.parametrize("path", ["/v1/predict", "/predict"])
 async def test_callers_that_go_away_cost_nobody_else(
-    service: ServiceProcess, http: httpx.AsyncClient
+    service: ServiceProcess, http: httpx.AsyncClient, path: str
 ):
+    async def abandoned() -> int:
+        lines = (await http.get("/metrics")).text.splitlines()
+        ended = [line.split()[-1] for line in lines if 'outcome="abandoned"' in line]
+        gone = [line.split()[-1] for line in lines if f'route="{path}",status="499"' in line]
+        return min(sum(map(int, map(float, ended))), sum(map(int, map(float, gone))))
+
+    before = await abandoned()
     body = json.dumps({"model": "pets", "inputs": ["good cat " * 2000] * MAX_INPUTS}).encode()
     head = (
-        f"POST /v1/predict HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
+        f"POST {path} HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
         f"Content-Length: {len(body)}\r\n\r\n"
     )
     for _ in range(20):
         with socket.create_connection(("127.0.0.1", service.port)) as connection:
             connection.sendall(head.encode() + body)
     assert (await post(http, OK)).status_code == 200
+    async with asyncio.timeout(20):
+        while await abandoned() == before:
+            await asyncio.sleep(0.02)
 
 
 async def test_many_at_once_each_get_their_own(http: httpx.AsyncClient):
@@ -269,7 +303,7 @@ async def test_many_at_once_each_get_their_own(http: httpx.AsyncClient):
 BENTOML_CLIENT = """
 import bentoml, json, sys
 with bentoml.SyncHTTPClient(sys.argv[1]) as client:
-    print(json.dumps(client.predict(model="pets", inputs=["good cat", ""], top_k=1)))
+    print(json.dumps(client.predict(model="pets", inputs=["good cat", ""], top_k=1, explain=True)))
     for bad in ({"model": "cats"}, {"model": "../x"}, {"inputs": []}, {"top_k": 0}):
         try:
             client.predict(**{"model": "pets", "inputs": ["a"]} | bad)
@@ -287,7 +321,7 @@ def test_bentomls_own_client(service: ServiceProcess):
     answer, unknown, malformed, empty, top_0 = map(json.loads, run.stdout.splitlines())
     assert answer["model"] == "pets@1"
     good, bad = answer["predictions"]
-    assert good.keys() == {"label", "score", "scores"}
+    assert good.keys() == {"label", "score", "scores", "explanation"}
     assert bad.keys() == {"error"}
     assert unknown["status"] == 404
     assert "no model cats" in unknown["message"]

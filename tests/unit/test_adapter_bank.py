@@ -14,13 +14,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from core.adapter_bank import AdapterBank, BankedAdapter
-from core.adapters import ROWS, Adapter, Delta, feed, input_names
+from core.adapters import ROWS, Adapter, feed, input_names
 from core.preprocessing import PreparedText
 from core.registry import Registry
 from core.store import ArtifactStore
 from core.trunk import Trunk
 from service.batcher import Batcher
-from tests.builders import SLOTS, add_text_trunk, random_adapter
+from tests.builders import SLOTS, add_text_trunk, constant_adapter, random_adapter
 
 RANKS = st.tuples(st.integers(0, 4), st.integers(0, 4))
 STEP = st.one_of(
@@ -74,7 +74,7 @@ def test_mixed_rows_equal_unbatched_ones_whatever_was_loaded_between(trunk, step
 def test_gathering_while_others_load_and_unload_gives_each_row_its_own(takes_rows: bool):
     """One thread gathers what it holds; the arrays are replaced under it all the time."""
     bank = AdapterBank(SLOTS, takes_rows=takes_rows)
-    mine = {number: bank.add(_constant(number)) for number in range(1, 6)}
+    mine = {number: bank.add(constant_adapter(number)) for number in range(1, 6)}
     names = [(name, number) for number, slot in enumerate(SLOTS) for name in input_names(slot)]
     is_over, wrong = threading.Event(), []
 
@@ -92,7 +92,7 @@ def test_gathering_while_others_load_and_unload_gives_each_row_its_own(takes_row
     thread = threading.Thread(target=gather)
     thread.start()
     for round_number in range(60):
-        others = [bank.add(_constant(100 + n)) for n in range(round_number % 20)]
+        others = [bank.add(constant_adapter(100 + n)) for n in range(round_number % 20)]
         del others
         bank.shrink()
     is_over.set()
@@ -142,19 +142,6 @@ def test_rows_of_several_models_are_fed_the_bank_itself():
     ranks = bank.gather([one, shorter])
     assert not np.shares_memory(ranks[names[0]], first[names[0]])
     assert ranks[ROWS].tolist() == [[0, 1], [1, 3]]
-
-
-def _constant(number: int) -> Adapter:
-    """Deltas that are the number everywhere."""
-    return Adapter(
-        {
-            slot.name: Delta(
-                np.full((slot.in_dim, 2), number, np.float32),
-                np.full((2, slot.out_dim), number, np.float32),
-            )
-            for slot in SLOTS
-        }
-    )
 
 
 def test_a_trunk_without_slots_has_an_empty_bank(tmp_path: Path) -> None:

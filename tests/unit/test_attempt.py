@@ -14,8 +14,8 @@ from core.errors import Unavailable
 from core.jobs import Failure, Job, JobKind, JobStatus, NewJob, StopReason
 from core.outlook import Estimate
 from core.presence import Presence, Role
-from core.queue.memory import MemoryJobQueue
 from core.queue.protocol import Claim
+from tests.twins.memory import MemoryJobQueue
 from tests.waiting import until
 from training.attempt import Attempt
 from training.process import (
@@ -372,6 +372,37 @@ async def test_time_limit_kills() -> None:
     assert job.error
     assert job.error.code == "timeout"
     assert child.killed_by is signal.SIGKILL
+
+
+async def test_the_time_of_all_attempts_counts() -> None:
+    queue = MemoryJobQueue()
+    claim = await claimed(queue)
+    await queue.heartbeat(claim, LEASE_SECONDS, ran_seconds=59.8)
+    await queue.release(claim)
+    again = await queue.claim(JobKind.FINE_TUNE, "worker", LEASE_SECONDS)
+    assert again is not None
+    child = FakeChild()
+    await asyncio.wait_for(attempt(queue, again, child, max_seconds=60).run(), 30)
+    job = await state(queue)
+    assert job.error
+    assert job.error.code == "timeout"
+    assert job.ran_seconds > 59.8
+
+
+async def test_an_attempt_without_time_still_finds_what_was_published() -> None:
+    queue = MemoryJobQueue()
+    claim = await claimed(queue)
+    await queue.mark_publishing(claim, LEASE_SECONDS)
+    await queue.heartbeat(claim, LEASE_SECONDS, ran_seconds=1000)
+    await queue.release(claim)
+    again = await queue.claim(JobKind.FINE_TUNE, "worker", LEASE_SECONDS)
+    assert again is not None
+    child = FakeChild()
+    run = asyncio.create_task(attempt(queue, again, child, has_published=True).run())
+    await asyncio.sleep(LEASE_SECONDS)  # long enough for the guard to look at the time
+    child.say(DONE)
+    await run
+    assert (await state(queue)).status is JobStatus.SUCCEEDED
 
 
 async def test_worker_that_stops_gives_the_job_back_and_uses_up_no_attempt() -> None:

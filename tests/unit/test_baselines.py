@@ -10,9 +10,11 @@ from PIL import Image
 
 from core.datasets import Modality
 from training import baselines
-from training.baselines import compare
+from training.advice import Tuning, advise
+from training.baselines import Transfer, compare
 from training.fit import deal
 from training.scratch import predict_pixels, predict_words, read_pixels
+from training.yardsticks import compare_labels, compare_values
 
 COLOURS = [(200, 40, 40), (40, 200, 40), (40, 40, 200)]
 WORDS = ["refund", "parcel", "password"]
@@ -48,8 +50,7 @@ def test_a_model_that_knows_less_than_the_words_is_told_apart() -> None:
     assert found.gain == pytest.approx(-0.5)
     # By hand: half of the differences are -1, half are 0.
     assert found.gain_error == pytest.approx(0.5 / np.sqrt(90))
-    assert found.advice is not None
-    assert "does worse" in found.advice
+    assert "does worse" in (advise(found, Tuning(), compared_backbones=False) or "")
 
 
 def test_as_good_as_from_scratch_is_no_help_and_better_is() -> None:
@@ -58,11 +59,11 @@ def test_as_good_as_from_scratch_is_no_help_and_better_is() -> None:
     right = np.ones(90, np.bool_)
     same = compare(Modality.TEXT, items, targets, 3, right, train=None, fold_of=fold_of, seed=0)
     assert same.helps is False
-    assert "no better" in (same.advice or "")
+    assert "no better" in (advise(same, Tuning(), compared_backbones=False) or "")
     dull = ["the same words for all"] * 90
     better = compare(Modality.TEXT, dull, targets, 3, right, train=None, fold_of=fold_of, seed=0)
     assert better.helps is True
-    assert better.advice is None
+    assert advise(better, Tuning(), compared_backbones=False) is None
     assert better.scratch_accuracy == pytest.approx(1 / 3, abs=0.01)
 
 
@@ -106,3 +107,51 @@ def test_too_much_work_is_left_out_and_said_so(monkeypatch: pytest.MonkeyPatch) 
     assert found.helps is None
     assert found.skipped == "not fitted on more than 10 rows"
     assert found.majority_accuracy > 0
+
+
+def test_images_of_several_labels_and_of_values_have_a_network_from_scratch() -> None:
+    items, colours = images(48)
+    fold_of = deal(colours, 3, 0)
+    truth = np.stack([colours != 0, colours == 1], axis=1)
+    nothing = np.zeros_like(truth)
+    labels = compare_labels(
+        Modality.IMAGE, items, truth.astype(np.float32), nothing,
+        train=None, fold_of=fold_of, seed=0,
+    )  # fmt: skip
+    assert (labels.rows, labels.helps) == (16, False)
+    assert labels.scratch_score is not None
+    assert labels.scratch_score > 0.8 > 0.5 > labels.model
+    values = 1000 + 50.0 * colours
+    standing = compare_values(
+        Modality.IMAGE, items, values, np.full(48, 1050.0), train=None, fold_of=fold_of, seed=0
+    )
+    assert (standing.helps, standing.beats_constant) == (False, False)
+    assert standing.scratch_score is not None
+    assert standing.scratch_score < 0.5 * standing.constant
+    assert "convolutional" in standing.scratch
+
+
+@pytest.mark.parametrize(
+    ("tuning", "compared", "said", "not_said"),
+    [
+        (Tuning(), False, ["strategy: auto", "model: auto"], []),
+        (Tuning(), True, ["strategy: auto", "hf:"], ["model: auto"]),
+        (Tuning(was_asked=True, steps=2, ships=True), False, ["tuned to it already"], ["strategy"]),
+        (Tuning(was_asked=True, steps=2), False, ["no step of 2 was better"], ["strategy"]),
+        (Tuning(was_asked=True, refusal="9 s are left"), False, ["not tried: 9 s"], ["strategy"]),
+    ],
+)
+def test_what_is_advised_is_what_was_not_tried(
+    tuning: Tuning, compared: bool, said: list[str], not_said: list[str]
+) -> None:
+    found = Transfer(
+        helps=False, rows=90, model_accuracy=0.6, majority_accuracy=0.3, scratch="words",
+        scratch_accuracy=0.7, gain=-0.1, gain_error=0.02,
+    )  # fmt: skip
+    advice = advise(found, tuning, compared_backbones=compared)
+    assert advice is not None
+    assert all(words in advice for words in said)
+    assert not any(words in advice for words in not_said)
+    # Where nothing is known, nothing is advised but to look at the data.
+    dull = found.model_copy(update={"majority_accuracy": 0.6})
+    assert "check the data" in (advise(dull, tuning, compared_backbones=compared) or "")

@@ -7,6 +7,7 @@ import gc
 import threading
 import time
 import weakref
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,9 +16,14 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from core.adapter_bank import AdapterBank
+from core.adapters import ROWS, Deltas, input_names
 from core.errors import DeadlineExceeded, GraftError, Overloaded, PayloadTooLarge
-from service.batcher import MAX_BATCH_ROWS, MAX_BATCH_TOKENS, Batcher
+from core.preprocessing import FloatArray, Prepared
+from service.batcher import MAX_BATCH_TOKENS, Batcher
 from service.caller import Lane
+from service.line import MAX_BATCH_ROWS
+from tests.builders import SLOTS, constant_adapter
 from tests.fakes import GIVES_NAN, GIVES_TOO_FEW, RAISES, FakeEncoder, row
 from tests.waiting import until
 
@@ -81,24 +87,46 @@ async def test_features_that_are_not_finite_are_an_error_of_their_row():
     assert answer(results[1]) == [2, 1]
 
 
+class AdaptedEncoder(FakeEncoder):
+    """Tells of each row which adapter it was computed with, too; 0 for none."""
+
+    def encode(self, rows: Sequence[Prepared], deltas: Deltas | None = None) -> FloatArray:
+        features = super().encode(rows)
+        number = np.zeros(len(rows), np.float32)
+        if deltas:
+            given = deltas[input_names(SLOTS[0])[0]]
+            number += (given[deltas[ROWS][0]] if ROWS in deltas else given)[:, 0, 0]
+        return np.column_stack([features, number[: len(features)]])
+
+
 REQUEST = st.fixed_dictionaries(
     {
         "model": st.sampled_from("abc"),
         "lane": st.sampled_from(list(Lane)),
+        "adapter": st.sampled_from([0, 0, 1, 2]),
         "widths": st.lists(st.integers(1, 40), min_size=1, max_size=8),
         "bad": st.sampled_from([None, None, None, RAISES, GIVES_NAN]),
         "wait": st.integers(0, 3),
         "leaves_after": st.sampled_from([None, None, None, 0, 1, 3]),
+        "may_take": st.sampled_from([20_000, 20_000, 20_000, 0, 1, 3]),
     }
 )
 
 
-@settings(max_examples=40, deadline=None)
-@given(st.lists(REQUEST, min_size=1, max_size=30), st.integers(8, 100))
-def test_every_row_is_answered_once_in_order_with_its_own_result(plans, max_rows):  # type: ignore[no-untyped-def]
-    """Under any interleaving, with callers that leave, rows that fail, and a queue that is full."""
-    encoder = FakeEncoder()
-    answered: list[int] = []
+@settings(max_examples=60, deadline=None)
+@given(
+    st.lists(REQUEST, min_size=1, max_size=30),
+    st.integers(8, 100),
+    st.sampled_from([None, None, 0, 2, 4]),
+)
+def test_every_row_is_answered_once_in_order_with_its_own_result(plans, max_rows, closes_after):  # type: ignore[no-untyped-def]
+    """Under any interleaving, with callers that leave, deadlines that pass, rows that fail, a queue
+    that is full, and an end in the middle of it."""
+    encoder = AdaptedEncoder()
+    bank = AdapterBank(SLOTS)
+    adapters = [None, bank.add(constant_adapter(1)), bank.add(constant_adapter(2))]
+    computed: list[int] = []
+    ended: list[str] = []
 
     async def ask(batcher: Batcher, first: int, plan: dict[str, Any]) -> None:
         numbers = [first + n for n in range(len(plan["widths"]))]
@@ -106,34 +134,44 @@ def test_every_row_is_answered_once_in_order_with_its_own_result(plans, max_rows
             numbers[-1] = plan["bad"]
         rows = [row(n, width) for n, width in zip(numbers, plan["widths"], strict=True)]
         await asyncio.sleep(plan["wait"] / 1000)
-        call = batcher.encode(rows, soon(), model=plan["model"], lane=plan["lane"])
+        task = asyncio.create_task(
+            batcher.encode(
+                rows, soon(plan["may_take"] / 1000), model=plan["model"], lane=plan["lane"],
+                adapter=adapters[plan["adapter"]],
+            )
+        )  # fmt: skip
         if plan["leaves_after"] is not None:
-            task = asyncio.create_task(call)
             await asyncio.sleep(plan["leaves_after"] / 1000)
             task.cancel()
-            await asyncio.gather(task, return_exceptions=True)
-            return
         try:
-            results = await call
-        except Overloaded:
+            results = await task
+        except (Overloaded, DeadlineExceeded, asyncio.CancelledError) as error:
+            ended.append(type(error).__name__)
             return
+        ended.append("answered")
         assert len(results) == len(numbers)
         for number, width, result in zip(numbers, plan["widths"], results, strict=True):
             if number in (RAISES, GIVES_NAN):
                 assert isinstance(result, GraftError)
             else:
-                assert answer(result) == [number, width]
-                answered.append(number)
+                assert answer(result) == [number, width, plan["adapter"]]
+                computed.append(number)
 
     async def run() -> None:
-        batcher = Batcher(encoder, "t", max_rows)
-        await asyncio.gather(*(ask(batcher, 100 * n, plan) for n, plan in enumerate(plans)))
+        batcher = Batcher(encoder, "t", max_rows, bank)
+        asked = [asyncio.create_task(ask(batcher, 100 * n, p)) for n, p in enumerate(plans)]
+        if closes_after is not None:
+            await asyncio.sleep(closes_after / 1000)
+            await batcher.close()
+        await asyncio.gather(*asked)
         assert batcher.queued_rows == 0
-        assert not batcher._callers
+        assert not batcher._line._requests
         await batcher.close()
+        assert (batcher._line._working, batcher._line._running_cost) == (0, 0)
 
     asyncio.run(run())
-    assert len(answered) == len(set(answered))
+    assert len(ended) == len(plans)
+    assert len(computed) == len(set(computed))
     assert all(len(batch) <= MAX_BATCH_ROWS for batch in encoder.batches)
 
 
@@ -298,12 +336,12 @@ async def test_an_idle_batcher_has_no_task_and_nothing_keeps_it_alive():
     batcher = Batcher(FakeEncoder(), "leak", 100)
     await batcher.encode([row(1)], soon())
     await until(lambda: len(asyncio.all_tasks()) == before)
-    assert any(thread.name.startswith("trunk-leak") for thread in threading.enumerate())
+    assert any(thread.name.startswith("line-leak") for thread in threading.enumerate())
     gone = weakref.ref(batcher)
     del batcher
     gc.collect()
     assert gone() is None
-    await until(lambda: not any(t.name.startswith("trunk-leak") for t in threading.enumerate()))
+    await until(lambda: not any(t.name.startswith("line-leak") for t in threading.enumerate()))
 
 
 async def test_rows_of_one_request_are_batched_by_length_and_answered_in_order() -> None:
@@ -340,14 +378,39 @@ async def test_rows_of_many_requests_get_what_they_get_alone(tmp_path: Path):
     await batcher.close()
 
 
-async def test_a_failure_outside_the_encoder_does_not_stop_the_next_request(
+async def test_a_failure_outside_the_encoder_is_told_at_once_and_the_next_request_is_answered(
     monkeypatch: pytest.MonkeyPatch,
 ):
     batcher = Batcher(FakeEncoder(), "t", 100)
-    take = batcher._queue.take
-    monkeypatch.setattr(batcher._queue, "take", lambda *_: 1 / 0)
-    with pytest.raises(DeadlineExceeded):
-        await batcher.encode([row(1)], soon(0.2))
-    monkeypatch.setattr(batcher._queue, "take", take)
+    queue = batcher._line._queue
+    take = queue.take
+    monkeypatch.setattr(queue, "take", lambda *_: 1 / 0)
+    with pytest.raises(GraftError, match="could not be computed"):
+        await batcher.encode([row(1)], soon())
+    monkeypatch.setattr(queue, "take", take)
     (result,) = await batcher.encode([row(2)], soon())
     assert answer(result) == [2, 1]
+
+
+async def test_rows_that_wait_behind_a_run_that_fails_as_a_whole_go_on(
+    monkeypatch: pytest.MonkeyPatch,
+):
+    encoder = FakeEncoder()
+    encoder.gate.clear()
+    batcher = Batcher(encoder, "t", 100)
+    work = batcher._line._work
+
+    def fail_on_the_first(rows):  # type: ignore[no-untyped-def]
+        results = work(rows)
+        if encoder.batches == [[1]]:
+            raise MemoryError
+        return results
+
+    monkeypatch.setattr(batcher._line, "_work", fail_on_the_first)
+    first = asyncio.create_task(batcher.encode([row(1)], soon()))
+    await until(encoder.entered.is_set)
+    behind = asyncio.create_task(batcher.encode([row(2)], soon()))
+    await until(lambda: batcher.queued_rows == 1)
+    encoder.gate.set()
+    assert answer((await first)[0]) == "this input could not be computed"
+    assert answer((await behind)[0]) == [2, 1]

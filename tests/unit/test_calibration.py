@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from training.assessment import assess
+from training.assessment import Alternative, assess
 from training.calibration import (
     BINS,
     Bin,
@@ -98,3 +98,24 @@ def test_a_validation_file_is_calibrated_on_rows_of_its_own() -> None:
     assert found.calibration.after.ece < 0.15
     assert found.cross_validated_accuracy > 0.95
     assert found.head.predict(features).max() < 0.7
+
+
+def test_the_rows_that_a_tuned_model_was_judged_on_speak_for_it() -> None:
+    """All of them in its name, or else in that of the head on frozen features."""
+    numbers = np.random.default_rng(0)
+    targets = np.arange(90) % 2
+    features = numbers.normal(size=(90, 6)).astype(np.float32)
+    fitted = fit(features, targets, 2, seed=0)
+    knowing = np.where(np.eye(2)[targets] > 0, 0.9, 0.1).astype(np.float32)
+    labels = ["a", "b"]
+    every = assess(fitted, targets, labels, None, Alternative(fitted.head, np.arange(90), knowing))
+    assert not every.is_frozen
+    assert (every.out_of_fold.argmax(axis=1) == targets).all()
+    third = np.arange(0, 90, 3)
+    some = assess(fitted, targets, labels, None, Alternative(fitted.head, third, knowing[third]))
+    assert some.is_frozen
+    assert (some.out_of_fold.argmax(axis=1) == targets).mean() < 0.7
+    # What is compared with a validation file is the same model in both cases.
+    other = (features, numbers.permutation(targets))
+    beside = assess(fitted, targets, labels, other, Alternative(fitted.head, third, knowing[third]))
+    assert (some.cross_validated_accuracy, beside.cross_validated_accuracy) == (1, 1)

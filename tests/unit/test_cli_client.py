@@ -46,7 +46,9 @@ def test_only_an_image_file_that_exists_is_sent_as_an_image(tmp_path: Path) -> N
 def test_a_file_is_waited_for_within_a_deadline() -> None:
     with serve() as service, Client(service.url) as client:
         uploaded = Answer(file("uploaded"))
-        service.answer("GET /v1/files/file-1", uploaded, Answer(file("processed")))
+        client.openai.max_retries = 0  # it has a patience of its own, which is short
+        away = Answer({"error": {"message": "Redis cannot be reached."}}, 503)
+        service.answer("GET /v1/files/file-1", uploaded, away, Answer(file("processed")))
         assert client.wait_for_file("file-1").status == "processed"
         service.answer("GET /v1/files/file-1", uploaded)
         with pytest.raises(CommandError, match="not processed"):
@@ -58,6 +60,9 @@ def test_a_version_that_the_service_refuses_is_not_waited_for() -> None:
         service.answer("GET /v1/models/m@1", Answer({"served": False, "refused": "bad hash"}))
         with pytest.raises(CommandError, match="bad hash"):
             client.wait_until_served("m@1")
+        away = Answer({"error": {"message": "Redis cannot be reached."}}, 503)
+        service.answer("GET /v1/models/m@1", away, Answer({"served": True}))
+        client.wait_until_served("m@1")
         service.answer("GET /v1/models/m@1", Answer({"served": False, "refused": None}))
         with pytest.raises(CommandError, match=r"not served after 0\.1 s"):
             client.wait_until_served("m@1", timeout_seconds=0.1)

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from cli.datasets import find_images, find_source, pack_folder, packed
+from cli.datasets import find_files, find_source, pack_folder, packed
 from cli.failures import CommandError
 from core.datasets import Modality
 
@@ -13,17 +13,31 @@ from core.datasets import Modality
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
     root = tmp_path / "Clothing Photos"
-    for name in ("shirt/b.jpg", "shirt/a.PNG", "shoe/c.webp", "shoe/.hidden.jpg", "notes/x.txt",
-                 ".cache/d.jpg", "top.jpg"):  # fmt: skip
+    for name in ("shirt/b.jpg", "shirt/a.PNG", "shoe/c.webp", "shoe/.hidden.jpg", ".cache/d.jpg"):
         path = root / name
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_bytes(name.encode())
     return root
 
 
-def test_images_lie_one_level_deep_and_are_not_hidden(folder: Path) -> None:
-    found = [str(path.relative_to(folder)) for path in find_images(folder)]
-    assert found == ["shirt/a.PNG", "shirt/b.jpg", "shoe/c.webp"]
+def test_every_file_is_packed_but_hidden_ones(folder: Path, tmp_path: Path) -> None:
+    """The service names what cannot be trained on; what is left out here nobody hears of."""
+    elsewhere = tmp_path / "elsewhere"
+    for path in (
+        folder / "shoe" / "d.gif", folder / "shoe" / "new" / "e.jpg", folder / "top.jpg",
+        elsewhere / "f.jpg",
+    ):  # fmt: skip
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.touch()
+    (folder / "linked").symlink_to(elsewhere)
+    found = [path.relative_to(folder).as_posix() for path in find_files(folder)]
+    assert found == [
+        "linked/f.jpg", "shirt/a.PNG", "shirt/b.jpg", "shoe/c.webp", "shoe/d.gif", "shoe/new/e.jpg",
+        "top.jpg",
+    ]  # fmt: skip
+    (folder / "shoe" / "broken.jpg").symlink_to(tmp_path / "gone.jpg")
+    with pytest.raises(CommandError, match=r"broken\.jpg is not a file"):
+        find_files(folder)
 
 
 def test_a_folder_becomes_a_stored_zip_of_class_folders(folder: Path, tmp_path: Path) -> None:
@@ -38,14 +52,14 @@ def test_a_folder_becomes_a_stored_zip_of_class_folders(folder: Path, tmp_path: 
 def test_a_folder_is_bounded_in_bytes_and_files(folder: Path, tmp_path: Path) -> None:
     with pytest.raises(CommandError, match="more than 10 bytes"):
         pack_folder(folder, tmp_path / "out.zip", max_bytes=10)
-    with pytest.raises(CommandError, match="more than 2 images"):
-        find_images(folder, max_images=2)
+    with pytest.raises(CommandError, match="more than 2 files"):
+        find_files(folder, max_files=2)
     assert not (tmp_path / "out.zip").exists()
 
 
 def test_a_folder_without_images_says_what_was_expected(tmp_path: Path) -> None:
     with pytest.raises(CommandError, match="<class>/<image>"):
-        find_images(tmp_path)
+        find_files(tmp_path)
 
 
 def test_the_zip_of_a_folder_is_removed_after_the_upload(folder: Path) -> None:

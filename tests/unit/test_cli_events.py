@@ -50,7 +50,7 @@ def test_a_broken_stream_is_taken_up_behind_the_last_event(
         Answer({"error": {"message": "starting"}}, 503),
         Answer(raw=event(3, "succeeded")),
     )
-    service.answer(JOB, Answer(job("running")))
+    service.answer(JOB, Answer({"error": {"message": "starting"}}, 503), Answer(job("running")))
     found = [e.id for e in read_events(client, "ftjob-1", pause=no_pause)]
     assert found == ["ftevent-1-0", "ftevent-2-0", "ftevent-3-0"]
     resumed = [r.headers.get("last-event-id") for r in service.requests if "events" in r.path]
@@ -84,6 +84,6 @@ def test_a_refusal_is_raised_at_once(service: FakeService, client: Client) -> No
 
 def test_a_lost_service_is_given_up_after_a_while(service: FakeService, client: Client) -> None:
     service.answer(EVENTS, Answer({"error": {"message": "away"}}, 503))
-    service.answer(JOB, Answer(job("running")))
+    service.answer(JOB, Answer({"error": {"message": "away"}}, 503))
     with pytest.raises(CommandError, match="lost the service"):
         list(read_events(client, "ftjob-1", give_up_seconds=0, pause=no_pause))

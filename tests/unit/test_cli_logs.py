@@ -28,6 +28,16 @@ def test_a_log_that_grew_is_cut_while_it_is_open(tmp_path: Path) -> None:
     assert logs.previous(path).read_text() == "x" * 100
 
 
+def test_a_log_is_cut_even_where_it_cannot_be_kept(tmp_path: Path) -> None:
+    path = tmp_path / "worker.log"
+    path.write_text("x" * 100)
+    logs.previous(path).mkdir()
+    logs.trim(path, max_bytes=50)
+    assert path.read_text() == ""
+    path.unlink()
+    logs.trim(path, max_bytes=50)
+
+
 def test_the_last_lines_of_a_log(tmp_path: Path) -> None:
     path = tmp_path / "worker.log"
     assert logs.last_lines(path) == ""

@@ -100,6 +100,20 @@ def test_what_dies_too_often_fails_the_stack_and_shows_its_log(
         supervisor.check()
 
 
+def test_a_watch_that_ends_fails_the_stack(
+    supervisor: Supervisor, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(_: Path) -> None:
+        raise PermissionError("not yours")
+
+    monkeypatch.setattr("cli.logs.trim", refuse)
+    supervisor.start(program(tmp_path, SLEEP))
+    supervisor.watch()
+    eventually(lambda: supervisor.failure)
+    with pytest.raises(CommandError, match="no longer be watched: not yours"):
+        supervisor.check()
+
+
 def test_before_the_watch_every_end_is_a_failure(supervisor: Supervisor, tmp_path: Path) -> None:
     supervisor.start(program(tmp_path, "import os; os.kill(os.getpid(), 9)"))
 

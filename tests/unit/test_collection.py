@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import threading
+from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
 from types import SimpleNamespace
@@ -16,7 +17,6 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from core.changes import MemoryChangeFeed
 from core.checkpoints import Checkpoints
 from core.datasets import Modality, UploadedFile
 from core.errors import AlreadyExists, NotFound, Unavailable
@@ -24,14 +24,16 @@ from core.files import FileStore
 from core.jobs import Failure, JobKind, JobStatus, NewJob
 from core.manifests import ModelManifest
 from core.queue import Claim
-from core.queue.memory import MemoryJobQueue
 from core.registry import Registry
 from core.runs import RunStore
-from core.store import ArtifactStore
+from core.store import ArtifactStore, StoredObject
 from tests import builders
 from tests.builders import TENANT, head_files
+from tests.twins.feed import MemoryChangeFeed
+from tests.twins.memory import MemoryJobQueue
 from training.archive import archive_finished
 from training.collection import Collector
+from training.leftovers import find_leftovers
 
 pytestmark = pytest.mark.anyio
 
@@ -140,6 +142,29 @@ async def test_a_half_deleted_version(world: World) -> None:
     world.store.put_new(f"{listed.folder}/deleted.json", b"{}")
     assert await world.collect() == 1
     assert world.keys(listed.folder) == {f"{listed.folder}/deleted.json"}
+
+
+async def test_one_group_is_held_at_a_time(world: World) -> None:
+    """However much is stored: of what is whole nothing is kept, and the rest is told at once."""
+    for number in range(30):
+        world.store.put_new(f"{TENANT}/files/file-{number}/upload", b"")
+        Checkpoints(world.store, TENANT, f"ftjob-{number}").save_state(1, 1, b"state")
+        world.registry._store_version(draft(f"ftjob-{number}"), head_files(4))
+    read = 0
+
+    def listing() -> Iterator[StoredObject]:
+        nonlocal read
+        for entry in world.store.walk(TENANT):
+            read += 1
+            yield entry
+
+    of_a_group = max(2, len(head_files(4)) + 2)
+    found, before = [], 0
+    for leftover, _ in find_leftovers(listing()):
+        assert read - before <= of_a_group
+        before = read
+        found.append(leftover)
+    assert len(found) == len(set(found)) == 90
 
 
 async def test_uploads(world: World) -> None:

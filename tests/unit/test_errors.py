@@ -11,7 +11,14 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from starlette.requests import Request
 
 from core import errors
-from core.errors import GraftError, JobFailure, Overloaded, Unauthorized, Unavailable
+from core.errors import (
+    GraftError,
+    JobFailure,
+    Overloaded,
+    Unauthorized,
+    Unavailable,
+    VersionRefused,
+)
 from service.api.errors import STATUS, error_body, error_response, of_row, on_bug, status_of
 from service.api.responses import invalid_body
 
@@ -45,7 +52,7 @@ def test_every_class_says_when_it_is_raised_and_has_a_code(kind: type[GraftError
 EXPECTED = {
     "InvalidRequest": 400, "PayloadTooLarge": 413, "UnsupportedMedia": 415, "Unauthorized": 401,
     "NotFound": 404, "Conflict": 409, "Overloaded": 503, "DeadlineExceeded": 504,
-    "Unavailable": 503, "LeaseLost": 409, "AlreadyExists": 409, "NoSpace": 507,
+    "Unavailable": 503, "VersionRefused": 503, "NoSpace": 507,
 }  # fmt: skip
 
 
@@ -55,8 +62,9 @@ def test_every_class_has_the_status_that_fits_it(kind: type[GraftError]):
     assert status == EXPECTED.get(kind.__name__, 500)
     assert (type_ == "server_error") == (status == 500)
     if status == 500:
-        # The rest end a job, in a worker; none of them is for an HTTP caller.
-        assert kind is GraftError or issubclass(kind, JobFailure)
+        # The rest are between a worker and its job, or end one; none is for an HTTP caller.
+        own = (GraftError, errors.LeaseLost, errors.AlreadyExists)
+        assert kind in own or issubclass(kind, JobFailure)
 
 
 def test_no_row_of_the_table_is_hidden_by_one_above_it():
@@ -95,6 +103,10 @@ def test_the_body_is_that_of_the_openai_protocol():
 )
 def test_headers_that_tell_what_to_do_next(error: GraftError, header: str, value: str):
     assert error_response(error).headers[header] == value
+
+
+def test_a_version_that_is_refused_for_good_is_not_to_be_tried_again():
+    assert "Retry-After" not in error_response(VersionRefused("")).headers
 
 
 class Body(BaseModel):

@@ -56,6 +56,14 @@ def test_the_interval_of_an_accuracy_by_hand() -> None:
     assert wilson(20, 20)[1] == 1.0
 
 
+def test_every_class_has_intervals_of_its_own() -> None:
+    found = evaluate(np.eye(3)[[0, 0, 0, 1, 1]], np.array([0, 0, 1, 1, 1]), ["a", "b", "c"])
+    a, b, c = found.classes
+    assert (a.precision_interval, a.recall_interval) == (wilson(2, 3), wilson(2, 2))
+    assert (b.precision_interval, b.recall_interval) == (wilson(2, 2), wilson(2, 3))
+    assert c.precision_interval == c.recall_interval == (0, 1)
+
+
 def test_the_interval_of_macro_f1_holds_what_it_promises() -> None:
     """Over 60 samples of one population, the interval misses its F1 about one time in twenty."""
     numbers = np.random.default_rng(0)

@@ -54,6 +54,15 @@ def test_a_parsed_file_is_processed(files: FileStore):
     assert MANIFEST.classes == ["a", "b"]
 
 
+def test_what_an_attempt_before_has_stored_counts(files: FileStore):
+    upload(files)
+    files._store.put_new(f"default/files/{FILE.id}/data.parquet", b"of another release")
+    accepted = files.accept(FILE.id, b"parquet", MANIFEST)
+    assert files.status(FILE.id) == (FileStatus.PROCESSED, accepted)
+    assert files.is_intact(FILE.id, accepted)
+    assert not files.is_intact(FILE.id, MANIFEST)
+
+
 def test_a_bad_file_is_in_error(files: FileStore):
     upload(files)
     files.refuse(FILE.id, ERRORS)

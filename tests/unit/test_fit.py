@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+from typing import Any
 
 import numpy as np
 import pytest
@@ -10,7 +11,9 @@ import torch
 
 from core.errors import DataError
 from training.convex import Softmax
-from training.fit import Head, deal, fit, fit_once, fold_count
+from training.fit import Head, deal, fit, fit_labels, fit_once, fit_ordered, fold_count
+from training.judgement import split
+from training.ridge import fit_values
 from training.strength import STRENGTHS, choose, search
 
 
@@ -210,3 +213,51 @@ def test_of_many_rows_one_fold_finds_the_strength_and_every_row_stays_held_out()
         np.testing.assert_allclose(
             result.out_of_fold[mine], apart.predict(features[mine]), atol=1e-2
         )
+
+
+def test_rows_that_repeat_each_other_are_in_one_fold() -> None:
+    """And without any the folds are what they are without knowing."""
+    targets = np.repeat(np.arange(4), [20, 14, 30, 9])
+    np.testing.assert_array_equal(deal(targets, 5, 3, np.arange(73)), deal(targets, 5, 3))
+    twins = np.arange(73)
+    twins[[30, 31, 40]] = 5  # of other classes too
+    twins[40:60:2] = 40
+    fold_of = deal(targets, 5, 3, twins)
+    for first in np.unique(twins):
+        assert len(np.unique(fold_of[twins == first])) == 1
+    assert set(fold_of) == set(range(5))
+    # Two different rows only, and one: there is nothing to hold out but copies.
+    assert set(deal(targets, 5, 3, np.arange(73) % 2)) == {0, 1}
+    np.testing.assert_array_equal(deal(targets, 5, 3, np.zeros(73, int)), deal(targets, 5, 3))
+
+
+@pytest.mark.parametrize("kind", ["classes", "order", "labels", "values"])
+def test_copies_do_not_vouch_for_each_other(kind: str) -> None:
+    """Every row is there twice, and its label is drawn by lot: there is nothing to know."""
+    numbers = np.random.default_rng(0)
+    features = np.repeat(numbers.normal(size=(150, 200)), 2, axis=0).astype(np.float32)
+    drawn = np.repeat(numbers.integers(0, 2, 150), 2)
+    twins = np.repeat(np.arange(0, 300, 2), 2)
+
+    def fitted(twins: np.ndarray | None) -> float:
+        given: dict[str, Any] = {"seed": 0, "twins": twins}
+        if kind == "labels":
+            outputs = fit_labels(features, np.eye(2, dtype=np.float32)[drawn], drawn, **given)
+        elif kind == "values":
+            found = fit_values(features, drawn.astype(np.float64), drawn, **given)
+            return float(((found.out_of_fold[:, 0] > 0.5) == drawn).mean())
+        else:
+            outputs = (fit if kind == "classes" else fit_ordered)(features, drawn, 2, **given)
+        return float((outputs.out_of_fold.argmax(axis=1) == drawn).mean())
+
+    assert fitted(None) > 0.8
+    assert fitted(twins) == pytest.approx(0.5, abs=0.1)
+
+
+def test_copies_judge_together_in_a_search() -> None:
+    targets, twins = np.arange(240) % 3, np.arange(240)
+    twins[120:] = twins[:120]
+    for rows in (240, 90):
+        for fold in split(targets[-rows:], 0, twins[-rows:]):
+            assert len(fold.held_out) > 0
+            assert not set(twins[-rows:][fold.train]) & set(twins[-rows:][fold.held_out])

@@ -11,7 +11,6 @@ import pytest
 from core.jobs import Job, JobKind, JobStatus, NewJob
 from core.outlook import STAGES, Estimate, Line, Outlook, Progress, Running
 from core.presence import Role
-from core.queue.memory import MemoryJobQueue
 from service.forecast import (
     NEXT_CHILD_SECONDS,
     WARM_UP_SECONDS,
@@ -19,6 +18,7 @@ from service.forecast import (
     schedule,
     seconds_remaining,
 )
+from tests.twins.memory import MemoryJobQueue
 
 NOW = 1000.0
 BETWEEN = NEXT_CHILD_SECONDS + WARM_UP_SECONDS

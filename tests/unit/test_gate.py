@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import io
 from pathlib import Path
 
@@ -82,14 +83,14 @@ class TestComparison:
         data = io.BytesIO()
         pq.write_table(table, data)
         files.complete(UploadedFile(id="file-old", filename="x", bytes=1, created_at=0))
-        counts = {"cat": 15, "dog": 15}
-        manifest = DatasetManifest(modality=Modality.TEXT, rows=30, counts=counts, sha256="a" * 64)
+        counts, sha256 = {"cat": 15, "dog": 15}, hashlib.sha256(data.getvalue()).hexdigest()
+        manifest = DatasetManifest(modality=Modality.TEXT, rows=30, counts=counts, sha256=sha256)
         files.accept("file-old", data.getvalue(), manifest)
         trunk = add_text_trunk(registry)
         version = registry.publish(
             draft(trunk).model_copy(
                 update={
-                    "dataset": DatasetReference(file="file-old", sha256="a" * 64, rows=30),
+                    "dataset": DatasetReference(file="file-old", sha256=sha256, rows=30),
                     "metrics": {"accuracy": 0.75},
                 }
             ),
@@ -162,7 +163,7 @@ class TestComparison:
     def test_the_same_file_again_goes_by_what_was_recorded(
         self, registry: Registry, files: FileStore, current: ModelManifest
     ) -> None:
-        held_out = self.held_out(registry, current, slice(30), dataset="a" * 64)
+        held_out = self.held_out(registry, current, slice(30), current.dataset.sha256)
         found = self.compare(registry, files, held_out)
         assert found is not None
         assert (found.current_accuracy, found.basis) == (0.75, "recorded")

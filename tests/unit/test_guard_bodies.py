@@ -7,12 +7,15 @@ from collections.abc import AsyncIterator
 
 import pytest
 from starlette.applications import Starlette
-from starlette.responses import PlainTextResponse
+from starlette.requests import Request
+from starlette.responses import PlainTextResponse, StreamingResponse
+from starlette.routing import Route
 from starlette.types import Message, Scope
 
 from core.settings import Settings
 from service import guard
 from service.guard import Guard
+from service.metrics import REQUESTS
 from tests.guarded import BARE, HEALTH, OURS, client, message
 
 pytestmark = pytest.mark.anyio
@@ -67,6 +70,42 @@ async def test_a_body_that_stops_coming_is_given_up(monkeypatch: pytest.MonkeyPa
             response = await http.post(path, content=stalled())
         assert response.status_code == 504
         assert "stopped coming" in message(response)
+
+
+@pytest.mark.parametrize("path", ["/echo", "/v1/files"])
+async def test_a_body_that_never_ends_is_given_up(path: str, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(guard, "ANSWER_SECONDS", 0.1)
+    monkeypatch.setattr(guard, "UPLOAD_SECONDS", 0.1)
+
+    async def trickle() -> AsyncIterator[bytes]:
+        while True:
+            yield b""
+            await asyncio.sleep(0.01)
+
+    async with client() as http:
+        response = await http.post(path, content=trickle(), headers={"X-Request-Id": "slow"})
+    assert (response.status_code, message(response)) == (504, "the request took too long")
+    assert response.headers["X-Request-Id"] == "slow"
+    assert ("POST", path, "504") in {
+        (sample.labels["method"], sample.labels["route"], sample.labels["status"])
+        for metric in REQUESTS.collect()
+        for sample in metric.samples
+    }
+
+
+async def test_an_answer_that_has_begun_may_take_its_time(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(guard, "ANSWER_SECONDS", 0.1)
+
+    async def slow(_: Request) -> StreamingResponse:
+        async def chunks() -> AsyncIterator[bytes]:
+            for _ in range(10):
+                yield b"x"
+                await asyncio.sleep(0.03)
+
+        return StreamingResponse(chunks())
+
+    async with client(app=Starlette(routes=[Route("/slow", slow)])) as http:
+        assert (await http.get("/slow")).text == "x" * 10
 
 
 async def test_only_the_body_is_timed_not_the_wait_behind_it(monkeypatch: pytest.MonkeyPatch):

@@ -2,22 +2,34 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
-from safetensors.numpy import save
+import safetensors.numpy
 
+from core.adapters import CONFIG_FILE, WEIGHTS_FILE, write_adapter
 from core.errors import Unavailable
+from core.files import sha256
 from tests.builders import (
+    SLOTS,
     TENANT,
     add_text_trunk,
     draft,
+    embedding,
     head_files,
     head_graph,
+    low_rank,
+    promote,
     publish,
+    publish_low_rank,
+    random_adapter,
+    text_trunk,
+    text_trunk_graph,
 )
 from tests.loading import loading
+from training.novelty import estimate_novelty
 
 pytestmark = pytest.mark.anyio
 
@@ -57,7 +69,9 @@ def gives_nan(files: dict[str, bytes]) -> dict[str, bytes]:
     nan = np.full((3, 2), np.nan, np.float32)
     return {
         "head.onnx": graph,
-        "golden.safetensors": save({"features": np.ones((3, 4), np.float32), "probabilities": nan}),
+        "golden.safetensors": safetensors.numpy.save(
+            {"features": np.ones((3, 4), np.float32), "probabilities": nan}
+        ),
     }
 
 
@@ -65,8 +79,33 @@ def without_golden(files: dict[str, bytes]) -> dict[str, bytes]:
     return {"head.onnx": files["head.onnx"]}
 
 
+def novelty(**changed: np.ndarray) -> dict[str, bytes]:
+    sound = estimate_novelty(
+        np.random.default_rng(0).normal(size=(40, 4)).astype(np.float32), np.arange(40) % 2, 2,
+        seed=0,
+    )  # fmt: skip
+    return {"novelty.safetensors": replace(sound, **changed).write()}
+
+
+def garbage_novelty(files: dict[str, bytes]) -> dict[str, bytes]:
+    return files | {"novelty.safetensors": b"not tensors"}
+
+
+def truncated_novelty(files: dict[str, bytes]) -> dict[str, bytes]:
+    return files | {"novelty.safetensors": novelty()["novelty.safetensors"][:-40]}
+
+
+def nan_novelty(files: dict[str, bytes]) -> dict[str, bytes]:
+    return files | novelty(scale=np.full(4, np.nan, np.float32))
+
+
+def novelty_of_another_model(files: dict[str, bytes]) -> dict[str, bytes]:
+    return files | novelty(scale=np.ones(9, np.float32))
+
+
 BREAKAGES = [
     truncated, garbage, wrong_dim, wrong_classes, disagreeing, gives_nan, without_golden,
+    garbage_novelty, truncated_novelty, nan_novelty, novelty_of_another_model,
 ]  # fmt: skip
 
 
@@ -94,6 +133,67 @@ async def test_a_bad_version_is_refused_and_the_last_good_one_serves_on_even_aft
     async with loading(tmp_path) as it:
         assert await it.serving("pets") == "pets@1"
         assert list(refused(it)) == [2]
+
+
+def cut_adapter(files: dict[str, bytes]) -> dict[str, bytes]:
+    return {WEIGHTS_FILE: files[WEIGHTS_FILE][:-8]}
+
+
+def garbage_adapter(files: dict[str, bytes]) -> dict[str, bytes]:
+    return {WEIGHTS_FILE: b"not tensors"}
+
+
+def adapter_of_another_model(files: dict[str, bytes]) -> dict[str, bytes]:
+    return {WEIGHTS_FILE: write_adapter(random_adapter(9), SLOTS, "minilm")[WEIGHTS_FILE]}
+
+
+def garbage_config(files: dict[str, bytes]) -> dict[str, bytes]:
+    return {CONFIG_FILE: b"{}"}
+
+
+def nan_adapter(files: dict[str, bytes]) -> dict[str, bytes]:
+    tensors = {k: v * np.nan for k, v in safetensors.numpy.load(files[WEIGHTS_FILE]).items()}
+    return {WEIGHTS_FILE: safetensors.numpy.save(tensors)}
+
+
+ADAPTER_BREAKAGES = [
+    cut_adapter, garbage_adapter, adapter_of_another_model, garbage_config, nan_adapter
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("breakage", ADAPTER_BREAKAGES)
+async def test_a_damaged_adapter_is_refused_and_the_last_good_one_serves_on(
+    tmp_path: Path,
+    breakage,  # type: ignore[no-untyped-def]
+):
+    async with loading(tmp_path, start=False) as it:
+        trunk = add_text_trunk(it.registry, adaptable=True)
+        publish_low_rank(it.registry, trunk, seed=1)
+        await it.loader.reconcile()
+        good = await it.predict("pets")
+        made, files = low_rank(it.registry, trunk, seed=2)
+        promote(it.registry, it.registry.publish(made, files | breakage(files)))
+        await it.loader.reconcile()
+        assert list(refused(it)) == [2]
+        assert "/" not in refused(it)[2]
+        answer = await it.predict("pets")
+        assert (answer.model, answer.rows[0].scores) == ("pets@1", good.rows[0].scores)
+
+
+async def test_a_trunk_that_gives_nan_refuses_its_versions_only(tmp_path: Path):
+    async with loading(tmp_path, start=False) as it:
+        manifest, files = text_trunk()
+        files["trunk.onnx"] = text_trunk_graph(np.full_like(embedding(0), np.nan))
+        golden = safetensors.numpy.load(files["golden.safetensors"])
+        golden["features"] = np.full_like(golden["features"], np.nan)
+        files["golden.safetensors"] = safetensors.numpy.save(golden)
+        hashes = {name: sha256(data) for name, data in files.items()}
+        bad = manifest.model_copy(update={"files": hashes, "digest": "f" * 64})
+        publish(it.registry, it.registry.add_trunk("bad", bad, files), "broken")
+        publish(it.registry, add_text_trunk(it.registry))
+        await it.loader.reconcile()
+        assert await it.serving("pets") == "pets@1"
+        assert refused(it, "broken") == {1: "trunk ffffffffffff does not reproduce its golden rows"}
 
 
 async def test_a_flipped_bit_is_found_by_the_hash(tmp_path: Path):

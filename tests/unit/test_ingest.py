@@ -13,7 +13,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from core.datasets import DatasetManifest, FileErrors, FileStatus, Modality, UploadedFile
-from core.errors import NoSpace, NotFound
+from core.errors import DataError, NoSpace, NotFound
 from core.files import FileStore, sha256
 from core.settings import Settings
 from core.store import ArtifactStore
@@ -30,6 +30,7 @@ from tests.unit.ingest_builders import (
     refused,
 )
 from training import ingest as package
+from training.data import read_dataset
 from training.ingest import Limits, ingest
 from training.ingest.findings import Findings, shown
 
@@ -66,6 +67,19 @@ def test_a_good_upload_is_processed(files: FileStore, upload) -> None:
     table = pq.read_table(files.open_data(file_id))
     assert table.schema.equals(pa.schema([("text", pa.string()), ("label", pa.string())]))
     assert list(zip(*(c.to_pylist() for c in table.columns), strict=True)) == GOOD_ROWS
+
+
+def test_a_data_set_that_was_damaged_is_not_trained_on(
+    files: FileStore, upload, tmp_path: Path
+) -> None:
+    file_id = upload(GOOD_CSV.encode(), "train.csv")
+    ingest(files, file_id, LIMITS)
+    assert len(read_dataset(files, file_id, param="training_file").items) == 4
+    (stored,) = tmp_path.rglob("data.parquet")
+    table = pq.read_table(stored)
+    pq.write_table(table.slice(1), stored)
+    with pytest.raises(DataError, match="damaged"):
+        read_dataset(files, file_id, param="training_file")
 
 
 def test_a_bad_upload_is_in_error_with_everything_that_is_wrong(files: FileStore, upload) -> None:

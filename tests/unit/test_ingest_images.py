@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from core.datasets import FileErrors
+from core.datasets import DatasetManifest, FileErrors
 from tests.unit.ingest_builders import (
     Entry,
     accepted,
@@ -153,3 +153,28 @@ def test_a_13000_by_13000_png_is_refused_without_decoding_it(tmp_path: Path) -> 
         "scale it down"
     )
     assert mib < 50
+
+
+def test_a_few_images_that_cannot_be_read_are_left_out_by_name() -> None:
+    """One in a hundred, and not one more; what else is wrong is an error as ever."""
+    files = {f"{'cat' if n % 2 else 'dog'}/{n}.png": CAT for n in range(199)}
+    damaged = image(size=64)[:-300]
+    one = {**files, "cat/cut.png": damaged}
+    outcome, _ = parse(image_zip(one), "a.zip")
+    assert isinstance(outcome, DatasetManifest)
+    assert (outcome.rows, outcome.counts) == (199, {"cat": 99, "dog": 100})
+    assert len(accepted(image_zip(one), "a.zip")) == 199
+    assert [error.entry for error in outcome.unreadable] == ["cat/cut.png"]
+    three = one | {"dog/notes.txt": b"hello", "cat/cut2.png": damaged}
+    outcome, _ = parse(image_zip(three), "a.zip")
+    assert isinstance(outcome, FileErrors)
+    assert [error.entry for error in outcome.errors] == [
+        "cat/cut.png", "dog/notes.txt", "cat/cut2.png",
+    ]  # fmt: skip
+    outcome, _ = parse(image_zip(one | {"stray.png": CAT}), "a.zip")
+    assert isinstance(outcome, FileErrors)
+    assert [error.entry for error in outcome.errors] == ["cat/cut.png", "stray.png"]
+    # A class of which nothing is left is not there.
+    outcome, _ = parse(image_zip({**files, "owl/1.png": CAT, "owl/2.png": damaged}), "a.zip")
+    assert isinstance(outcome, FileErrors)
+    assert "'owl'" in outcome.summary()

@@ -7,11 +7,11 @@ from pathlib import Path
 import pytest
 
 from core.jobs import JobKind, NewJob
-from core.queue.memory import MemoryJobQueue
 from core.runs import RunStore
 from core.store import ArtifactStore
 from service.api.job_filter import search
 from service.job_history import JobHistory
+from tests.twins.memory import MemoryJobQueue
 
 pytestmark = pytest.mark.anyio
 

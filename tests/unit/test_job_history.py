@@ -8,14 +8,16 @@ from pathlib import Path
 
 import pytest
 
+from core.datasets import FileErrors, FileStatus, UploadedFile
 from core.errors import InvalidRequest, NotFound, Unavailable
+from core.files import FileStore
 from core.jobs import Failure, Job, JobEvent, JobKind, JobStatus, NewJob
-from core.queue.memory import MemoryJobQueue
 from core.registry import Registry
 from core.runs import RunStore, parse_result_file_id, result_file_ids
 from core.store import ArtifactStore
 from service.job_history import JobHistory
 from tests.builders import TENANT, add_text_trunk, draft, head_files
+from tests.twins.memory import MemoryJobQueue
 from training.archive import archive_finished, keep_archive
 
 pytestmark = pytest.mark.anyio
@@ -131,6 +133,31 @@ class TestArchive:
         assert runs.get(TENANT, "j") == job
         assert [place.id for place in runs.places(TENANT)] == ["j"]
         assert await queue.unarchived() == []
+
+    @pytest.mark.parametrize("is_there", [True, False])
+    async def test_a_file_that_could_not_be_parsed_says_so(
+        self, queue: MemoryJobQueue, runs: RunStore, store: FailingStore, is_there: bool
+    ) -> None:
+        """Or it would be parsed again when Redis has forgotten why, and do the same again."""
+        files = FileStore(store, TENANT)
+        if is_there:
+            store.put_new(files.upload_key("file-a"), b"poison")
+            files.complete(UploadedFile(id="file-a", filename="a", bytes=6, created_at=0))
+        ingest, spec = JobKind.INGEST, {"file": "file-a"}
+        await queue.enqueue(NewJob(tenant=TENANT, id="ingest-file-a", kind=ingest, spec=spec))
+        claim = await queue.claim(ingest, "w", LONG)
+        assert claim is not None
+        failure = Failure(code="crashed", message="the job's process ended with signal 11")
+        await queue.settle(claim, JobStatus.FAILED, error=failure)
+        assert await archive_finished(queue, runs) is False
+        assert await queue.unarchived() == []
+        status, errors = files.status("file-a")
+        if is_there:
+            assert isinstance(errors, FileErrors)
+            assert (status, errors.summary()) == (FileStatus.ERROR, failure.message)
+        else:
+            assert status is FileStatus.UPLOADED
+        assert runs.places(TENANT) == []
 
     async def test_one_job_that_cannot_be_archived_holds_up_none(
         self, queue: MemoryJobQueue, runs: RunStore, store: FailingStore

@@ -8,6 +8,8 @@ import threading
 import time
 from collections.abc import AsyncIterator
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -20,9 +22,13 @@ from core.errors import (
     Unavailable,
 )
 from core.preprocessing import ImagePreprocessor
+from core.settings import Settings
 from service import inputs
+from service.api.embeddings import EmbeddingsRequest, embed
 from service.inputs import ImageInput
+from service.metrics import MODEL_ROWS
 from tests.builders import (
+    TENANT,
     add_image_trunk,
     add_text_trunk,
     embedding,
@@ -32,6 +38,7 @@ from tests.builders import (
     text_features,
 )
 from tests.loading import Loading, loading
+from tests.waiting import until
 from training.novelty import estimate_novelty
 
 pytestmark = pytest.mark.anyio
@@ -152,7 +159,7 @@ async def test_long_texts_do_not_hold_up_the_event_loop(
     alone = await served.predict("pets", short)
     together = await served.predict("pets", short + " ", long)
     assert threads[len(short)] == threading.main_thread().name
-    assert threads[len(long)].startswith("decode")
+    assert threads[len(long)].startswith("line-decode")
     assert dict(together.rows[0].scores) == pytest.approx(dict(alone.rows[0].scores))
 
 
@@ -173,6 +180,29 @@ async def test_the_deadline_holds_while_inputs_are_decoded(
     assert time.monotonic() - began < 5
     gate.set()
     assert (await served.predict("shapes", ImageInput(GOOD_IMAGE))).rows
+
+
+async def test_embeddings_count_and_take_turns_under_the_name_that_predictions_do(
+    served: Loading, monkeypatch: pytest.MonkeyPatch
+):
+    batcher = (await served.live("pets")).trunk.batcher
+    encode, turns = batcher.encode, []
+
+    async def remember(*args: Any, model: str, **options: Any):  # type: ignore[no-untyped-def]
+        turns.append(model)
+        return await encode(*args, model=model, **options)
+
+    monkeypatch.setattr(batcher, "encode", remember)
+    run: Any = SimpleNamespace(settings=Settings(), predictor=served.predictor)
+    asked = EmbeddingsRequest(model="pets@1", input=["good cat"])
+    rows = MODEL_ROWS.labels(model="pets", outcome="ok")._value
+    before = rows.get()
+    await served.predict("pets")
+    await until(lambda: rows.get() == before + 1)
+    answer = await embed(run, TENANT, asked, 20)
+    assert answer["model"] == "pets@1"
+    assert turns == ["pets", "pets"]
+    await until(lambda: rows.get() == before + 2)
 
 
 async def test_many_requests_at_once_each_get_their_own_answer(served: Loading):

@@ -5,21 +5,19 @@ from __future__ import annotations
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from core.preprocessing import Prepared
+from core.preprocessing import PreparedText
 from service.caller import Lane
 from service.row_queue import LOWEST_LANE_EVERY, QueuedRequest, RowQueue
 from tests.fakes import row
 
-
-def budget(_: Prepared) -> int:
-    return 100
+BUDGET = 100
 
 
 class Waiting:
     """A queue, and what was put into it."""
 
     def __init__(self, max_rows: int = 1000) -> None:
-        self.queue = RowQueue(max_rows)
+        self.queue: RowQueue[PreparedText] = RowQueue(max_rows)
         self.dead: set[int] = set()
         self._count = 0
 
@@ -33,14 +31,14 @@ class Waiting:
         return request
 
     def take(self, rows: int = 4) -> list[str]:
-        return [str(each.request.model) for each in self.queue.take(rows, budget)]
+        return [str(each.request.model) for each in self.queue.take(rows, BUDGET)]
 
 
 def test_rows_of_one_model_go_in_the_order_they_came():
     it = Waiting()
     for _ in range(6):
         it.add("a", 1)
-    taken = [each.prepared.ids[0] for each in it.queue.take(10, budget)]  # type: ignore[union-attr]
+    taken = [each.item.ids[0] for each in it.queue.take(10, BUDGET)]
     assert taken == [1, 2, 3, 4, 5, 6]
     assert (it.queue.rows, it.take()) == (0, [])
 
@@ -149,9 +147,9 @@ def test_every_row_is_taken_once_or_forgotten(steps):  # type: ignore[no-untyped
     marks: dict[QueuedRequest, int] = {}
 
     def take(rows: int) -> None:
-        batch = it.queue.take(rows, budget)
+        batch = it.queue.take(rows, BUDGET)
         assert len(batch) <= rows
-        widths = [each.prepared.cost for each in batch]
+        widths = [each.item.cost for each in batch]
         assert len(batch) <= 1 or max(widths) * len(widths) <= 100
         taken.extend((marks[each.request], each.index) for each in batch)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -10,9 +11,10 @@ import numpy as np
 import pytest
 from safetensors.numpy import save
 
+from core.errors import Overloaded
 from core.identifiers import PRODUCTION
-from core.manifests import Guard, ReleaseContent
-from service.metrics import SHADOW_ROWS
+from core.manifests import Guard, ReleaseContent, Share
+from service.metrics import SHADOW_ROWS, SIDES, SPLIT_ROWS
 from service.shadow import MAX_WAITING
 from tests.builders import TENANT, add_text_trunk, head_graph, publish, softmax
 from tests.loading import Loading, loading
@@ -22,7 +24,19 @@ pytestmark = pytest.mark.anyio
 
 
 def counted(outcome: str) -> float:
-    return float(SHADOW_ROWS.labels(outcome=outcome)._value.get())
+    return float(SHADOW_ROWS.labels(model="pets", outcome=outcome)._value.get())
+
+
+def split_rows() -> Counter[tuple[str, str]]:
+    return Counter(
+        {
+            (side, outcome): int(
+                SPLIT_ROWS.labels(model="pets", side=side, outcome=outcome)._value.get()
+            )
+            for side in SIDES
+            for outcome in ("ok", "error")
+        }
+    )
 
 
 def always(label: int) -> dict[str, bytes]:
@@ -79,6 +93,24 @@ async def test_a_shadow_on_the_same_trunk_costs_no_run_of_it(tmp_path: Path):
         assert live.trunk.batcher._batch_rows._sum.get() == before + 5  # type: ignore[attr-defined]
 
 
+async def test_a_shadow_that_overload_refuses_is_dropped_and_has_not_failed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    async with loading(tmp_path, start=False) as it:
+        await opposites(it, other_trunk=True)
+        append(it, shadow=2)
+        await it.loader.reconcile()
+
+        async def refuse(*_: Any, **__: Any) -> None:
+            raise Overloaded("", retry_after_seconds=1)
+
+        monkeypatch.setattr((await it.live("pets@2")).trunk.batcher, "encode", refuse)
+        dropped, failed = counted("dropped"), counted("failed")
+        await it.predict("pets")
+        await until(lambda: counted("dropped") == dropped + 1)
+        assert counted("failed") == failed
+
+
 async def test_a_shadow_that_hangs_or_fails_costs_nothing_but_its_rows(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
@@ -124,7 +156,7 @@ async def test_too_much_disagreement_takes_a_guarded_release_back_once(tmp_path:
         made = releases.read(TENANT, "pets", 3)
         assert (made.aliases, made.shadow, made.guard) == ({PRODUCTION: 1}, None, None)
         assert made.created_by == "service"
-        assert "disagreement 1.000 of release 2 is above 0.5" in made.reason
+        assert "disagreement 1.000 of version 1 in release 2 is above 0.5" in made.reason
 
 
 async def test_errors_take_a_release_back_and_the_old_version_answers_again(
@@ -144,6 +176,51 @@ async def test_errors_take_a_release_back_and_the_old_version_answers_again(
         await until(lambda: len(it.registry.releases.numbers(TENANT, "pets")) == 3)
         await until(lambda: not it.rollback._tasks)
         assert await it.serving("pets") == "pets@1"
+
+
+async def test_a_version_with_a_twentieth_of_the_traffic_is_judged_by_its_own_rows(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    split = (Share(version=1, weight=95), Share(version=2, weight=5))
+    async with loading(tmp_path, start=False) as it:
+        await opposites(it)
+        append(it)
+        append(it, traffic=split, guard=Guard(max_error_rate=0.2, min_rows=40))
+        await it.loader.reconcile()
+        bad = await it.live("pets@2")
+        monkeypatch.setattr(bad.head, "_bias", np.full(2, np.nan, np.float32))
+        answered: Counter[int] = Counter()
+        before = split_rows()
+        while not it.rollback._tasks and answered.total() < 2_000:
+            model = await it.live("pets", f"key {answered.total()}")
+            # Features that the caller kept count as much as inputs that the service reads.
+            await it.predictor.classify_features(model, np.ones((1, 4), np.float32))
+            answered[model.manifest.version] += 1
+        assert answered[2] == 40 < answered[1] / 10
+        assert split_rows() - before == Counter(
+            {("newest", "error"): 40, ("others", "ok"): answered[1]}
+        )
+        await until(lambda: not it.rollback._tasks)
+        reason = it.registry.releases.read(TENANT, "pets", 3).reason
+        assert "error rate 1.000 of version 2 in release 2 is above 0.2" in reason
+        assert await it.serving("pets") == "pets@1"
+
+
+async def test_features_are_shown_to_a_shadow_that_can_read_them(tmp_path: Path):
+    async with loading(tmp_path, start=False) as it:
+        await opposites(it)
+        append(it, shadow=2)
+        await it.loader.reconcile()
+        features, disagreed = np.ones((3, 4), np.float32), counted("disagreed")
+        await it.predictor.classify_features(await it.live("pets"), features)
+        await until(lambda: counted("disagreed") == disagreed + 3)
+        # Another trunk would need the inputs.
+        publish(it.registry, add_text_trunk(it.registry, seed=1), files=always(1), release=False)
+        append(it, shadow=3)
+        await it.loader.reconcile()
+        dropped = counted("dropped")
+        await it.predictor.classify_features(await it.live("pets"), features)
+        await until(lambda: counted("dropped") == dropped + 3)
 
 
 async def test_a_callers_own_mistakes_are_no_reason_and_neither_is_anything_without_a_guard(

@@ -30,7 +30,7 @@ ARCHITECTURE = Architecture(
 )
 
 # The shorter side and a centre crop: cross-validated, 3.7 points better than squeezing the picture
-# into the square, and 2.8 better than cropping from 256 (docs/decisions).
+# into the square, and 2.8 better than cropping from 256 (docs/decisions/0008).
 PREPROCESS = ImagePreprocess(
     resize=224,
     crop=(224, 224),

@@ -14,6 +14,7 @@ good the data is (training.report). Nothing in this package imports torch.
 from __future__ import annotations
 
 import errno
+import mmap
 import shutil
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
@@ -56,8 +57,9 @@ def ingest(files: FileStore, file_id: str, limits: Limits) -> DatasetManifest | 
         if isinstance(outcome, FileErrors):
             files.refuse(file_id, outcome)
         else:
-            normal_form.seek(0)
-            files.accept(file_id, normal_form.read(), outcome)
+            # A data set may be as large as an upload, which memory need not be.
+            mapped = mmap.mmap(normal_form.fileno(), 0, access=mmap.ACCESS_READ)
+            outcome = files.accept(file_id, mapped, outcome)
     return outcome
 
 

@@ -3,20 +3,31 @@
 Not more rows and classes than allowed are taken; what rows need besides is for their kind of target
 to say (training.ingest.targets).
 
-Once there is an error nothing more is written, but reading goes on, to find the others.
+Once there is an error nothing more is written, but reading goes on, to find the others. A few
+images that cannot be decoded are no error (`UNREADABLE_SHARE`, and not more than can be listed):
+among thousands of photographs there is often one, and an upload of gigabytes is not worth it. They
+are left out, and the manifest names them.
 """
 
 from __future__ import annotations
 
 import hashlib
+from dataclasses import replace
 from io import BufferedReader
 from typing import BinaryIO, cast
 
 from core.datasets import DatasetManifest, FileErrors, Modality, RowError, Task
 from training.ingest.findings import Findings
-from training.ingest.limits import Limits
+from training.ingest.limits import MAX_ERRORS_KEPT, UNREADABLE_SHARE, Limits
 from training.ingest.normal_form import NormalFormWriter
-from training.ingest.rows import EncodedImage, Row, Unusable, check_image, check_text
+from training.ingest.rows import (
+    EncodedImage,
+    Row,
+    Unreadable,
+    Unusable,
+    check_image,
+    check_text,
+)
 from training.ingest.targets import TALLIES, LabelTally, Tally, Target
 
 
@@ -33,6 +44,8 @@ class Draft:
         self._task = Task.SINGLE_LABEL
         self._tally: Tally | None = None
         self._every_target_read = True
+        self._unreadable: list[Row] = []
+        self._unreadable_count = 0
 
     def add(self, found: Row | RowError) -> bool:
         """Take what a parser found; False means that reading further is of no use."""
@@ -52,6 +65,11 @@ class Draft:
             return True
         self._modality = found.modality
         item = self._take_item(found)
+        if isinstance(item, Unreadable):
+            self._unreadable_count += 1
+            if self._unreadable_count <= MAX_ERRORS_KEPT:
+                self._unreadable.append(replace(found, item=None))
+            return True
         target = self._take_target(found)
         if self._tally is not None and len(self._tally.counts) > self._limits.max_classes:
             return self._stop(
@@ -61,7 +79,8 @@ class Draft:
                     "use the column that holds the class, not an id or a text",
                 )
             )
-        if item is not None and target is not None and not self._findings.total:
+        has_errors = self._findings.total > self._unreadable_count
+        if item is not None and target is not None and not has_errors:
             if self._writer is None:
                 self._writer = NormalFormWriter(self._sink, found.modality, found.task)
             self._writer.add(item, target)
@@ -69,12 +88,20 @@ class Draft:
 
     def finish(self) -> DatasetManifest | FileErrors:
         """Judge the data set as a whole; when it is good the normal form is complete."""
+        rows, left_out = self._rows - self._unreadable_count, self._unreadable_count
+        if left_out > min(MAX_ERRORS_KEPT, UNREADABLE_SHARE * self._rows):
+            # They are errors like others, and their targets are to be judged with the others'.
+            rows, left_out = self._rows, 0
+            self._every_target_read &= self._unreadable_count == len(self._unreadable)
+            for row in self._unreadable:
+                self._take_target(row)
         tally = self._tally or LabelTally()
         if self._every_target_read:
-            for problem in tally.problems(self._rows):
+            for problem in tally.problems(rows):
                 self._findings.add(problem)
-        if self._findings.total or self._writer is None or self._modality is None:
-            return self._findings.result()
+        errors = self._findings.result()
+        if errors.total > left_out or self._writer is None or self._modality is None:
+            return errors
         self._writer.close()
         self._writer = None
         self._sink.flush()
@@ -82,7 +109,8 @@ class Draft:
         return DatasetManifest(
             modality=self._modality,
             task=self._task,
-            rows=self._rows,
+            rows=rows,
+            unreadable=errors.errors,
             counts=tally.counts,
             values=tally.values(),
             sha256=hashlib.file_digest(cast("BufferedReader", self._sink), "sha256").hexdigest(),
@@ -94,12 +122,12 @@ class Draft:
             self._writer.discard()
             self._writer = None
 
-    def _take_item(self, row: Row) -> str | EncodedImage | None:
+    def _take_item(self, row: Row) -> str | EncodedImage | Unreadable | None:
         check = check_text if row.modality is Modality.TEXT else check_image
         item = check(row.item, self._limits)
         if isinstance(item, Unusable):
             self._findings.add(row.error(row.modality.value, item.reason))
-            return None
+            return item if isinstance(item, Unreadable) else None
         return item
 
     def _take_target(self, row: Row) -> Target | None:

@@ -2,7 +2,8 @@
 
 What file managers leave behind (`__MACOSX`, dot files, `Thumbs.db`) is passed over. Everything else
 must be a JPEG, PNG or WEBP in a class folder, or it is an error at that entry: a file that is left
-out in silence is a row that the user believes was trained on.
+out in silence is a row that the user believes was trained on. So a few that cannot be decoded are
+left out by name (training.ingest.draft).
 """
 
 from __future__ import annotations

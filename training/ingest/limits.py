@@ -12,6 +12,9 @@ from core.settings import Settings
 
 MIB = 1 << 20
 MAX_ERRORS_KEPT = 100
+UNREADABLE_SHARE = 0.01
+"""Of the rows of a file: so many images that cannot be decoded are left out, and more refused."""
+
 MAX_LABEL_CHARS = 200
 MAX_LABELS_OF_ROW = 1000
 MAX_VALUE = 1e30

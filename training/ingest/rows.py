@@ -30,6 +30,11 @@ class Unusable:
 
 
 @dataclass(frozen=True)
+class Unreadable(Unusable):
+    """An image that cannot be decoded: damaged, cut short, or no image at all."""
+
+
+@dataclass(frozen=True)
 class EncodedImage:
     """An image file's bytes, and the name it had where it came from."""
 
@@ -141,7 +146,7 @@ def check_image(value: object, limits: Limits) -> EncodedImage | Unusable:
     except PayloadTooLarge as error:
         return Unusable(f"{error.message}; scale it down")
     except InvalidRequest as error:
-        return Unusable(f"{error.message}; save it again as JPEG, PNG or WEBP, or remove it")
+        return Unreadable(f"{error.message}; save it again as JPEG, PNG or WEBP, or remove it")
     return value
 
 

@@ -14,6 +14,8 @@ local status = redis.call('HGET', key, 'status')
 
 if not status then return {'missing', id} end
 if TERMINAL[status] then return {'refused', status} end
+-- To end jobs is how room is made.
+go_on_if_full()
 if ARGV[4] == '1' then redis.call('HSET', key, 'keep_best', 1) end
 if status ~= 'running' then
   finish(tenant, id, 'cancelled', false, false, ARGV[3])

@@ -19,6 +19,9 @@ local now, now_ms = clock()
 -- Bounds one call, for nothing else runs on the server meanwhile; the next call does the rest.
 local STEPS = 100
 
+-- A claim that fails half-way, or whose worker could then not tell of it, would cost an attempt.
+refuse_if_full()
+
 for _, member in ipairs(redis.call('ZRANGEBYSCORE', leases, '-inf', now_ms, 'LIMIT', 0, STEPS)) do
   local tenant, id = split(member)
   local key = job_key(tenant, id)

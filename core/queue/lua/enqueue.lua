@@ -36,6 +36,7 @@ for n = 10, #ARGV do
 end
 if redis.call('SCARD', line_key(tenant, 'open', kind)) >= tonumber(ARGV[6]) then return {'full'} end
 
+refuse_if_full()
 -- Where nobody lists, this alone keeps the index from growing for ever.
 for _, oldest in ipairs(redis.call('ZRANGE', index, 0, 1)) do
   if redis.call('EXISTS', job_key(tenant, oldest)) == 0 then redis.call('ZREM', index, oldest) end

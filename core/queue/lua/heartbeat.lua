@@ -7,6 +7,7 @@
 -- ARGV[4]  worker
 -- ARGV[5]  lease, milliseconds
 -- ARGV[6]  progress, JSON, or '' to leave it
+-- ARGV[7]  what all attempts have run so far, seconds, or '' to leave it
 --
 -- Answers {'ok', what is wanted: 'cancel', 'pause' or ''} or {'lost'}.
 
@@ -18,4 +19,5 @@ local _, now_ms = clock()
 local leases = shared_key('leases', redis.call('HGET', key, 'kind'))
 redis.call('ZADD', leases, now_ms + tonumber(ARGV[5]), tenant .. '/' .. id)
 if ARGV[6] ~= '' then redis.call('HSET', key, 'progress', ARGV[6]) end
+if ARGV[7] ~= '' then redis.call('HSET', key, 'ran_seconds', ARGV[7]) end
 return {'ok', wanted(tenant, id)}

@@ -14,8 +14,9 @@ local CANCELLED_FILE = cjson.encode({
 -- How often more than others a job that may have published is tried: it must end with the truth, but
 -- one that kills whoever publishes it must not do so for ever.
 local PUBLISHING_LOSSES = 20
--- The kinds of job whose records outlast Redis; what became of a file is told by the file.
-local ARCHIVED = {fine_tune = true}
+-- Whether what became of a job must outlast Redis: what became of a file its parser has told, unless
+-- that failed.
+local function is_archived(kind, status) return kind == 'fine_tune' or status == 'failed' end
 local ENDINGS = {succeeded = 'The job succeeded.', cancelled = 'The job was cancelled.'}
 local TERMINAL = {succeeded = true, failed = true, cancelled = true}
 
@@ -33,6 +34,13 @@ local function clock()
   local seconds, micros = tonumber(time[1]), tonumber(time[2])
   return string.format('%d.%06d', seconds, micros), seconds * 1000 + math.floor(micros / 1000)
 end
+
+-- Redis that is full (maxmemory, noeviction) refuses a script at its first command that may take
+-- memory, unless the script has written before. So what would take on new work asks first, and is
+-- refused whole; what ends or carries on the work taken on writes first, and is let through: what
+-- that adds is bounded, and refusing it would cost running jobs their leases. Neither changes a key.
+local function refuse_if_full() redis.call('SETRANGE', root, 0, '') end
+local function go_on_if_full() redis.call('DEL', root) end
 
 local function split(member) return string.match(member, '^([^/]*)/(.*)$') end
 
@@ -130,7 +138,7 @@ local function end_job(tenant, id, status, result, failure, retention)
     add_event(tenant, id, status, ENDINGS[status], 'info')
   end
   compact_events(tenant, id)
-  if ARCHIVED[kind] then
+  if is_archived(kind, status) then
     redis.call('ZADD', root .. ':unarchived', (clock()), tenant .. '/' .. id)
   else
     expire_job(tenant, id, retention)
@@ -216,8 +224,9 @@ local function from_step(tenant, id)
   return tonumber(redis.call('HGET', job_key(tenant, id), 'step') or 0)
 end
 
--- The fence: only the worker of the current attempt may write.
+-- The fence: only the worker of the current attempt may write, and it may when Redis is full.
 local function holds(tenant, id, attempt, worker)
+  go_on_if_full()
   local job = redis.call('HMGET', job_key(tenant, id), 'status', 'attempt', 'worker')
   return job[1] == 'running' and job[2] == attempt and job[3] == worker
 end

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any, cast
 
 import numpy as np
@@ -30,6 +31,7 @@ from service.api.inference.messages import InferRequest, RequestOutput
 from service.api.inference.tensors import BytesTensor, FloatTensor, Tensor
 from service.api.predict import timeout_seconds
 from service.api.responses import invalid_body, json_response, media_type, while_connected
+from service.caller import CALLER, Lane
 from service.inputs import ImageInput, Input
 from service.live_models import LiveModel
 from service.predictor import Classification
@@ -108,6 +110,9 @@ async def infer(request: Request) -> Response:
     timeout = timeout_seconds(request, run)
     if message.parameters.timeout is not None:
         timeout = min(timeout, message.parameters.timeout / 1e6)
+    if message.parameters.priority:
+        lane = Lane(min(message.parameters.priority - 1, max(Lane)))
+        CALLER.set(replace(CALLER.get(), lane=lane))
     async with while_connected(request):
         model = await _resolve(request, timeout)
         names = _OUTPUTS[model.manifest.task]

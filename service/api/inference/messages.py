@@ -34,12 +34,13 @@ class OutputParameters(BaseModel):
 
 
 class RequestParameters(BaseModel):
-    """`timeout` is in microseconds."""
+    """`timeout` is in microseconds; of priorities 1 goes first, and 0 leaves it to the headers."""
 
     model_config = ConfigDict(extra="ignore")
 
     binary_data_output: StrictBool = False
     timeout: Annotated[StrictInt, Field(ge=1)] | None = None
+    priority: Annotated[StrictInt, Field(ge=0)] = 0
 
 
 class RequestInput(BaseModel):

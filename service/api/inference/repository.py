@@ -1,23 +1,28 @@
 """`/v2/repository`: what this process serves, and why it does not serve the rest.
 
-The index says what is true of the process that answers, and a load or an unload is its own affair
-too. A load looks into the registry now rather than at the next change, and tries again what was
-refused; nothing can be uploaded with it. An unload frees memory and takes nothing out of service.
+The index says what is true of the process that answers. A load looks into the registry now rather
+than at the next change, and tries again what was refused; nothing can be uploaded with it. An
+unload frees memory and takes nothing out of service. The process that answers has done either
+before it does; the others hear of it by the change feed.
 """
 
 from __future__ import annotations
 
-from typing import Any
+from contextlib import suppress
+from typing import Any, Literal
 
 from pydantic import ValidationError
 from starlette.requests import Request
 from starlette.responses import Response
 
+from core.changes import Change
 from core.errors import InvalidRequest, Unavailable
 from core.identifiers import ModelReference
 from service.api.inference.endpoints import reference
 from service.api.inference.messages import RepositoryIndexRequest, RepositoryRequest
+from service.api.predict import timeout_seconds
 from service.api.responses import invalid_body, json_response, read_json
+from service.live_models import loaded_within
 from service.runtime import runtime, tenant
 from service.serving_set import IndexEntry
 
@@ -45,9 +50,11 @@ async def load(request: Request) -> Response:
     run, owner = runtime(request), tenant(request)
     named = await _named(request)
     try:
-        await run.loader.load(owner, named.name, named.version)
+        async with loaded_within(timeout_seconds(request, run)):
+            await run.loader.load(owner, named.name, named.version)
     except Unavailable as error:
         raise InvalidRequest(error.message, param="model", code=error.error_code) from None
+    await _tell_others(request, named, "reloaded")
     return json_response({})
 
 
@@ -55,7 +62,16 @@ async def unload(request: Request) -> Response:
     """POST /v2/repository/models/{model}/unload"""
     named = await _named(request)
     await runtime(request).loader.unload(tenant(request), named.name, named.version)
+    await _tell_others(request, named, "unloaded")
     return json_response({})
+
+
+async def _tell_others(
+    request: Request, named: ModelReference, what: Literal["reloaded", "unloaded"]
+) -> None:
+    change = Change(tenant=tenant(request), model=named.name, type=what, version=named.version)
+    with suppress(Unavailable):  # without Redis it holds for this process only
+        await runtime(request).feed.publish(change)
 
 
 async def _named(request: Request) -> ModelReference:

@@ -2,7 +2,7 @@
 
 All of it is synchronous and belongs to one event loop. It shares no code with the Lua scripts, so
 that the contract suite compares two independent answers. Not here: who may take a step, and
-waiting (core.queue.memory).
+waiting (tests.twins.memory).
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from core.jobs import (
     StopReason,
     event_order,
 )
-from core.queue.entries import Entry, Request, wanted
+from tests.twins.entries import Entry, Request, wanted
 
 CANCELLED_FILE = Failure(
     code="data_error", message="The validation of the job's file was cancelled."
@@ -172,7 +172,7 @@ class Ledger:
         )  # fmt: skip
         entry.due = entry.lease_ends = None
         job = entry.job
-        if job.kind is JobKind.FINE_TUNE:
+        if job.kind is JobKind.FINE_TUNE or status is JobStatus.FAILED:
             self.unarchived.append(entry)
         else:
             self.expire(entry)

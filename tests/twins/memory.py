@@ -13,11 +13,11 @@ from typing import TYPE_CHECKING
 from core.errors import LeaseLost, NotFound, Overloaded
 from core.jobs import Failure, Job, JobEvent, JobKind, JobStatus, Json, NewJob, Once, StopReason
 from core.outlook import Estimate, Progress
-from core.queue.entries import Entry, wanted
-from core.queue.ledger import CANCELLED_FILE, STATES, Ledger
-from core.queue.memory_views import MemoryJobViews
 from core.queue.protocol import Claim, JobQueue
 from core.queue.records import ending, job_forgotten, key_reused, refused
+from tests.twins.entries import Entry, wanted
+from tests.twins.ledger import CANCELLED_FILE, STATES, Ledger
+from tests.twins.views import MemoryJobViews
 
 if TYPE_CHECKING:
     from core.changes import Change, ChangeFeed
@@ -128,13 +128,19 @@ class MemoryJobQueue(MemoryJobViews, JobQueue):
         self._wakes_seen[kind] = ledger.wakes[kind]
 
     async def heartbeat(
-        self, claim: Claim, lease_seconds: float, progress: Progress | None = None
+        self,
+        claim: Claim,
+        lease_seconds: float,
+        progress: Progress | None = None,
+        ran_seconds: float | None = None,
     ) -> StopReason | None:
         """Renew the lease; return what was requested, if anything."""
         entry = self._held(claim)
         entry.lease_ends = self._ledger.clock() + lease_seconds
         if progress:
             entry.update(progress=progress)
+        if ran_seconds is not None:
+            entry.update(ran_seconds=round(ran_seconds, 3))
         return wanted(entry.job)
 
     async def mark_publishing(self, claim: Claim, lease_seconds: float) -> StopReason | None:

@@ -1,6 +1,6 @@
 """What there is to see of the jobs in memory, and how to wait for a change of them.
 
-Not here: anything that changes a job (core.queue.memory).
+Not here: anything that changes a job (tests.twins.memory).
 """
 
 from __future__ import annotations
@@ -12,9 +12,9 @@ from contextlib import suppress
 
 from core.jobs import Job, JobEvent, JobKind, event_order
 from core.outlook import Line, Outlook, Running
-from core.queue.ledger import Ledger
 from core.queue.protocol import JobViews
 from core.queue.records import require_event_id
+from tests.twins.ledger import Ledger
 
 OUTLOOK_JOBS = 500
 
@@ -121,7 +121,7 @@ class MemoryJobViews(JobViews):
         """Return: there is nothing to release."""
 
     async def unarchived(self, limit: int = 100) -> builtins.list[Job]:
-        """Return ended `fine_tune` jobs that nobody has marked as archived, oldest first."""
+        """Return ended jobs that nobody has marked as archived, oldest first."""
         return [entry.job for entry in self._ledger.unarchived[:limit]]
 
     def _ring(self) -> None:

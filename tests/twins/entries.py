@@ -1,6 +1,6 @@
 """What a `MemoryJobQueue` keeps of one job, and of one request that may be repeated.
 
-Not here: the steps that a job takes (core.queue.ledger).
+Not here: the steps that a job takes (tests.twins.ledger).
 """
 
 from __future__ import annotations
