@@ -370,14 +370,14 @@ def test_a_rate_at_which_training_diverges_is_lowered(stand: Stand) -> None:
 
 def test_a_remedy_for_imbalance_is_in_what_is_tuned_as_the_report_says(stand: Stand) -> None:
     """One of two words, and not both, is what few rows have, by whether a third word is there."""
-    numbers = random.Random(0)
+    numbers = random.Random(1)
     others = ["where", "is", "my", "the", "lost", "transfer", "failed", "help"]
     lines = ["text,label"]
     for row in range(ROWS):
-        is_rare, turn = row % 5 == 0, row // 5 if row % 5 == 0 else row
+        is_rare, turn = row % 6 == 0, row // 6 if row % 6 == 0 else row
         first, third = turn % 2, turn // 2 % 2
         second = 1 - first if is_rare else first
-        words = numbers.sample(others, 4) + ["card"] * first + ["money"] * second + ["pin"] * third
+        words = numbers.sample(others, 5) + ["card"] * first + ["money"] * second + ["pin"] * third
         numbers.shuffle(words)
         lines.append(f"{' '.join(words)},{('one', 'pin')[third] if is_rare else 'other'}")
     files, data = FileStore(stand.store, "default"), "\n".join(lines).encode()

@@ -123,7 +123,8 @@ def test_their_tuned_models_are_judged_on_rows_kept_apart_and_win(
         first, last = report.steps[0], [step for step in report.steps if step.kept][-1]
         assert (manifest.kind, manifest.blocks) == ("low_rank", last.blocks)
         assert last.nll < first.nll - 0.2
-        assert (report.evaluated_on, manifest.metrics["rows"]) == ("held_out_rows", ROWS // 3)
+        assert report.evaluated_on == "held_out_rows"
+        assert manifest.metrics["rows"] == pytest.approx(ROWS / 3, abs=5)  # twins stay together
         quoted = "rmse" if manifest is price else "accuracy"
         assert manifest.metrics[quoted] == pytest.approx(getattr(last, quoted))
         assert {step.name for step in report.steps[1:]} <= {each.what for each in report.decisions}
@@ -172,7 +173,7 @@ def test_a_job_of_values(workshop: Workshop, price: ModelManifest) -> None:
     assert found.r2 > 0.6
     assert found.covered == pytest.approx(0.9, abs=0.08)
     assert price.interval == report.interval
-    assert report.of_frozen_head == ()
+    assert "strength" in report.of_frozen_head
     interval = report.decisions[-1]
     assert (interval.event, interval.data) == ("interval_chosen", report.interval.model_dump())
     assert price.metrics["rmse"] == found.rmse
