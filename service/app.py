@@ -28,10 +28,11 @@ from uvicorn.config import HTTP_PROTOCOLS
 from core.errors import GraftError
 from core.identifiers import DEFAULT_TENANT
 from core.settings import Settings
+from service.access import is_loopback
 from service.api import embeddings, predict
 from service.api.errors import CLIENT_CLOSED_REQUEST, error_response
 from service.api.responses import validated, while_connected
-from service.guard import Guard, is_loopback
+from service.guard import Guard
 from service.metrics import forget_dead_processes
 from service.routes import api, probes
 from service.runtime import Runtime

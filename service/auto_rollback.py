@@ -18,7 +18,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 
 from core.changes import Change, ChangeFeed
-from core.errors import Conflict, NotFound, Unavailable
+from core.errors import Conflict, GraftError, Unavailable
 from core.manifests import Guard, Release, ReleaseContent
 from core.releases import Releases
 from service.live_models import LiveModel
@@ -49,8 +49,8 @@ class _Tally:
 class _Watched:
     """What this process has seen of one release, by the version that answered."""
 
-    def __init__(self, number: int) -> None:
-        self.number = number
+    def __init__(self, release: Release) -> None:
+        self.release = release
         self.errors: defaultdict[int, _Tally] = defaultdict(_Tally)
         self.comparisons: defaultdict[int, _Tally] = defaultdict(_Tally)
 
@@ -74,7 +74,10 @@ class AutoRollback:
 
     def answered(self, model: LiveModel, rows: int, failed: int) -> None:
         """Take note of an answer; `failed` rows failed through no fault of the caller's."""
-        if model.release is not None and model.release.guard is not None:
+        if model.release is None:
+            return
+        self._count(model, model.release, rows, failed)
+        if model.release.guard is not None:
             tally = self._of(model, model.release).errors[model.manifest.version]
             tally.rows += rows
             tally.bad += failed
@@ -94,17 +97,27 @@ class AutoRollback:
             task.cancel()
         await asyncio.gather(*self._tasks.values(), return_exceptions=True)
 
+    def _count(self, model: LiveModel, release: Release, rows: int, failed: int) -> None:
+        """Count the rows of a split release, for people to judge."""
+        if len(release.traffic) > 1:
+            newest = max(share.version for share in release.traffic)
+            side = "newest" if model.manifest.version == newest else "others"
+            answered, not_answered = self._labels.meters(model.manifest.name).split_rows[side]
+            answered.inc(rows - failed)
+            not_answered.inc(failed)
+
     def _of(self, model: LiveModel, release: Release) -> _Watched:
         key = model.manifest.tenant, model.manifest.name
         watched = self._watched.get(key)
-        if watched is None or watched.number < release.number:
-            watched = self._watched[key] = _Watched(release.number)
+        # By time, for a model that is deleted and made again counts its releases from 1.
+        if watched is None or watched.release.created_at < release.created_at:
+            watched = self._watched[key] = _Watched(release)
         return watched
 
     def _judge(self, model: LiveModel, release: Release, guard: Guard) -> None:
         key = model.manifest.tenant, model.manifest.name
         watched, version = self._watched[key], model.manifest.version
-        if watched.number != release.number or key in self._tasks:
+        if watched.release != release or key in self._tasks:
             return
         for tally, limit, what in (
             (watched.errors[version], guard.max_error_rate, "error rate"),
@@ -135,7 +148,7 @@ class AutoRollback:
             )  # fmt: skip
         except Conflict:
             return  # somebody has released something else by now
-        except (NotFound, Unavailable) as error:
+        except GraftError as error:
             logger.error("%s: %s, and it cannot be taken back: %s", name, reason, error.message)
             return
         logger.warning("%s: %s; release %d takes it back", name, reason, made.number)

@@ -1,39 +1,32 @@
 """What every request passes first, BentoML's own routes included.
 
-It gives the request an id, checks the key, bounds the body and the time, counts the answer, and
-makes sure that not even a bug answers with a trace. Around it is only what BentoML has for traces,
-which is off, and what `service.app` takes out. `/livez` and `/readyz` need no key and are answered
-here.
+    observe ─▶ may it? (service.access) ─▶ bounded body and time ─▶ our routes, or BentoML's
 
-Without a key the service is for its own machine only: the connection must have come to a loopback
-address, and the `Host` header must name one, so that a page in a browser that has its name rebound
-to 127.0.0.1 gets nothing; so must `Origin`, so that other sites' pages cannot post here. That the
-socket is bound to loopback is checked at start (service.app).
+It gives the request an id, counts and logs the answer, and makes sure that not even a bug answers
+with a trace. Around it is only what BentoML has for traces, which is off, and what `service.app`
+takes out. `/livez` and `/readyz` need no key and are answered here.
 """
 
 from __future__ import annotations
 
 import asyncio
-import hmac
-import ipaddress
 import re
 import secrets
 import time
 from collections.abc import Mapping
-from contextlib import suppress
-from functools import lru_cache
-from urllib.parse import urlsplit
 
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from core.errors import DeadlineExceeded, GraftError, NotFound, PayloadTooLarge, Unauthorized
+from core.errors import DeadlineExceeded, GraftError, NotFound
 from core.settings import Settings
+from service.access import Access
 from service.api.errors import error_response, log_bug, unexpected
 from service.api.responses import require_json
 from service.caller import CALLER, read_caller
 from service.metrics import request_meters
 from service.observation import RECORD, RequestRecord
+from service.request_body import BoundedBody
 from service.request_log import RequestLog
 from service.tracing import Tracing
 
@@ -42,25 +35,12 @@ OUR_PATHS = ("/v1/", "/v2/")
 UPLOAD_PATHS = frozenset({"/v1/files"})
 BENTOML_PATHS = frozenset({"/predict", "/embed"})
 """API methods of BentoML's, which answers 500 to a damaged form; their clients send JSON."""
-STALL_SECONDS = 60.0
-"""How long a request body may pause."""
 ANSWER_SECONDS = 300.0
 """How long a request may take until its answer begins."""
 UPLOAD_SECONDS = 1800.0
 """The same for an upload: the largest by default, at 2.5 Mbit/s."""
 _REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,128}\Z")
 _METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"})
-
-
-@lru_cache(maxsize=256)
-def is_loopback(host: str) -> bool:
-    """Tell whether a host name or address means this machine only."""
-    if host.lower() == "localhost":
-        return True
-    try:
-        return ipaddress.ip_address(host.strip("[]")).is_loopback
-    except ValueError:
-        return False
 
 
 class Guard:
@@ -72,9 +52,9 @@ class Guard:
         self._app = app
         self._health = health
         self._api = api or app
+        self._access = Access(settings)
         self._log = RequestLog(settings.request_log_fraction)
         self._tracing = Tracing.open(settings)
-        self._key = settings.api_key.get_secret_value().encode() if settings.api_key else None
         self._max_body = settings.max_request_bytes
         # A multipart upload holds the file and little else.
         self._max_upload = settings.max_upload_bytes + (1 << 20)
@@ -84,23 +64,59 @@ class Guard:
         if scope["type"] == "lifespan":
             await self._app(scope, receive, send)
         elif scope["type"] == "http":
-            await self._serve(scope, receive, send)
+            await self._observe(scope, receive, send)
         else:
             await send({"type": "websocket.close", "code": 1008})
 
-    async def _serve(self, scope: Scope, receive: Receive, send: Send) -> None:
+    async def _observe(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Serve a request under an id, and measure, count and log it however it ends."""
+        began = time.monotonic()
         headers = _headers(scope)
         given = headers.get("x-request-id", "")
         request_id = given if _REQUEST_ID.match(given) else secrets.token_hex(16)
         scope.setdefault("state", {})["request_id"] = request_id
-        began = time.monotonic()
         record = RequestRecord(request_id)
         RECORD.set(record)
-        body = _BoundedBody(receive, self._limit(scope["path"]))
         answer = _Answer(send, request_id)
         is_upload = scope["path"] in UPLOAD_PATHS
+        body = BoundedBody(receive, self._max_upload if is_upload else self._max_body)
         patience = asyncio.timeout(UPLOAD_SECONDS if is_upload else ANSWER_SECONDS)
+        try:
+            await self._serve(scope, headers, body, answer, patience)
+        except Exception as error:
+            if answer.is_complete:
+                return
+            if answer.has_begun:
+                raise  # the server closes the connection, so that the caller sees the answer is cut
+            late = DeadlineExceeded("the request took too long") if patience.expired() else None
+            refusal = _refusal(body.refusal or late or error, scope)
+            await refusal(scope, receive, answer.send)
+        finally:
+            # Starlette leaves the matched route in the scope; a raw path is never a label.
+            record.route = getattr(scope.get("route"), "path", "other")
+            record.method = scope["method"] if scope["method"] in _METHODS else "other"
+            record.status = answer.status
+            seconds = time.monotonic() - began
+            requests, request_seconds = request_meters(record.method, record.route, record.status)
+            requests.inc()
+            request_seconds.observe(seconds)
+            self._log.write(record, seconds)
+            if self._tracing is not None:
+                self._tracing.record(record, headers.get("traceparent"), began)
 
+    async def _serve(
+        self, scope: Scope, headers: Mapping[str, str], body: BoundedBody, answer: _Answer,
+        patience: asyncio.Timeout,
+    ) -> None:  # fmt: skip
+        """Pass a request on if it may; raises what it is refused with."""
+        if scope["path"] in OPEN_PATHS:
+            await self._health(scope, body.receive, answer.send)
+            return
+        self._access.require(scope, headers)
+        CALLER.set(read_caller(headers, scope["state"]["request_id"]))
+        body.check_declared(headers)
+        if scope["path"] in BENTOML_PATHS:
+            require_json(headers)
         refusal: GraftError | None = None
 
         async def respond(message: Message) -> None:
@@ -113,65 +129,22 @@ class Guard:
                     patience.reschedule(None)  # a stream of events has no end
                 await answer.send(message)
 
-        try:
-            if scope["path"] in OPEN_PATHS:
-                await self._health(scope, receive, answer.send)
-            else:
-                self._authorise(scope, headers)
-                CALLER.set(read_caller(headers, request_id))
-                body.check_declared(headers)
-                if scope["path"] in BENTOML_PATHS:
-                    require_json(headers)
-                # On the way through BentoML's own layers a request costs a fifth more.
-                is_ours = scope["path"].startswith(OUR_PATHS)
-                app = self._api if is_ours else self._app
-                async with patience:
-                    await app(scope, body.receive, respond)
-                if refusal is not None:
-                    raise refusal
-                if "answer" in scope["state"]:
-                    await scope["state"]["answer"](scope, receive, answer.send)
-        except Exception as error:
-            late = DeadlineExceeded("the request took too long") if patience.expired() else None
-            if not answer.has_begun:
-                await self._refuse(body.refusal or late or error, scope, receive, answer.send)
-            elif not answer.is_complete:
-                raise  # the server closes the connection, so that the caller sees the answer is cut
-        finally:
-            # Starlette leaves the matched route in the scope; a raw path is never a label.
-            route = getattr(scope.get("route"), "path", "other")
-            method = scope["method"] if scope["method"] in _METHODS else "other"
-            seconds = time.monotonic() - began
-            requests, request_seconds = request_meters(method, route, answer.status)
-            requests.inc()
-            request_seconds.observe(seconds)
-            record.method, record.route, record.status = method, route, answer.status
-            self._log.write(record, seconds)
-            if self._tracing is not None:
-                self._tracing.record(record, headers.get("traceparent"), began)
+        # On the way through BentoML's own layers a request costs a fifth more.
+        app = self._api if scope["path"].startswith(OUR_PATHS) else self._app
+        async with patience:
+            await app(scope, body.receive, respond)
+        if refusal is not None:
+            raise refusal
+        if "answer" in scope["state"]:
+            await scope["state"]["answer"](scope, body.receive, answer.send)
 
-    async def _refuse(self, error: Exception, scope: Scope, receive: Receive, send: Send) -> None:
-        if not isinstance(error, GraftError):
-            log_bug(scope, error)
-            error = unexpected()
-        await error_response(error, scope["path"])(scope, receive, send)
 
-    def _authorise(self, scope: Scope, headers: Mapping[str, str]) -> None:
-        if self._key is None:
-            address, _ = scope.get("server") or ("", 0)
-            host = re.sub(r":\d+\Z", "", headers.get("host", "localhost"))
-            if not (is_loopback(address or "") and is_loopback(host) and _is_own_page(headers)):
-                raise Unauthorized("set GRAFT_API_KEY to serve other machines than this one")
-            return
-        scheme, _, key = headers.get("authorization", "").partition(" ")
-        # Headers come as Latin-1, whatever bytes the caller sent.
-        if scheme.lower() != "bearer" or not hmac.compare_digest(
-            key.strip().encode("latin-1"), self._key
-        ):
-            raise Unauthorized("send the API key as 'Authorization: Bearer …'")
-
-    def _limit(self, path: str) -> int:
-        return self._max_upload if path in UPLOAD_PATHS else self._max_body
+def _refusal(error: Exception, scope: Scope) -> ASGIApp:
+    """Return the answer to a request that failed; a bug is logged."""
+    if not isinstance(error, GraftError):
+        log_bug(scope, error)
+        error = unexpected()
+    return error_response(error, scope["path"])
 
 
 def _headers(scope: Scope) -> dict[str, str]:
@@ -188,19 +161,6 @@ def _no_endpoint(scope: Scope, message: Message) -> NotFound | None:
     if not Headers(raw=message["headers"]).get("content-type", "").startswith("text/plain"):
         return None
     return NotFound(f"no endpoint {scope['method'][:20]} {scope['path'][:200]}")
-
-
-def _is_own_page(headers: Mapping[str, str]) -> bool:
-    """Tell whether a browser sent this for a page of this machine; other programs name no origin.
-
-    A page of any site may post a form, or text, to 127.0.0.1 without being asked for permission.
-    """
-    origin = headers.get("origin")
-    if origin is None:
-        return True
-    with suppress(ValueError):
-        return is_loopback(urlsplit(origin).hostname or "")
-    return False
 
 
 class _Answer:
@@ -221,42 +181,3 @@ class _Answer:
         elif message["type"] == "http.response.body" and not message.get("more_body", False):
             self.is_complete = True
         await self._send(message)
-
-
-class _BoundedBody:
-    """A request body that ends in an error when it grows too large, or stops coming.
-
-    `refusal` is that error: whoever reads the body may catch it, but it stays the answer.
-    """
-
-    def __init__(self, receive: Receive, limit: int) -> None:
-        self.refusal: GraftError | None = None
-        self._receive = receive
-        self._limit = limit
-        self._received = 0
-        self._has_ended = False
-
-    def check_declared(self, headers: Mapping[str, str]) -> None:
-        declared = headers.get("content-length", "")
-        if declared.isascii() and declared.isdigit():
-            self._check(int(declared[:18]))
-
-    async def receive(self) -> Message:
-        if self._has_ended:
-            return await self._receive()  # the next thing to come is that the caller goes away
-        try:
-            async with asyncio.timeout(STALL_SECONDS):
-                message = await self._receive()
-        except TimeoutError:
-            self.refusal = DeadlineExceeded("the body stopped coming")
-            raise self.refusal from None
-        if message["type"] == "http.request":
-            self._received += len(message.get("body", b""))
-            self._has_ended = not message.get("more_body", False)
-            self._check(self._received)
-        return message
-
-    def _check(self, size: int) -> None:
-        if size > self._limit:
-            self.refusal = PayloadTooLarge(f"the body is larger than {self._limit} bytes")
-            raise self.refusal

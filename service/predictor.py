@@ -20,12 +20,10 @@ from dataclasses import dataclass
 import numpy as np
 
 from core.adapter_bank import BankedAdapter
-from core.datasets import Task
 from core.errors import GraftError, InvalidRequest
 from core.identifiers import ModelReference
-from core.manifests import Interval, ModelManifest
 from core.preprocessing import FloatArray, PreparedImage, PreparedText, TextPreprocessor
-from core.tasks import decide
+from service.answers import Prediction, Predictions, describe
 from service.auto_rollback import AutoRollback
 from service.caller import CALLER
 from service.explanation import Weight, occlude_image, occlude_text
@@ -36,31 +34,6 @@ from service.live_trunks import LiveTrunk
 from service.metrics import ModelLabels
 from service.observation import Timing, observed
 from service.shadow import Shadows
-
-
-@dataclass(frozen=True)
-class Prediction:
-    """What a model says of one input, by its task (core.tasks).
-
-    `scores` are (label, probability), largest first; `labels` those of several that are given; a
-    regression has a `value` instead, and an `interval`. `novelty`, 0 to 1, is None for a model that
-    was made without (core.novelty).
-    """
-
-    scores: list[tuple[str, float]]
-    novelty: float | None = None
-    labels: list[str] | None = None
-    value: float | None = None
-    interval: Interval | None = None
-
-
-@dataclass(frozen=True)
-class Predictions:
-    """The answer to one request, input by input in order; times in milliseconds."""
-
-    model: str
-    rows: list[Prediction | GraftError]
-    timing_ms: dict[str, float]
 
 
 @dataclass(frozen=True)
@@ -141,7 +114,7 @@ class Predictor:
         left = timeout_seconds - (time.monotonic() - began)
         found = await self.classify(model, inputs, timeout_seconds=left, with_novelty=True)
         rows: list[Prediction | GraftError] = [
-            row if isinstance(row, GraftError) else _prediction(model.manifest, row, top_k, novelty)
+            row if isinstance(row, GraftError) else describe(model.manifest, row, top_k, novelty)
             for row, novelty in zip(found.rows, found.novelty, strict=True)
         ]
         return Predictions(model.manifest.reference, rows, found.timing.milliseconds())
@@ -276,14 +249,7 @@ class Predictor:
         rows: Sequence[FloatArray | GraftError],
     ) -> None:
         """Tell those who judge the release, and its shadow, what has been answered."""
-        failed = sum(map(_is_failure, rows))
-        self._rollback.answered(model, len(rows), failed)
-        if model.release is not None and len(model.release.traffic) > 1:
-            newest = max(share.version for share in model.release.traffic)
-            side = "newest" if model.manifest.version == newest else "others"
-            answered, not_answered = self._labels.meters(model.manifest.name).split_rows[side]
-            answered.inc(len(rows) - failed)
-            not_answered.inc(failed)
+        self._rollback.answered(model, len(rows), sum(map(_is_failure, rows)))
         self._shadows.offer(model, inputs, features, rows)
 
     async def _encode(
@@ -331,27 +297,6 @@ def _not_finite() -> GraftError:
 def _is_failure(row: FloatArray | GraftError) -> bool:
     """Tell whether a row failed through no fault of its caller's."""
     return isinstance(row, GraftError) and not isinstance(row, InvalidRequest)
-
-
-def _prediction(
-    manifest: ModelManifest, row: FloatArray, top_k: int, novelty: float | None
-) -> Prediction:
-    if manifest.task is Task.REGRESSION:
-        return Prediction([], novelty, value=float(row[0]), interval=manifest.interval)
-    scores = _likeliest(row, manifest.labels, top_k)
-    given = None
-    if manifest.task is Task.MULTI_LABEL:
-        (answer,) = decide(manifest.task, row[None], manifest.labels)
-        assert isinstance(answer, frozenset)
-        given = [label for label in manifest.labels if label in answer]
-    return Prediction(scores, novelty, labels=given)
-
-
-def _likeliest(
-    probabilities: FloatArray, labels: Sequence[str], top_k: int
-) -> list[tuple[str, float]]:
-    order = np.argsort(-probabilities, kind="stable")[:top_k]
-    return [(labels[i], float(probabilities[i])) for i in order]
 
 
 def _novelty(model: LiveModel, results: Sequence[FloatArray | GraftError]) -> list[float | None]:

@@ -14,6 +14,7 @@ from starlette.responses import Response
 
 from core.errors import GraftError, InvalidRequest, PayloadTooLarge
 from core.identifiers import ModelReference
+from service.answers import Prediction, Predictions
 from service.api.errors import error_body
 from service.api.responses import (
     json_response,
@@ -25,7 +26,6 @@ from service.api.responses import (
 )
 from service.explanation import Weight
 from service.inputs import ImageInput, Input
-from service.predictor import Prediction, Predictions
 from service.runtime import Runtime, runtime, tenant
 
 MAX_TOP_K = 1_000

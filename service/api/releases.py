@@ -136,6 +136,8 @@ def _content(body: ReleaseRequest, current: ReleaseContent | None) -> ReleaseCon
                     f"{field} is for what {PRODUCTION!r} answers; give aliases.{PRODUCTION}",
                     param="aliases",
                 )
+    if body.guard is not None and current is None:
+        raise InvalidRequest("there is no release before this one to go back to", param="guard")
     return ReleaseContent(
         aliases=aliases, traffic=body.traffic, shadow=body.shadow, guard=body.guard
     )

@@ -121,6 +121,15 @@ async def test_a_bad_body_is_refused_by_field(
     assert response.json()["error"]["param"] == param
 
 
+async def test_a_first_release_has_nothing_to_be_taken_back_to(
+    service: ServiceProcess, http: httpx.AsyncClient, trunk: TrunkManifest
+):
+    publish(service.registry, trunk, "unreleased", release=False)
+    body = {"aliases": {"production": 1}, "guard": {"max_error_rate": 0.1}}
+    response = await http.post("/v1/models/unreleased/releases", json=body)
+    assert (response.status_code, response.json()["error"]["param"]) == (400, "guard")
+
+
 async def test_what_is_not_there_and_what_has_moved_on(http: httpx.AsyncClient, model: str):
     url = f"/v1/models/{model}/releases"
     for path, body, status in (

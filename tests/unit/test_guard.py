@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from service.guard import is_loopback
+from service.access import is_loopback
 from tests.guarded import client, message
 
 pytestmark = pytest.mark.anyio

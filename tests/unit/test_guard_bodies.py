@@ -13,7 +13,7 @@ from starlette.routing import Route
 from starlette.types import Message, Scope
 
 from core.settings import Settings
-from service import guard
+from service import guard, request_body
 from service.guard import Guard
 from service.metrics import REQUESTS
 from tests.guarded import BARE, HEALTH, OURS, client, message
@@ -59,7 +59,7 @@ async def test_an_odd_content_length_does_no_harm(declared: str):
 
 
 async def test_a_body_that_stops_coming_is_given_up(monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(guard, "STALL_SECONDS", 0.02)
+    monkeypatch.setattr(request_body, "STALL_SECONDS", 0.02)
 
     async def stalled() -> AsyncIterator[bytes]:
         yield b"x"
@@ -110,7 +110,7 @@ async def test_an_answer_that_has_begun_may_take_its_time(monkeypatch: pytest.Mo
 
 async def test_only_the_body_is_timed_not_the_wait_behind_it(monkeypatch: pytest.MonkeyPatch):
     """An event stream waits for the caller to go away, for as long as it takes."""
-    monkeypatch.setattr(guard, "STALL_SECONDS", 0.01)
+    monkeypatch.setattr(request_body, "STALL_SECONDS", 0.01)
     waited = False
 
     async def app(scope: Scope, receive, send) -> None:  # type: ignore[no-untyped-def]

@@ -178,6 +178,34 @@ async def test_errors_take_a_release_back_and_the_old_version_answers_again(
         assert await it.serving("pets") == "pets@1"
 
 
+async def test_a_model_that_is_deleted_and_made_again_is_guarded_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    """Its releases are numbered from 1 again, below the one that was watched."""
+    async with loading(tmp_path, start=False) as it:
+        await opposites(it)
+        for _ in range(4):
+            append(it)
+        append(it, guard=Guard(max_error_rate=0.1, min_rows=8))
+        await it.loader.reconcile()
+        await it.predict("pets", "good cat")
+        it.registry.delete(TENANT, "pets")
+        await it.loader.reconcile()
+        trunk = add_text_trunk(it.registry)
+        first, second = (
+            publish(it.registry, trunk, files=always(label), release=False).version
+            for label in (0, 1)
+        )
+        append(it, aliases={PRODUCTION: first})
+        append(it, aliases={PRODUCTION: second}, guard=Guard(max_error_rate=0.1, min_rows=8))
+        await it.loader.reconcile()
+        bad = await it.live("pets")
+        monkeypatch.setattr(bad.head, "_bias", np.full(2, np.nan, np.float32))
+        for _ in range(4):
+            await it.predict("pets", "good cat", "bad dog")
+        await until(lambda: it.registry.releases.numbers(TENANT, "pets") == [1, 2, 3])
+
+
 async def test_a_version_with_a_twentieth_of_the_traffic_is_judged_by_its_own_rows(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
