@@ -118,16 +118,8 @@ def find_refusal(request: FineTuneRequest, data: DatasetManifest | None) -> Refu
             )
         if set(order) != set(data.counts):
             return Refusal("order", _order_problem(order, data.classes))
-    if data is None and order is None:
-        return None
-    task = Task.ORDINAL if data is None else task_of(data, order)
-    if request.strategy in ("gradual", "full") and task is not Task.SINGLE_LABEL:
-        return Refusal(
-            "strategy",
-            f"{request.strategy!r} tunes the backbone for single-label data only, and this is "
-            f"{_named(task)}; use 'feature_extraction' or 'auto'",
-        )
-    if request.quality_gate is not None and task is Task.REGRESSION:
+    is_regression = data is not None and data.task is Task.REGRESSION
+    if request.quality_gate is not None and is_regression:
         return Refusal(
             "quality_gate",
             "the gate judges accuracy, which a regression does not have; leave it out",
@@ -174,7 +166,3 @@ def _order_problem(order: Sequence[str], classes: Sequence[str]) -> str:
 
 def _listed(labels: Sequence[str]) -> str:
     return ", ".join(repr(label) for label in labels[:5])
-
-
-def _named(task: Task) -> str:
-    return "a regression" if task is Task.REGRESSION else task.replace("_", "-")

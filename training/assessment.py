@@ -13,6 +13,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
+import numpy as np
+
 from core.preprocessing import FloatArray
 from training import decisions
 from training.calibration import (
@@ -40,12 +42,12 @@ SOURCES: dict[Source, str] = {
 class Alternative:
     """A head that was preferred to the fit's own, and how it did when fitted without some rows.
 
-    `probabilities` [n, classes] are of the training rows whose numbers, rising, are `rows` [n].
+    `outputs` [n, width] are of the training rows whose numbers, rising, are `rows` [n].
     """
 
     head: Head
     rows: IntArray
-    probabilities: FloatArray
+    outputs: FloatArray
 
 
 @dataclass(frozen=True)
@@ -118,7 +120,7 @@ def assess(
     before, after, truth = fitted.out_of_fold, out_of_fold, targets
     is_frozen = False
     if alternative is not None:
-        head, before = alternative.head, alternative.probabilities
+        head, before = alternative.head, alternative.outputs
         if len(alternative.rows) < len(targets):
             rows, source = alternative.rows, "held_out_rows"
         truth = targets[alternative.rows]
@@ -151,3 +153,8 @@ def assess(
 
 def _cross_calibrate(probabilities: FloatArray, truth: IntArray) -> tuple[FloatArray, float]:
     return cross_rescale(probabilities, truth, deal(truth, fold_count(len(truth)), seed=0))
+
+
+def deal_rows(rows: int) -> IntArray:
+    """Return folds, [rows], for rows that no fit has dealt to any."""
+    return deal(np.zeros(rows, np.int64), fold_count(rows), seed=0)

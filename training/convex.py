@@ -110,7 +110,7 @@ class Ordered(Softmax):
         super().__init__(width)
         ranks = torch.arange(width, dtype=torch.float32)
         ranks -= ranks.mean()
-        self._ranks = ranks / ranks.norm()
+        self.ranks = ranks / ranks.norm()
 
     def start(self, dim: int) -> Tensor:
         """Return the direction, then the biases, [dim + width]."""
@@ -123,11 +123,11 @@ class Ordered(Softmax):
     def expand(self, free: Tensor) -> Tensor:
         """Return the direction times the ranks."""
         direction, bias = free[: -self._width], free[-self._width :]
-        return torch.cat([torch.outer(direction, self._ranks), bias.unsqueeze(0)])
+        return torch.cat([torch.outer(direction, self.ranks), bias.unsqueeze(0)])
 
     def gather(self, gradient: Tensor) -> Tensor:
         """Return the gradient along the ranks."""
-        return torch.cat([gradient[:-1] @ self._ranks, gradient[-1]])
+        return torch.cat([gradient[:-1] @ self.ranks, gradient[-1]])
 
 
 @contextmanager

@@ -197,7 +197,7 @@ def steps(tried: Sequence[Step]) -> Iterator[Decision]:
             what=step.name,
             chosen="kept" if step.kept else "not kept",
             why=f"log-likelihood {step.gain:+.4f} ± {step.gain_error:.4f} a held-out row against "
-            f"the best before; accuracy {step.accuracy:.3f}, after {step.epochs} epochs, by a "
+            f"the best before; {step.score}, after {step.epochs} epochs, by a "
             f"classifier that was {head}",
             event="unfrozen",
             data=step.model_dump(mode="json"),

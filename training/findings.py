@@ -141,18 +141,22 @@ def other_verdicts(
 
 def worst_answers(
     losses: npt.NDArray[np.float64], truth: Sequence[Answer], answers: Sequence[Answer],
-    rows: RowSet,
+    rows: RowSet, numbers: IntArray | None = None,
 ) -> tuple[WorstAnswer, ...]:  # fmt: skip
-    """Return the rows of the largest losses [n], of those that were not answered rightly."""
+    """Return the rows of the largest losses [n], of those that were not answered rightly.
+
+    They are those of `rows` that have these `numbers` [n]; None for all.
+    """
+    places = np.arange(len(losses)) if numbers is None else numbers
     order = np.argsort(-losses, kind="stable")
     wrong = [int(row) for row in order if truth[row] != answers[row]][:LISTED]
     return tuple(
         WorstAnswer(
-            row=row + 1,
+            row=int(places[row]) + 1,
             truth=show(truth[row]),
             answer=show(answers[row]),
             loss=float(losses[row]),
-            text=shown(rows.items[row]),
+            text=shown(rows.items[places[row]]),
         )
         for row in wrong
     )

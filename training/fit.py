@@ -103,7 +103,7 @@ def fit(
     at every strength. Raises `DataError` if a feature is not finite.
     """
     found = search(
-        features, _one_hot(targets, classes), deal(targets, fold_count(len(targets)), seed, twins),
+        features, one_hot(targets, classes), deal(targets, fold_count(len(targets)), seed, twins),
         Softmax(classes), judges=_judges(len(targets)),
     )  # fmt: skip
     plain = _fitted(found)
@@ -137,7 +137,7 @@ def fit_ordered(
 ) -> Fit:  # fmt: skip
     """Fit a head as `fit` does, for classes whose indices are their order (training.convex)."""
     found = search(
-        features, _one_hot(targets, classes), deal(targets, fold_count(len(targets)), seed, twins),
+        features, one_hot(targets, classes), deal(targets, fold_count(len(targets)), seed, twins),
         Ordered(classes), judges=_judges(len(targets)),
     )  # fmt: skip
     return replace(_fitted(found), is_ordered=True)
@@ -179,7 +179,7 @@ def fit_once(
 ) -> Head:  # fmt: skip
     """Fit a head at a given strength and remedy, without cross-validation, on this thread."""
     loss = Ordered(classes) if is_ordered else Softmax(classes)
-    axes, path = _start(features, _one_hot(targets, classes), loss)
+    axes, path = _start(features, one_hot(targets, classes), loss)
     if remedy == "balanced_weights":
         path.weigh(torch.from_numpy(imbalance.row_weights(targets, classes)))
     head = Head(*axes.unscaled(path.step(strength)))
@@ -188,24 +188,27 @@ def fit_once(
     return head
 
 
-def path(features: FloatArray, targets: IntArray, classes: int) -> Iterator[tuple[float, Head]]:
-    """Yield a head for each of `STRENGTHS`, strong to weak, each fit starting from the last."""
+def path(
+    features: FloatArray, truth: Tensor, loss: Loss, output: Output = "softmax",
+    weights: FloatArray | None = None,
+) -> Iterator[tuple[float, Head]]:  # fmt: skip
+    """Yield a head for each of `STRENGTHS`, strong to weak, each fit starting from the last.
+
+    Features are [n, dim], `truth` is [n, width], and rows count as `weights` [n] say.
+    """
     with single_threaded():
-        axes, steps = _start(features, _one_hot(targets, classes), Softmax(classes))
+        axes, steps = _start(features, truth, loss)
+    if weights is not None:
+        steps.weigh(torch.from_numpy(weights))
     for strength in STRENGTHS:
         with single_threaded():
-            head = Head(*axes.unscaled(steps.step(strength)))
+            head = Head(*axes.unscaled(steps.step(strength)), output)
         yield strength, head
 
 
 def _start(features: FloatArray, truth: Tensor, loss: Loss) -> tuple[Axes, Path]:
     axes = Axes.of(features)
     return axes, Path(axes.apply(features), truth, loss, axes.variances)
-
-
-def fit_at(features: FloatArray, targets: IntArray, classes: int, strength: float) -> Head:
-    """Fit a head of one of `STRENGTHS`, by the path from the strongest that all heads come by."""
-    return next(head for at, head in path(features, targets, classes) if at == strength)
 
 
 def fold_count(rows: int) -> int:
@@ -234,5 +237,6 @@ def deal(targets: IntArray, folds: int, seed: int, twins: IntArray | None = None
     return fold_of[group_of]
 
 
-def _one_hot(targets: IntArray, classes: int) -> Tensor:
+def one_hot(targets: IntArray, classes: int) -> Tensor:
+    """Return 1 where a row is of a class, float32 [n, classes]."""
     return torch.nn.functional.one_hot(torch.from_numpy(targets), classes).float()

@@ -21,8 +21,8 @@ from training import decisions
 from training.backbones import TorchBackbone
 from training.data import Dataset
 from training.features import extract
-from training.fit import IntArray
 from training.judgement import split
+from training.objectives import Objective
 from training.plan import Defaults
 from training.prospect import foresee
 from training.rungs import Source
@@ -61,7 +61,7 @@ DEFAULTS = {
 
 
 def tune_whole(
-    setting: Setting, trunk: Trunk, backbone: TorchBackbone, data: Dataset, targets: IntArray,
+    setting: Setting, trunk: Trunk, backbone: TorchBackbone, data: Dataset, objective: Objective,
     features: FloatArray,
 ) -> tuple[Tuned | None, Ladder]:  # fmt: skip
     """Tune everything; None if the head on frozen `features` ships, with what was tried.
@@ -70,7 +70,7 @@ def tune_whole(
     """
     request, reporter = setting.request, setting.reporter
     if setting.checkpoints.latest_state() is None:
-        needed = _shortest_seconds(setting, trunk, backbone, data, targets)
+        needed = _shortest_seconds(setting, trunk, backbone, data, objective)
         left = setting.deadline - time.monotonic()
         if needed > left:
             why = (
@@ -84,13 +84,13 @@ def tune_whole(
             )  # fmt: skip
             return None, ladder
     plan = DEFAULTS[backbone.modality].plan(
-        targets, request.chosen_hyperparameters, request.early_stopping
+        objective.groups, request.chosen_hyperparameters, request.early_stopping
     )
-    setting.decisions.tell(decisions.training(plan, request, len(targets)))
-    classes, rows = len(data.manifest.classes), ItemRows.of(trunk.preprocessor, data.items, targets)
+    setting.decisions.tell(decisions.training(plan, request, len(objective.groups)))
+    rows = ItemRows.of(trunk.preprocessor, data.items, objective.targets)
     fits = largest_state_bytes(backbone) <= MAX_STATE_BYTES
     source = Source(
-        block_count(backbone), targets, classes, features,
+        block_count(backbone), objective, features,
         lambda _: WholePart(backbone), lambda _: rows,
         state_seconds=STATE_SECONDS if fits else math.inf, is_whole=True,
         twins=setting.twins,
@@ -113,17 +113,15 @@ def tune_whole(
         f"The tuned backbone ships, as a trunk of the model's own of {own.bytes >> 20} MiB.",
         **outcome.best.model_dump(mode="json"), trunk=manifest.digest,
     )  # fmt: skip
-    found = tuned(
-        outcome, served, classes, targets, own, own_files=own_trunk_files(manifest, files)
-    )
+    found = tuned(outcome, served, objective, own, own_files=own_trunk_files(manifest, files))
     return found, outcome.ladder
 
 
 def _shortest_seconds(
-    setting: Setting, trunk: Trunk, backbone: TorchBackbone, data: Dataset, targets: IntArray
+    setting: Setting, trunk: Trunk, backbone: TorchBackbone, data: Dataset, objective: Objective
 ) -> float:
     """Return what one epoch of every training will take."""
     return foresee(
         row_seconds(backbone, trunk, data), len(data.items),
-        views=0, epochs=1, folds=len(split(targets, setting.request.seed)), share=1.0,
+        views=0, epochs=1, folds=len(split(objective.groups, setting.request.seed)), share=1.0,
     )  # fmt: skip

@@ -28,12 +28,12 @@ from collections.abc import Sequence
 from typing import Generic
 
 import numpy as np
-import numpy.typing as npt
 
 from core.errors import NoSpace
 from core.preprocessing import FloatArray
 from training.fit import Head
-from training.judgement import Judged, Jury, compare, likelihoods
+from training.judgement import Judged, Jury, compare
+from training.objectives import DoubleArray
 from training.outcome import Outcome, Watcher
 from training.plan import Plan, Rung, next_rung
 from training.rungs import SHARES, Source, Tasks
@@ -69,7 +69,7 @@ class Gradual(Generic[P]):
         self._saved = time.monotonic()
         # What an earlier attempt left undone for want of time is not known.
         self._is_hurried = state is not None
-        self._jury = Jury(source.targets, source.classes, seed, source.twins)
+        self._jury = Jury(source.objective, seed, source.twins)
 
     @property
     def resumed_from(self) -> int:
@@ -97,7 +97,7 @@ class Gradual(Generic[P]):
             best=best,
             part=part,
             head=None if best.strength else head,
-            probabilities=record.probabilities[rising],
+            outputs=record.outputs[rising],
             targets=self._jury.truth[rising],
             held_out=self._jury.rows[rising],
             distances=record.distances,
@@ -241,7 +241,7 @@ class Gradual(Generic[P]):
         seconds: float,
     ) -> Step:  # fmt: skip
         """Compare a rung with the best before it."""
-        after = likelihoods(judged.probabilities, self._jury.truth)
+        after = self._jury.likelihoods(judged.outputs)
         first = not self._at.steps
         before = after if first else self._likelihoods_of(self._at.best)
         gain = compare(after, before)
@@ -252,7 +252,7 @@ class Gradual(Generic[P]):
             learning_rate=self._learning_rate,
             epochs=epochs,
             strength=judged.strength,
-            accuracy=self._jury.accuracy(judged),
+            **self._jury.score(judged)._asdict(),
             nll=-float(after.mean()),
             gain=gain.mean,
             gain_error=gain.error,
@@ -260,11 +260,11 @@ class Gradual(Generic[P]):
             seconds=round(seconds, 2),
             is_whole=self._source.is_whole and not first,
         )
-        self._at.add(step, Record(judged.probabilities, self._jury.distances(features)))
+        self._at.add(step, Record(judged.outputs, self._jury.distances(features)))
         return step
 
-    def _likelihoods_of(self, number: int) -> npt.NDArray[np.float64]:
-        return likelihoods(self._at.records[number].probabilities, self._jury.truth)
+    def _likelihoods_of(self, number: int) -> DoubleArray:
+        return self._jury.likelihoods(self._at.records[number].outputs)
 
     def _too_late(self, rung: Rung) -> Ending | None:
         """Tell if a rung, and the final training if it is the best, will not be done in time."""

@@ -10,7 +10,8 @@ the macro-averaged F1 of held-out rows rises by more than one standard error: F1
 class wins in recall and what the others lose in precision, where a macro-averaged recall or
 likelihood would prefer a remedy every time.
 
-Not here: the fits (training.fit).
+Not here: the fits (training.fit), and how what was taken is kept where the backbone is tuned
+(training.objectives).
 """
 
 from __future__ import annotations

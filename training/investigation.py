@@ -136,7 +136,7 @@ def investigate_labels(
 ) -> Comparison:  # fmt: skip
     """Compare sets of labels with baselines."""
     said = assessment.outputs >= THRESHOLD
-    judged = _Judged.of(train, targets, validation, assessment.targets, said, None)
+    judged = _Judged.of(train, targets, validation, assessment.targets, said, assessment.rows)
     return _compare(compare_labels, modality, judged, fitted, seed)
 
 
@@ -146,7 +146,7 @@ def investigate_values(
 ) -> Comparison:  # fmt: skip
     """Compare values with baselines."""
     said = assessment.outputs[:, 0].astype(np.float64)
-    judged = _Judged.of(train, targets, validation, assessment.targets, said, None)
+    judged = _Judged.of(train, targets, validation, assessment.targets, said, assessment.rows)
     return _compare(compare_values, modality, judged, fitted, seed)
 
 

@@ -6,8 +6,8 @@ calibrated, and tuned features make a classifier so sure of itself that without 
 would lose to a worse one. A gain counts if it is more than one standard error of the difference,
 and not negligible.
 
-A `Jury` is the rows that judge in one search. Not here: what is compared (training.gradual), the
-temperature (training.calibration).
+A `Jury` is the rows that judge in one search. Not here: what is compared (training.gradual), what a
+row's likelihood is (training.objectives), the temperature (training.calibration).
 """
 
 from __future__ import annotations
@@ -16,19 +16,17 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
-import numpy.typing as npt
 
 from core.preprocessing import FloatArray
-from training.calibration import cross_rescale
-from training.fit import FOLDS, MANY_ROWS, Head, IntArray, deal, fold_count, path
+from training.fit import FOLDS, MANY_ROWS, Head, IntArray, deal
 from training.novelty import unseen_quantiles
+from training.objectives import DoubleArray, Objective, Score
 
 NEGLIGIBLE = 0.005
 """Nats a row that are not worth deltas: nearly equal models differ by a sure next to nothing."""
 
 FEW_ROWS = 300
 FOLDS_OF_FEW_ROWS = 3
-_SMALLEST = 1e-7
 
 
 @dataclass(frozen=True)
@@ -48,13 +46,14 @@ class Gain:
 class Judged:
     """Heads fitted without some rows, of the strength that those chose; `head` is the last fold's.
 
-    `probabilities` [n, classes] are of the rows held out, fold by fold. `share` is the part of the
+    They are as they would be served.
+    `outputs` [n, width] are of the rows held out, fold by fold. `share` is the part of the
     deltas that their features have.
     """
 
     head: Head
     strength: float
-    probabilities: FloatArray
+    outputs: FloatArray
     share: float = 1.0
 
 
@@ -69,60 +68,59 @@ class Fold:
 class Jury:
     """The rows of a search that are held out, fold by fold, and what they say."""
 
-    def __init__(
-        self, targets: IntArray, classes: int, seed: int, twins: IntArray | None = None
-    ) -> None:
-        self.folds = split(targets, seed, twins)
+    def __init__(self, objective: Objective, seed: int, twins: IntArray | None = None) -> None:
+        self.folds = split(objective.groups, seed, twins)
         self.rows = np.concatenate([fold.held_out for fold in self.folds])
-        self.truth = targets[self.rows]
-        self._targets = targets
-        self._classes = classes
+        self.truth = objective.targets[self.rows]
+        self._objective = objective
 
     def judge(self, features: Sequence[FloatArray], share: float = 1.0) -> Judged:
         """Fit heads on each fold's features [n, dim] and return them as judged (`fit_apart`)."""
-        judged = fit_apart(features, self._targets, self.folds, self._classes)
-        return replace(judged, share=share)
+        return replace(fit_apart(features, self._objective, self.folds), share=share)
 
     def choose(self, candidates: Sequence[Judged]) -> Judged:
         """Return the first that is within one standard error of the most likely."""
-        found = [likelihoods(each.probabilities, self.truth) for each in candidates]
+        found = [self.likelihoods(each.outputs) for each in candidates]
         most = max(found, key=lambda each: float(each.mean()))
         losses = [compare(most, each) for each in found]
         return next(
             each for each, loss in zip(candidates, losses, strict=True) if loss.mean <= loss.error
         )
 
-    def accuracy(self, judged: Judged) -> float:
-        """Return how many of the rows are answered right."""
-        return float((judged.probabilities.argmax(axis=1) == self.truth).mean())
+    def likelihoods(self, outputs: FloatArray) -> DoubleArray:
+        """Return what each row says for a head that gave these `outputs` [n, width], in nats."""
+        return self._objective.likelihoods(outputs, self.truth)
+
+    def score(self, judged: Judged) -> Score:
+        """Return how right the rows are answered."""
+        return self._objective.score(judged.outputs, self.truth)
 
     def distances(self, features: Sequence[FloatArray]) -> FloatArray:
         """Return quantiles of how far the rows lie from the others (training.novelty)."""
+        groups, count = self._objective.groups, self._objective.group_count
         found = [
-            unseen_quantiles(
-                each[fold.train], self._targets[fold.train], each[fold.held_out], self._classes
-            )
+            unseen_quantiles(each[fold.train], groups[fold.train], each[fold.held_out], count)
             for each, fold in zip(features, self.folds, strict=True)
         ]
         mean: FloatArray = np.mean(found, axis=0)
         return mean
 
 
-def split(targets: IntArray, seed: int, twins: IntArray | None = None) -> tuple[Fold, ...]:
-    """Return how rows judge each other, class by class, those of one of `twins` [n] together.
+def split(groups: IntArray, seed: int, twins: IntArray | None = None) -> tuple[Fold, ...]:
+    """Return how rows judge each other, group by group, those of one of `twins` [n] together.
 
     Of fewer than `FEW_ROWS` every row judges once, by what was fitted on two rows in three: from a
     third of them no gain could be told from chance. Of more, one in three judges, and of many one
     in five, for every fold costs a training.
     """
-    rows = len(targets)
-    fold_of = deal(targets, FOLDS_OF_FEW_ROWS if rows < MANY_ROWS else FOLDS, seed, twins)
+    rows = len(groups)
+    fold_of = deal(groups, FOLDS_OF_FEW_ROWS if rows < MANY_ROWS else FOLDS, seed, twins)
     folds = range(int(fold_of.max()) + 1 if rows < FEW_ROWS else 1)
     return tuple(Fold(np.flatnonzero(fold_of != f), np.flatnonzero(fold_of == f)) for f in folds)
 
 
 def fit_apart(
-    features: Sequence[FloatArray], targets: IntArray, folds: Sequence[Fold], classes: int
+    features: Sequence[FloatArray], objective: Objective, folds: Sequence[Fold]
 ) -> Judged:
     """Fit heads, one for each fold, of the strength that suits the rows held out best.
 
@@ -131,36 +129,28 @@ def fit_apart(
     too weak a strength. Without calibration the held-out rows would choose too strong a one, only
     to make up for the sureness.
     """
-    truth = targets[np.concatenate([fold.held_out for fold in folds])]
+    truth = objective.targets[np.concatenate([fold.held_out for fold in folds])]
     paths = [
-        path(each[fold.train], targets[fold.train], classes)
+        objective.path(each[fold.train], fold.train)
         for each, fold in zip(features, folds, strict=True)
     ]
     best: Judged | None = None
     most = -np.inf
     for fitted in zip(*paths, strict=True):
-        heads = [head for _, head in fitted]
+        heads = [objective.serve(head) for _, head in fitted]
         predicted = [
             head.predict(each[fold.held_out])
             for head, each, fold in zip(heads, features, folds, strict=True)
         ]
         judged = Judged(heads[-1], fitted[0][0], np.concatenate(predicted))
-        likelihood = float(likelihoods(judged.probabilities, truth).mean())
+        likelihood = float(objective.likelihoods(judged.outputs, truth).mean())
         if likelihood > most:
             best, most = judged, likelihood
     assert best is not None  # a path has strengths
     return best
 
 
-def likelihoods(probabilities: FloatArray, truth: IntArray) -> npt.NDArray[np.float64]:
-    """Return each row's log-likelihood, [n], after calibration across folds."""
-    fold_of = deal(truth, fold_count(len(truth)), seed=0)
-    calibrated, _ = cross_rescale(probabilities, truth, fold_of)
-    chosen = calibrated[np.arange(len(truth)), truth].astype(np.float64)
-    return np.log(np.maximum(chosen, _SMALLEST))
-
-
-def compare(after: npt.NDArray[np.float64], before: npt.NDArray[np.float64]) -> Gain:
+def compare(after: DoubleArray, before: DoubleArray) -> Gain:
     """Return what the `likelihoods` of the same rows gained."""
     gains = after - before
     return Gain(float(gains.mean()), float(gains.std() / np.sqrt(len(gains))))

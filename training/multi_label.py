@@ -20,11 +20,17 @@ from sklearn.metrics import average_precision_score
 from core.preprocessing import FloatArray
 from core.tasks import THRESHOLD
 from training import decisions
-from training.assessment import MIN_CALIBRATION_ROWS, SOURCES, Source
+from training.assessment import (
+    MIN_CALIBRATION_ROWS,
+    SOURCES,
+    Alternative,
+    Source,
+    deal_rows,
+)
 from training.calibration import Calibration, calibration, cross_rescale, fold_into, rescale
 from training.decisions import Decision
 from training.evaluation import RESAMPLES, ClassMetrics, Interval, wilson
-from training.fit import Fit, Head, IntArray, deal, fold_count
+from training.fit import Fit, Head, IntArray
 from training.strength import label_losses
 
 BoolArray = npt.NDArray[np.bool_]
@@ -112,27 +118,36 @@ class LabelAssessment:
 
 def assess_labels(
     fitted: Fit, targets: FloatArray, labels: Sequence[str],
-    validation: tuple[FloatArray, FloatArray] | None,
+    validation: tuple[FloatArray, FloatArray] | None, alternative: Alternative | None = None,
 ) -> LabelAssessment:  # fmt: skip
-    """Calibrate and judge a fit on rows of `targets` [n, labels], or on other rows."""
-    after, temperature = _calibrate(fitted.out_of_fold, targets, fitted.fold_of)
+    """Calibrate and judge a fit, or what was preferred to it, as `training.assessment.assess`.
+
+    `targets` are [n, labels].
+    """
+    head, rows = fitted.head, None
     source: Source = "cross_validation"
-    before, truth = fitted.out_of_fold, targets
+    before, truth, fold_of = fitted.out_of_fold, targets, fitted.fold_of
+    if alternative is not None:
+        head, before = alternative.head, alternative.outputs
+        truth, fold_of = targets[alternative.rows], deal_rows(len(alternative.rows))
+        if len(alternative.rows) < len(targets):
+            rows, source = alternative.rows, "held_out_rows"
+    after, temperature = cross_calibrate(before, truth, fold_of)
     if validation is not None:
         features, truth = validation
-        source, before = "validation_file", fitted.head.predict(features)
+        source, rows, before = "validation_file", None, head.predict(features)
         if len(truth) >= MIN_CALIBRATION_ROWS:
-            fold_of = deal(np.zeros(len(truth), np.int64), fold_count(len(truth)), seed=0)
-            after, temperature = _calibrate(before, truth, fold_of)
+            after, temperature = cross_calibrate(before, truth, deal_rows(len(truth)))
         else:
             after = rescale(_pairs(before), temperature)[:, 1].reshape(before.shape)
     return LabelAssessment(
-        head=fold_into(fitted.head, temperature),
+        head=fold_into(head, temperature),
         source=source,
         metrics=evaluate_labels(after, truth, labels),
         calibration=calibration(temperature, _pairs(before), _pairs(after), _choices(truth)),
         outputs=after,
         targets=truth,
+        rows=rows,
     )
 
 
@@ -201,9 +216,10 @@ def _macro_f1(correct: Numbers, total: Numbers, counts: Numbers) -> float:
     return float(f1[counts > 0].mean()) if counts.any() else 0.0
 
 
-def _calibrate(
+def cross_calibrate(
     probabilities: FloatArray, targets: FloatArray, fold_of: IntArray
 ) -> tuple[FloatArray, float]:
+    """Return rows scaled by the temperature of the other folds, and the temperature of all rows."""
     folds = np.repeat(fold_of, targets.shape[1])
     scaled, temperature = cross_rescale(_pairs(probabilities), _choices(targets), folds)
     return scaled[:, 1].reshape(probabilities.shape), temperature

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import Generic, Protocol, TypeVar
 
 from core.preprocessing import FloatArray
+from training.data import Targets
 from training.fit import Head, IntArray
 from training.search_state import Ending, Ladder, Step
 from training.trainer import Epoch
@@ -22,7 +23,7 @@ class Outcome(Generic[P]):
     """The ladder's end: what is best on the held-out rows, and a part trained on all if it is any.
 
     `head` was trained along with them; None if it is to be refitted with the best step's strength.
-    `probabilities` and `targets` are of the rows `held_out`, by number, by the best step, and
+    `outputs` and `targets` are of the rows `held_out`, by number, by the best step, and
     `distances` the quantiles of how far they lie from the others (training.novelty). Another search
     for the same may come to something else if the machine had a part in it (`is_hurried`): it was
     out of time, or of room.
@@ -32,8 +33,8 @@ class Outcome(Generic[P]):
     best: Step
     part: P | None
     head: Head | None
-    probabilities: FloatArray
-    targets: IntArray
+    outputs: FloatArray
+    targets: Targets
     held_out: IntArray
     distances: FloatArray
     is_hurried: bool

@@ -44,7 +44,6 @@ from training.gate import Comparison, HeldOut, compare_with_current, judge
 from training.gradual import RESERVED_SHARE
 from training.novelty import estimate_novelty, estimate_tuned_novelty
 from training.preparation import Preparation, Reporter, Rows
-from training.prospect import stay_frozen
 from training.reporting import Evidence, common_fields, write_report
 from training.search import Setting, Tuned
 from training.search_state import Ladder
@@ -157,14 +156,7 @@ class FineTune:
         return fitted
 
     def _unfreeze(self, origin: Origin, rows: Rows, data: Inspection, fitted: Fit) -> Tuned | None:
-        strategy = origin.request.strategy
-        if origin.task is not Task.SINGLE_LABEL:
-            # Whoever asks for `gradual` in so many words has been refused.
-            prospect = stay_frozen(origin.task)
-            self._made_of.decisions.tell(decisions.strategy(prospect))
-            self._tuning = Tuning(was_asked=True, refusal=prospect.reason)
-            return None
-        trunk = origin.trunk
+        strategy, trunk = origin.request.strategy, origin.trunk
         if strategy == "gradual" and not trunk.manifest.slots:
             self._reporter.event(
                 "frozen_head_kept",
@@ -185,23 +177,22 @@ class FineTune:
             decisions=self._made_of.decisions,
             results=self._made_of.results,
             draft=lambda step, adapter: draft(
-                origin, step.strength, {"accuracy": step.accuracy, "nll": step.nll},
-                adapter=adapter, blocks=step.blocks,
+                origin, step.strength, step.metrics(), adapter=adapter, blocks=step.blocks,
+                interval=step.interval, training={"imbalance_remedy": fitted.remedy},
             ),
         )  # fmt: skip
         backbone = backbones.load(origin.request.model, self._settings.hf_models)
+        objective = TASKS[origin.task].objective(rows.targets, len(origin.labels), fitted.remedy)
         if strategy == "auto":
             prospect = strategies.decide(
-                setting, trunk, backbone, origin.train, fitted, rows.targets, rows.features
+                setting, trunk, backbone, origin.train, fitted, objective, rows.features
             )
             self._made_of.decisions.tell(decisions.strategy(prospect))
             if not prospect.tune:
                 self._tuning = Tuning(was_asked=True, refusal=prospect.reason)
                 return None
         tune = tune_whole if strategy == "full" else unfreeze
-        tuned, self._ladder = tune(
-            setting, trunk, backbone, origin.train, rows.targets, rows.features
-        )
+        tuned, self._ladder = tune(setting, trunk, backbone, origin.train, objective, rows.features)
         tried, ending = len(self._ladder.steps[1:]), self._ladder.ending
         self._tuning = Tuning(
             was_asked=True, steps=tried, ships=tuned is not None,
@@ -221,7 +212,7 @@ class FineTune:
         held_out = None if other is None else (other.features, other.targets)
         alternative = None
         if tuned is not None:
-            alternative = Alternative(tuned.head, tuned.held_out, tuned.probabilities)
+            alternative = Alternative(tuned.head, tuned.held_out, tuned.outputs)
         assessment: Judged = TASKS[origin.task].assess(
             fitted, rows.targets, origin.labels, held_out, alternative
         )
@@ -308,17 +299,14 @@ class FineTune:
         self, origin: Origin, fitted: Fit, tuned: Tuned | None, assessment: Any,
         gate: GateOutcome | None,
     ) -> ModelManifest:  # fmt: skip
-        metrics = assessment.summary()
-        if tuned is None:
-            interval = assessment.interval if origin.task is Task.REGRESSION else None
-            remedy = {"imbalance_remedy": fitted.remedy}
-            made = draft(origin, fitted.strength, metrics, interval=interval, training={**remedy})
-        else:
-            made = draft(
-                origin, tuned.strength, metrics, adapter=tuned.adapter,
-                own=tuned.trunk if tuned.own_files else None, blocks=tuned.blocks,
-                training={"imbalance_remedy": "none"},
-            )  # fmt: skip
+        made = draft(
+            origin, tuned.strength if tuned else fitted.strength, assessment.summary(),
+            adapter=tuned.adapter if tuned else None,
+            own=tuned.trunk if tuned and tuned.own_files else None,
+            blocks=tuned.blocks if tuned else 0,
+            interval=assessment.interval if origin.task is Task.REGRESSION else None,
+            training={"imbalance_remedy": fitted.remedy},
+        )  # fmt: skip
         return made.model_copy(update={"gate": gate})
 
     def _release(self, manifest: ModelManifest) -> ModelManifest:

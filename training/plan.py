@@ -87,10 +87,10 @@ class Defaults:
     contrast: float = 1.0
     deepest: float = 1.0
 
-    def plan(self, targets: IntArray, chosen: Hyperparameters, stopping: EarlyStopping) -> Plan:
-        """Return the plan for rows of these classes, [n]."""
-        rows, multiplier = len(targets), chosen.learning_rate_multiplier
-        per_class = float(np.median(np.unique(targets, return_counts=True)[1]))
+    def plan(self, groups: IntArray, chosen: Hyperparameters, stopping: EarlyStopping) -> Plan:
+        """Return the plan for rows of these classes, or groups of another kind, [n]."""
+        rows, multiplier = len(groups), chosen.learning_rate_multiplier
+        per_class = float(np.median(np.unique(groups, return_counts=True)[1]))
         batch_size = FEW_ROWS_BATCH if rows < FEW_ROWS else BATCH
         epochs = round(self.steps / math.ceil(rows / batch_size))
         return Plan(

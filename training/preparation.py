@@ -221,11 +221,10 @@ class Preparation:
 
     def _choose_backbone(self, train: Dataset) -> None:
         """Settle which backbone `auto` is, and go on as if the request had named it."""
-        task, _ = self.task(train)
         models = candidates(
             train.manifest.modality,
             self._settings.hf_models,
-            to_tune=self.request.strategy != "feature_extraction" and task is Task.SINGLE_LABEL,
+            to_tune=self.request.strategy != "feature_extraction",
         )
 
         def features(model: str, sample: Dataset) -> FloatArray | None:

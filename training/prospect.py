@@ -15,8 +15,8 @@ from __future__ import annotations
 import numpy as np
 from pydantic import BaseModel
 
-from core.datasets import Task
-from training.fit import Fit, IntArray
+from training.fit import Fit
+from training.objectives import Objective
 
 ENOUGH_ACCURACY = 0.995
 FEWEST_ROWS_PER_CLASS = 6
@@ -30,7 +30,10 @@ BACKWARD_COST = 2.0
 
 
 class Prospect(BaseModel, frozen=True):
-    """Whether to tune and why: a line of the report; numbers that did not matter are None."""
+    """Whether to tune and why: a line of the report; numbers that did not matter are None.
+
+    `rows_per_class` is the median, of values that of fifths, of several labels by the rarest.
+    """
 
     tune: bool
     reason: str
@@ -49,17 +52,18 @@ class Prospect(BaseModel, frozen=True):
         return self.model_copy(update={"tune": False, "reason": reason})
 
 
-def weigh(fitted: Fit, targets: IntArray, *, has_slots: bool) -> Prospect:
+def weigh(fitted: Fit, objective: Objective, *, has_slots: bool) -> Prospect:
     """Return whether the data allow a gain, time aside."""
-    accuracy = float((fitted.out_of_fold.argmax(axis=1) == targets).mean())
-    median = float(np.median(np.unique(targets, return_counts=True)[1]))
+    accuracy = objective.score(fitted.out_of_fold, objective.targets).accuracy
+    rows = len(objective.groups)
+    median = float(np.median(np.unique(objective.groups, return_counts=True)[1]))
     reason = None
     if not has_slots:
         reason = "the backbone has no layers that take deltas"
-    elif accuracy >= ENOUGH_ACCURACY:
+    elif accuracy is not None and accuracy >= ENOUGH_ACCURACY:
         reason = f"the frozen head is right on {100 * accuracy:.1f} % out of fold"
-    elif len(targets) < FEWEST_ROWS:
-        reason = f"{len(targets)} rows are too few to judge a gain by"
+    elif rows < FEWEST_ROWS:
+        reason = f"{rows} rows are too few to judge a gain by"
     elif median < FEWEST_ROWS_PER_CLASS:
         reason = f"{median:g} rows in the median class are too few to tune with"
     return Prospect(
@@ -67,13 +71,6 @@ def weigh(fitted: Fit, targets: IntArray, *, has_slots: bool) -> Prospect:
         reason=reason or "there is room for a gain, and rows to find it with",
         accuracy=accuracy,
         rows_per_class=median,
-    )
-
-
-def stay_frozen(task: Task) -> Prospect:
-    """Return that a task other than single labels is not tuned for."""
-    return Prospect(
-        tune=False, reason=f"the backbone is tuned for single labels only, and this is {task}"
     )
 
 

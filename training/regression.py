@@ -18,10 +18,10 @@ from pydantic import BaseModel
 from core.manifests import Interval
 from core.preprocessing import FloatArray
 from training import decisions, evaluation
-from training.assessment import SOURCES, Source
+from training.assessment import SOURCES, Alternative, Source, deal_rows
 from training.decisions import Decision
 from training.evaluation import RESAMPLES, wilson
-from training.fit import Fit, Head, IntArray, deal, fold_count
+from training.fit import Fit, Head, IntArray
 from training.ridge import conformal
 
 FEWEST_ERRORS = 20
@@ -94,26 +94,37 @@ class ValueAssessment:
 
 
 def assess_values(
-    fitted: Fit, targets: DoubleArray, validation: tuple[FloatArray, DoubleArray] | None
-) -> ValueAssessment:
-    """Judge a fit on rows of values `targets` [n], or on other rows."""
+    fitted: Fit, targets: DoubleArray, validation: tuple[FloatArray, DoubleArray] | None,
+    alternative: Alternative | None = None,
+) -> ValueAssessment:  # fmt: skip
+    """Judge a fit on rows of values `targets` [n], or what was preferred to it, or on other rows.
+
+    See `training.assessment.assess`.
+    """
+    head, rows = fitted.head, None
     outputs, truth, fold_of = fitted.out_of_fold, targets, fitted.fold_of
     source: Source = "cross_validation"
-    interval = conformal(outputs[:, 0] - targets)
+    if alternative is not None:
+        head, outputs = alternative.head, alternative.outputs
+        truth, fold_of = targets[alternative.rows], deal_rows(len(alternative.rows))
+        if len(alternative.rows) < len(targets):
+            rows, source = alternative.rows, "held_out_rows"
+    interval = conformal(outputs[:, 0] - truth)
     if validation is not None:
         features, truth = validation
-        source, outputs = "validation_file", fitted.head.predict(features)
-        fold_of = deal(np.zeros(len(truth), np.int64), fold_count(len(truth)), seed=0)
+        source, rows, outputs = "validation_file", None, head.predict(features)
+        fold_of = deal_rows(len(truth))
         if len(truth) >= FEWEST_ERRORS:
             interval = conformal(outputs[:, 0] - truth)
     mean = float(targets.mean())
     return ValueAssessment(
-        head=fitted.head,
+        head=head,
         source=source,
         metrics=evaluate_values(outputs[:, 0].astype(np.float64), truth, mean, interval, fold_of),
         interval=interval,
         outputs=outputs,
         targets=truth,
+        rows=rows,
     )
 
 

@@ -123,6 +123,7 @@ class AnyReport(BaseModel, frozen=True):
     folds: int
     candidates: tuple[Candidate, ...]
     decisions: tuple[Decision, ...]
+    steps: tuple[Step, ...]
     seconds: dict[str, float]
     peak_memory_bytes: int
     seed: int
@@ -144,7 +145,6 @@ class Report(AnyReport, frozen=True):
     worst_errors: tuple[WorstError, ...]
     label_errors: LabelErrors
     learning_curve: LearningCurve
-    steps: tuple[Step, ...]
     remedy: Remedy
     remedies: tuple[RemedyCandidate, ...]
 

@@ -118,7 +118,6 @@ def build_class_report(evidence: Evidence, common: dict[str, Any]) -> Report:
         worst_errors=findings.worst_errors(assessment, evidence.judged, labels),
         label_errors=doubts,
         learning_curve=investigated.curve,
-        steps=evidence.steps,
         remedy=fitted.remedy,
         remedies=fitted.remedies,
     )
@@ -144,7 +143,9 @@ def build_label_report(evidence: Evidence, common: dict[str, Any]) -> MultiLabel
         metrics=assessment.metrics,
         calibration=assessment.calibration,
         standing=standing,
-        worst_errors=findings.worst_answers(losses, truth, answers, evidence.judged),
+        worst_errors=findings.worst_answers(
+            losses, truth, answers, evidence.judged, assessment.rows
+        ),
     )
 
 
@@ -170,7 +171,9 @@ def build_value_report(evidence: Evidence, common: dict[str, Any]) -> Regression
         metrics=metrics,
         interval=assessment.interval,
         standing=standing,
-        worst_errors=findings.worst_answers(losses, truth, answers, evidence.judged),
+        worst_errors=findings.worst_answers(
+            losses, truth, answers, evidence.judged, assessment.rows
+        ),
     )
 
 
@@ -194,6 +197,7 @@ def common_fields(
         "strength": fitted.strength,
         "folds": fitted.folds,
         "candidates": fitted.candidates,
+        "steps": evidence.steps,
         "seconds": dict(seconds)
         | {f"report_{part}": value for part, value in evidence.investigation.seconds.items()},
         "peak_memory_bytes": peak_memory_bytes(),

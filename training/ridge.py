@@ -14,6 +14,7 @@ weaker, and which in practice hold about what they say). Not here: metrics (trai
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -89,9 +90,7 @@ def fit_values(
     errors = (held_out - standard.unsqueeze(1)).numpy()
     losses = np.stack([row_losses(column) for column in errors.T])
     chosen = choose(losses)
-    weights, biases = solutions[-1]
-    solution = torch.cat([weights[:, chosen], biases[chosen : chosen + 1]]).unsqueeze(1)
-    weight, bias = scaling.unscaled(deviation * solution)
+    weight, bias = scaling.unscaled(deviation * _solution(*solutions[-1], chosen))
     return Fit(
         head=Head(weight, (bias + mean).astype(np.float32), "identity"),
         strength=STRENGTHS[chosen],
@@ -109,11 +108,25 @@ def fit_values(
     )
 
 
+def path(features: FloatArray, values: DoubleArray) -> Iterator[tuple[float, Head]]:
+    """Yield a head for each of `STRENGTHS`, fitted on features [n, dim] and standardised values."""
+    scaling = Scaling.of(features)
+    with single_threaded():
+        solved = _Rows(scaling.apply(features).double(), torch.from_numpy(values)).solve()
+    for number, strength in enumerate(STRENGTHS):
+        yield strength, Head(*scaling.unscaled(_solution(*solved, number)), "identity")
+
+
 def row_losses(errors: DoubleArray) -> DoubleArray:
     """Return each row's negative log-likelihood [n] in nats, but for a constant."""
     variance = max(float(np.square(errors).mean()), _SMALLEST_VARIANCE)
     losses: DoubleArray = 0.5 * (np.square(errors) / variance + np.log(variance))
     return losses
+
+
+def _solution(weights: Tensor, biases: Tensor, number: int) -> Tensor:
+    """Return weight and, as the last row, bias [dim + 1, 1] of one of the strengths."""
+    return torch.cat([weights[:, number], biases[number : number + 1]]).unsqueeze(1)
 
 
 def conformal(errors: DoubleArray, coverage: float = COVERAGE) -> Interval:

@@ -17,7 +17,8 @@ from typing import Generic
 import numpy as np
 
 from core.preprocessing import FloatArray
-from training.fit import IntArray, fit_at
+from training.fit import IntArray
+from training.objectives import Objective
 from training.plan import Plan, Rung
 from training.tuning import P, Rows, Tuning
 
@@ -27,7 +28,7 @@ SHARES = (0.5, 1.0)
 
 @dataclass(frozen=True)
 class Source(Generic[P]):
-    """What is trained: some of a backbone's `blocks`, on rows of these classes.
+    """What is trained: some of a backbone's `blocks`, for an objective on its rows.
 
     `part(blocks)` is what there is to train of the top ones, untrained, and `rows(blocks)` what
     goes into it, which raises `NoSpace` if that is too much to keep. `features` are the frozen
@@ -38,8 +39,7 @@ class Source(Generic[P]):
     """
 
     blocks: int
-    targets: IntArray
-    classes: int
+    objective: Objective
     features: FloatArray
     part: Callable[[int], P]
     rows: Callable[[int], Rows]
@@ -77,12 +77,10 @@ class Tasks(Generic[P]):
         self, rung: Rung, rows: Rows, train: IntArray, held_out: IntArray | None = None
     ) -> Tuning[P]:
         """Return the training of a rung on the rows of these numbers, of all `rows`."""
-        head = fit_at(
-            self._source.features[train], self._source.targets[train], self._source.classes,
-            self._plan.start_strength,
-        )  # fmt: skip
+        objective = self._source.objective
+        head = objective.fit_at(self._source.features[train], train, self._plan.start_strength)
         return Tuning(
-            self._source.part(rung.blocks), head,
+            self._source.part(rung.blocks), objective, head,
             rows.subset(train), None if held_out is None else rows.subset(held_out),
             batch_size=self._plan.batch_size,
             regularisation=self._plan.regularisation.model_copy(update={"contrast": rung.contrast}),

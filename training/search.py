@@ -30,9 +30,11 @@ from core.manifests import ModelManifest
 from core.preprocessing import FloatArray
 from core.trunk import Trunk
 from training import decisions
+from training.data import Targets
 from training.decisions import Decisions
-from training.fit import Head, IntArray, fit_at
+from training.fit import Head, IntArray
 from training.gradual import Gradual
+from training.objectives import Objective
 from training.outcome import Outcome
 from training.plan import Plan
 from training.result_cache import ResultCache
@@ -54,7 +56,7 @@ class Tuned:
     `trunk` is what it runs on: with an `adapter` the one that models share, and else its own, whose
     files are `own_files`. `features` [n, dim] are of all training rows, which it has seen;
     `distances` are how far from them unseen rows lie, as quantiles (training.novelty).
-    `probabilities` [n, classes] and `targets` [n] are of those rows, `held_out` [n] their numbers.
+    `outputs` [n, width] and `targets` are of those rows, `held_out` [n] their numbers.
     """
 
     head: Head
@@ -63,8 +65,8 @@ class Tuned:
     features: FloatArray
     strength: float
     blocks: int
-    probabilities: FloatArray
-    targets: IntArray
+    outputs: FloatArray
+    targets: Targets
     held_out: IntArray
     distances: FloatArray
     own_files: Mapping[str, bytes] = field(default_factory=dict)
@@ -87,8 +89,8 @@ class KeptHead:
     features: FloatArray
     strength: float
     blocks: int
-    probabilities: FloatArray
-    targets: IntArray
+    outputs: FloatArray
+    targets: Targets
     held_out: IntArray
     distances: FloatArray
 
@@ -181,18 +183,22 @@ def _resume(setting: Setting, begin: Callable[[bytes], Gradual[P]]) -> Gradual[P
 
 
 def tuned(
-    outcome: Outcome[P], features: FloatArray, classes: int, targets: IntArray, trunk: Trunk,
+    outcome: Outcome[P], features: FloatArray, objective: Objective, trunk: Trunk,
     adapter: Adapter | None = None, own_files: Mapping[str, bytes] | None = None,
 ) -> Tuned:  # fmt: skip
     """Return what a search found; `features` are of all rows, as they will be served."""
+    head = outcome.head
+    if head is None:
+        rows = np.arange(len(features))
+        head = objective.serve(objective.fit_at(features, rows, outcome.best.strength))
     return Tuned(
-        head=outcome.head or fit_at(features, targets, classes, outcome.best.strength),
+        head=head,
         trunk=trunk,
         adapter=adapter,
         features=features,
         strength=outcome.best.strength,
         blocks=outcome.best.blocks,
-        probabilities=outcome.probabilities,
+        outputs=outcome.outputs,
         targets=outcome.targets,
         held_out=outcome.held_out,
         distances=outcome.distances,
@@ -247,7 +253,7 @@ class Watcher(Generic[P]):
     def on_step(self, step: Step, trained_steps: int, part: P, head: Head) -> None:
         self.setting.reporter.event(
             "unfrozen",
-            f"{step.name}: accuracy {step.accuracy:.3f} on held-out rows, "
+            f"{step.name}: {step.score} on held-out rows, "
             f"log-likelihood {step.gain:+.4f} ± {step.gain_error:.4f} against the best before; "
             + ("kept." if step.kept else "not kept."),
             **step.model_dump(mode="json"),

@@ -17,6 +17,7 @@ from pydantic import BaseModel
 from safetensors.torch import load, save
 from torch import Tensor
 
+from core.manifests import Interval
 from core.preprocessing import FloatArray
 from training.trainer import TrainerState
 
@@ -31,13 +32,17 @@ class Step(BaseModel, frozen=True):
     standard error. `blocks` 0 is the frozen head; `contrast` is the weight of the contrastive loss,
     `share` the part of what was trained that was best (training.tuning), and `strength` that of the
     head on its features, 0 for the classifier that was trained along. `is_whole` says that all
-    parameters were trained, not deltas.
+    parameters were trained, not deltas. `accuracy` is that of a report, None for values, which have
+    an `rmse` and an `interval` instead. With a remedy for imbalance each class has the same weight
+    in `nll` and `gain`.
     """
 
     blocks: int
     epochs: int
     strength: float
-    accuracy: float
+    accuracy: float | None = None
+    rmse: float | None = None
+    interval: Interval | None = None
     nll: float
     gain: float
     gain_error: float
@@ -56,6 +61,18 @@ class Step(BaseModel, frozen=True):
         contrast = ", contrastive" if self.contrast else ""
         share = f", {100 * self.share:.0f} % of the deltas" if self.share < 1 else ""
         return f"Top {self.blocks} blocks{contrast}{share}"
+
+    @property
+    def score(self) -> str:
+        """How right its answers are, for people."""
+        if self.accuracy is None:
+            return f"root mean squared error {self.rmse:.4g}"
+        return f"accuracy {self.accuracy:.3f}"
+
+    def metrics(self) -> dict[str, float]:
+        """Return the figures of a manifest."""
+        figures = {"accuracy": self.accuracy, "rmse": self.rmse, "nll": self.nll}
+        return {name: value for name, value in figures.items() if value is not None}
 
 
 class Ending(BaseModel, frozen=True):
@@ -89,12 +106,12 @@ class Ladder:
 
 @dataclass(frozen=True)
 class Record:
-    """How a step did: the held-out rows' `probabilities` [m, classes], fold by fold.
+    """How a step did: the held-out rows' `outputs` [m, width], fold by fold.
 
     `distances` are quantiles of how far these rows lie from the others (training.novelty).
     """
 
-    probabilities: FloatArray
+    outputs: FloatArray
     distances: FloatArray
 
 
@@ -103,8 +120,8 @@ class Trained:
     """A fold's training that has ended, at its best after `epochs`.
 
     `features` [shares, n, dim] are of all rows, with each of the shares of the deltas that are
-    judged; `along` [m, classes] are the probabilities of the fold's held-out rows by the classifier
-    that was trained along.
+    judged; `along` [m, width] are the outputs for the fold's held-out rows of the classifier that
+    was trained along.
     """
 
     epochs: int
@@ -162,7 +179,7 @@ class SearchState:
             tensors |= {f"{_TRAINER}{key}": each for key, each in self.trainer.tensors.items()}
             metadata = {"trainer": self.trainer.position}
         for number, record in enumerate(self.records):
-            tensors[f"probabilities/{number}"] = torch.from_numpy(record.probabilities)
+            tensors[f"outputs/{number}"] = torch.from_numpy(record.outputs)
             tensors[f"distances/{number}"] = torch.from_numpy(record.distances)
         for number, fold in enumerate(self.folds):
             tensors[f"features/{number}"] = torch.from_numpy(fold.features)
@@ -194,7 +211,7 @@ class SearchState:
                 {name.removeprefix(_TRAINER): tensors[name] for name in own}, metadata["trainer"]
             )
         state.records = [
-            Record(_array(tensors, "probabilities", n), _array(tensors, "distances", n))
+            Record(_array(tensors, "outputs", n), _array(tensors, "distances", n))
             for n in range(len(numbers.steps))
         ]
         state.folds = [

@@ -13,6 +13,7 @@ states (training.search).
 from __future__ import annotations
 
 import time
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -28,8 +29,9 @@ from training.backbones import TorchBackbone
 from training.data import Dataset
 from training.export import export_adapted
 from training.features import extract
-from training.fit import Fit, Head, IntArray
+from training.fit import Fit, Head
 from training.judgement import split
+from training.objectives import Objective
 from training.plan import DEFAULTS, Plan
 from training.prospect import Prospect, afford, foresee, weigh
 from training.result_cache import digest_of
@@ -42,7 +44,7 @@ TIMED_ROWS = 16
 
 
 def unfreeze(
-    setting: Setting, trunk: Trunk, backbone: TorchBackbone, data: Dataset, targets: IntArray,
+    setting: Setting, trunk: Trunk, backbone: TorchBackbone, data: Dataset, objective: Objective,
     features: FloatArray,
 ) -> tuple[Tuned | None, Ladder]:  # fmt: skip
     """Search for deltas that beat the head on frozen `features`; None if there are none.
@@ -51,10 +53,10 @@ def unfreeze(
     job is to stop.
     """
     request, reporter = setting.request, setting.reporter
-    slots, classes = trunk.manifest.slots, len(data.manifest.classes)
-    plan = _plan(request, backbone, targets)
-    setting.decisions.tell(decisions.training(plan, request, len(targets)))
-    key = _key(setting, trunk, data, targets, features, plan)
+    slots = trunk.manifest.slots
+    plan = _plan(request, backbone, objective)
+    setting.decisions.tell(decisions.training(plan, request, len(objective.groups)))
+    key = _key(setting, trunk, data, objective, features, plan)
     known = setting.results.find(key, Kept)
     if known is not None:
         return _recalled(setting, known, trunk)
@@ -81,7 +83,7 @@ def unfreeze(
                 bytes_needed=room.bytes_needed, bytes_allowed=room.bytes_allowed,
             )  # fmt: skip
         return views.cache(
-            backbone, trunk.preprocessor, data.items, targets, cut,
+            backbone, trunk.preprocessor, data.items, objective.targets, cut,
             views=room.views, seed=request.seed, check=reporter.check,
         )  # fmt: skip
 
@@ -100,7 +102,7 @@ def unfreeze(
 
     exact = trunk.manifest.precision == "fp32"
     source = Source(
-        trunk.manifest.blocks, targets, classes, features, deltas, activations,
+        trunk.manifest.blocks, objective, features, deltas, activations,
         serve=None if exact else lambda part: serve(part.adapter()), twins=setting.twins,
     )  # fmt: skip
     outcome = search(setting, source, plan, checkpoint)
@@ -120,7 +122,7 @@ def unfreeze(
         f"Deltas of rank {adapter.rank} on the top {outcome.best.blocks} blocks ship.",
         **outcome.best.model_dump(mode="json"),
     )
-    found = tuned(outcome, adapted, classes, targets, trunk, adapter)
+    found = tuned(outcome, adapted, objective, trunk, adapter)
     if not outcome.is_hurried and not fewer_views:
         best = KeptHead.of(found, trunk.manifest.backbone)
         setting.results.keep(key, Kept, Kept(outcome.ladder, best))
@@ -138,37 +140,37 @@ def _recalled(setting: Setting, known: Kept, trunk: Trunk) -> tuple[Tuned | None
 
 
 def _key(
-    setting: Setting, trunk: Trunk, data: Dataset, targets: IntArray, features: FloatArray,
+    setting: Setting, trunk: Trunk, data: Dataset, objective: Objective, features: FloatArray,
     plan: Plan,
 ) -> str:  # fmt: skip
     """Return what names the outcome of a search on which the clock has no part."""
     return digest_of(
         unfreeze,
-        [trunk, data.items, data.manifest.classes, targets, features, setting.twins, plan,
+        [trunk, data.items, *objective.identity(), features, setting.twins, plan,
          setting.request.seed, setting.threads],
     )  # fmt: skip
 
 
 def decide(
     setting: Setting, trunk: Trunk, backbone: TorchBackbone, data: Dataset, fitted: Fit,
-    targets: IntArray, features: FloatArray,
+    objective: Objective, features: FloatArray,
 ) -> Prospect:  # fmt: skip
     """Return whether `auto` is to tune the backbone."""
-    prospect = weigh(fitted, targets, has_slots=bool(trunk.manifest.slots))
+    prospect = weigh(fitted, objective, has_slots=bool(trunk.manifest.slots))
     # Whoever began this search had the time for it; a run that goes on must not decide otherwise.
     if prospect.tune and setting.checkpoints.latest_state() is None:
-        plan, blocks = _plan(setting.request, backbone, targets), trunk.manifest.blocks
-        key = _key(setting, trunk, data, targets, features, plan)
+        plan, blocks = _plan(setting.request, backbone, objective), trunk.manifest.blocks
+        key = _key(setting, trunk, data, objective, features, plan)
         if setting.results.find(key, Kept) is not None:
             return prospect
         unfrozen = plan.ladder(blocks)[0]
         room = views.measure(backbone, trunk.preprocessor, data.items, blocks - unfrozen)
         needed = foresee(
             row_seconds(backbone, trunk, data),
-            len(targets),
+            len(objective.groups),
             views=room.views,
             epochs=plan.epochs,
-            folds=len(split(targets, setting.request.seed)),
+            folds=len(split(objective.groups, setting.request.seed)),
             share=unfrozen / blocks,
         )
         prospect = afford(prospect, needed=needed, left=setting.deadline - time.monotonic())
@@ -190,6 +192,8 @@ def row_seconds(backbone: TorchBackbone, trunk: Trunk, data: Dataset) -> float:
     return (time.perf_counter() - began) / len(rows)
 
 
-def _plan(request: FineTuneRequest, backbone: TorchBackbone, targets: IntArray) -> Plan:
+def _plan(request: FineTuneRequest, backbone: TorchBackbone, objective: Objective) -> Plan:
     defaults = DEFAULTS[backbone.modality]
-    return defaults.plan(targets, request.chosen_hyperparameters, request.early_stopping)
+    plan = defaults.plan(objective.groups, request.chosen_hyperparameters, request.early_stopping)
+    # Rows of several labels, or of values, are nobody's mates.
+    return plan if objective.has_classes else replace(plan, contrast=0.0)

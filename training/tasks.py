@@ -7,8 +7,8 @@
     regression      ridge                              absolute and squared error, R², coverage
 
 What differs is here; the stages around it (training.pipeline), what heads give (core.tasks), and
-their export (training.export) are the same for all. Not here: tuning the backbone, which is for
-single labels only (training.strategies).
+their export (training.export) are the same for all. Not here: what differs when the backbone is
+tuned (training.objectives).
 """
 
 from __future__ import annotations
@@ -17,18 +17,16 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Generic, Protocol, Self, TypeVar
 
-import numpy as np
-import numpy.typing as npt
-
 from core.datasets import Modality, Task
 from core.preprocessing import FloatArray
-from training import judgement, ridge
+from training import ridge
 from training.assessment import Alternative, Assessment, Source, assess
 from training.baselines import Transfer
 from training.data import Targets, group
 from training.data_report import RowSet
 from training.decisions import Decision
 from training.fit import Fit, Head, IntArray, fit, fit_labels, fit_ordered
+from training.imbalance import Remedy
 from training.investigation import (
     Comparison,
     Investigation,
@@ -37,6 +35,17 @@ from training.investigation import (
     investigate_values,
 )
 from training.multi_label import LabelAssessment, assess_labels
+from training.objectives import (
+    Classes,
+    DoubleArray,
+    Labels,
+    Objective,
+    Ranks,
+    Values,
+    class_likelihoods,
+    label_likelihoods,
+    value_likelihoods,
+)
 from training.regression import ValueAssessment, assess_values
 from training.report import MultiLabelReport, RegressionReport, Report
 from training.reporting import (
@@ -45,10 +54,8 @@ from training.reporting import (
     build_label_report,
     build_value_report,
 )
-from training.strength import label_losses
 from training.yardsticks import Standing
 
-DoubleArray = npt.NDArray[np.float64]
 Validation = tuple[FloatArray, Targets]
 
 
@@ -107,14 +114,16 @@ F = TypeVar("F", bound=Investigated)
 class TaskRow(Generic[A, F]):
     """One task.
 
-    `fit(features, targets, width, seed, twins)`; `likelihoods(outputs, targets)` are by row, in
-    nats, of held-out rows; `assess(fit, targets, labels, validation, alternative)`;
+    `fit(features, targets, width, seed, twins)`; `objective(targets, width, remedy)` is what tuning
+    strives for; `likelihoods(outputs, targets)` are by row, in nats, of held-out rows;
+    `assess(fit, targets, labels, validation, alternative)`;
     `investigate(modality, training rows, targets, validation rows, fit, assessment, seed)`, which
     gives `findings`;
     `report(evidence, common fields)`.
     """
 
     fit: Callable[[FloatArray, Targets, int, int, IntArray], Fit]
+    objective: Callable[[Targets, int, Remedy], Objective]
     likelihoods: Callable[[FloatArray, Targets], DoubleArray]
     assess: Callable[[Fit, Targets, Sequence[str], Validation | None, Alternative | None], A]
     investigate: Callable[[Modality, RowSet, Targets, RowSet | None, Fit, A, int], F]
@@ -170,27 +179,30 @@ def _investigate_values(
 
 _CLASSES: TaskRow[Assessment, Investigation] = TaskRow(
     fit=_fit_classes,
-    likelihoods=judgement.likelihoods,
+    objective=Classes,
+    likelihoods=class_likelihoods,
     assess=assess,
     investigate=_investigate_classes,
     findings=Investigation,
     report=build_class_report,
 )
-_ORDERED = replace(_CLASSES, fit=_fit_ordered)
+_ORDERED = replace(_CLASSES, fit=_fit_ordered, objective=Ranks)
 _LABELS: TaskRow[LabelAssessment, Comparison] = TaskRow(
     fit=_fit_labels,
-    likelihoods=lambda outputs, targets: -label_losses(outputs, targets),
-    assess=lambda fitted, targets, labels, validation, _: assess_labels(
-        fitted, targets, labels, validation
-    ),
+    objective=Labels,
+    likelihoods=label_likelihoods,
+    assess=assess_labels,
     investigate=_investigate_labels,
     findings=Comparison,
     report=build_label_report,
 )
 _VALUES: TaskRow[ValueAssessment, Comparison] = TaskRow(
     fit=_fit_values,
-    likelihoods=lambda outputs, targets: -ridge.row_losses(_standard_errors(outputs, targets)),
-    assess=lambda fitted, targets, _, validation, __: assess_values(fitted, targets, validation),
+    objective=Values,
+    likelihoods=value_likelihoods,
+    assess=lambda fitted, targets, _, validation, alternative: assess_values(
+        fitted, targets, validation, alternative
+    ),
     investigate=_investigate_values,
     findings=Comparison,
     report=build_value_report,
@@ -201,9 +213,3 @@ TASKS: dict[Task, TaskRow[Any, Any]] = {
     Task.ORDINAL: _ORDERED,
     Task.REGRESSION: _VALUES,
 }
-
-
-def _standard_errors(outputs: FloatArray, targets: Targets) -> DoubleArray:
-    """Return errors [n] in standard deviations of the values."""
-    errors: DoubleArray = outputs[:, 0].astype(np.float64) - targets
-    return errors / (float(targets.std()) or 1.0)

@@ -10,7 +10,8 @@ contrastive loss (Khosla et al. 2020, arXiv 2004.11362) over whole batches is ad
 row comes as one of its views, and without a contrast a batch is mixed with itself (mix-up, Zhang et
 al. 2018), above a cut in activations (Verma et al. 2019).
 
-Not here: the loop (training.trainer), which cut and when to stop (training.gradual).
+Not here: what differs between tasks (training.objectives), the loop (training.trainer), which cut
+and when to stop (training.gradual).
 """
 
 from __future__ import annotations
@@ -31,7 +32,9 @@ from core.preprocessing import FloatArray
 from training import deltas
 from training.activations import Batch, Upper
 from training.backbones import TorchBackbone
+from training.data import Targets
 from training.fit import Head, IntArray
+from training.objectives import Objective
 from training.trainer import Parameter
 
 VALIDATION_ROWS = 64
@@ -54,7 +57,7 @@ class Regularisation(BaseModel, frozen=True):
 
 
 class Rows(Protocol):
-    """Rows as a part takes them, and their classes, int64 [n]."""
+    """Rows as a part takes them, and their targets (training.data)."""
 
     targets: Tensor
 
@@ -77,7 +80,7 @@ class Rows(Protocol):
 class CachedRows:
     """Activations of rows at a cut, [row][view], the first view being the row as it is."""
 
-    def __init__(self, views: Sequence[Sequence[Tensor]], targets: IntArray) -> None:
+    def __init__(self, views: Sequence[Sequence[Tensor]], targets: Targets) -> None:
         self.views = views
         self.targets = torch.from_numpy(targets)
 
@@ -166,17 +169,20 @@ class Tuning(Generic[P]):
     """Trains a `part` and a classifier; `validate` is the loss on `held_out` rows."""
 
     def __init__(
-        self, part: P, head: Head, train: Rows, held_out: Rows | None, *, batch_size: int,
-        regularisation: Regularisation,
+        self, part: P, objective: Objective, head: Head, train: Rows, held_out: Rows | None, *,
+        batch_size: int, regularisation: Regularisation,
     ) -> None:  # fmt: skip
         self.part = part
+        self._objective = objective
+        self._output = head.output
         self._modality = part.modality
         self._train, self._held_out = train, held_out
         self._batch_size = batch_size
         self._regularisation = regularisation
         # The features' size is taken into the weights, so that one rate suits every backbone.
         self._scale = 1.0 / _length(self._features(train, np.arange(min(len(train), 64))))
-        self._weight = nn.Parameter(torch.from_numpy(head.weight.copy()) / self._scale)
+        free = objective.free(head.weight)
+        self._weight = nn.Parameter(torch.from_numpy(free.copy()) / self._scale)
         self._bias = nn.Parameter(torch.from_numpy(head.bias.copy()))
 
     # -- what the trainer asks ---------------------------------------------------------------
@@ -211,7 +217,7 @@ class Tuning(Generic[P]):
         return [batches[i] for i in torch.randperm(len(batches), generator=numbers)]
 
     def loss(self, rows: Tensor) -> Tensor:
-        """Cross-entropy of a batch, and the contrastive loss if there is one.
+        """The objective's loss of a batch, and the contrastive one if there is one.
 
         Without that one, images are mixed: of a mixed row nobody can say whose mate it is.
         """
@@ -229,30 +235,29 @@ class Tuning(Generic[P]):
         features = self.part(batch)
         logits = self._logits(functional.dropout(features, settings.dropout))
         smoothing = settings.label_smoothing
-        loss = share * functional.cross_entropy(logits, targets, label_smoothing=smoothing)
+        loss = share * self._objective.loss(logits, targets, smoothing)
         if share < 1.0:
-            loss = loss + (1 - share) * functional.cross_entropy(
-                logits, targets[other], label_smoothing=smoothing
-            )
+            loss = loss + (1 - share) * self._objective.loss(logits, targets[other], smoothing)
         if settings.contrast:
             loss = loss + settings.contrast * contrastive_loss(features, targets)
         return loss
 
     def validate(self) -> float | None:
-        """Mean negative log-likelihood of the held-out rows by the classifier in training."""
+        """Mean loss of the held-out rows by the classifier in training."""
         if self._held_out is None:
             return None
         rows = np.arange(len(self._held_out))
         with torch.no_grad():
             logits = self._logits(self._features(self._held_out, rows))
-            return float(functional.cross_entropy(logits, self._held_out.targets))
+            return float(self._objective.loss(logits, self._held_out.targets, smoothing=0.0))
 
     # -- what comes of it --------------------------------------------------------------------
 
     def head(self) -> Head:
-        """The classifier as it is now, on features as they come."""
-        weight = (self._weight.detach() * self._scale).numpy()
-        return Head(weight.copy(), self._bias.detach().numpy().copy())
+        """The classifier as it is now, on features as they come, and as it is served."""
+        weight = self._objective.weight(self._weight.detach() * self._scale).numpy()
+        bias = self._bias.detach().numpy().copy()
+        return self._objective.serve(Head(weight.copy(), bias, self._output))
 
     def features(self, rows: Rows) -> FloatArray:
         """Features of rows, [n, dim], by the part as it is now."""
@@ -279,7 +284,7 @@ class Tuning(Generic[P]):
         return max(self._train.length(row) for row in rows.tolist())
 
     def _logits(self, features: Tensor) -> Tensor:
-        return (features * self._scale) @ self._weight + self._bias
+        return (features * self._scale) @ self._objective.weight(self._weight) + self._bias
 
 
 def contrastive_loss(features: Tensor, targets: Tensor) -> Tensor:

@@ -26,7 +26,7 @@ from core.preprocessing import Prepared, PreparedImage, Preprocessor, TextPrepro
 from training import scratch_disk
 from training.activations import capture
 from training.backbones import TorchBackbone
-from training.fit import IntArray
+from training.data import Targets
 from training.tuning import CachedRows
 
 IMAGE_VIEWS = 4
@@ -82,7 +82,7 @@ def measure(backbone: TorchBackbone, preprocessor: Preprocessor, items: Items, c
 
 
 def cache(
-    backbone: TorchBackbone, preprocessor: Preprocessor, items: Items, targets: IntArray, cut: int,
+    backbone: TorchBackbone, preprocessor: Preprocessor, items: Items, targets: Targets, cut: int,
     *, views: int, seed: int, check: Callable[[], None],
 ) -> CachedRows:  # fmt: skip
     """Return the activations of items at a cut, with so many views of each.

@@ -34,6 +34,7 @@ from core.preprocessing import (
 from training.activations import Batch
 from training.adaptable import find_blocks
 from training.backbones import TorchBackbone
+from training.data import Targets
 from training.fit import IntArray
 from training.trainer import Parameter
 from training.views import IMAGE_VIEWS, Items, augment
@@ -103,14 +104,14 @@ class ItemRows:
 
     def __init__(
         self, preprocessor: Preprocessor, items: Sequence[Prepared] | Sequence[bytes],
-        targets: IntArray,
+        targets: Targets,
     ) -> None:  # fmt: skip
         self.targets = torch.from_numpy(targets)
         self._preprocessor = preprocessor
         self._items = items
 
     @classmethod
-    def of(cls, preprocessor: Preprocessor, items: Items, targets: IntArray) -> ItemRows:
+    def of(cls, preprocessor: Preprocessor, items: Items, targets: Targets) -> ItemRows:
         """Return the rows of a data set."""
         if isinstance(preprocessor, TextPreprocessor):
             texts = preprocessor.prepare_many(list(cast("Sequence[str]", items)))

@@ -18,7 +18,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from core.backbones import AUTO, BACKBONES
-from core.datasets import DatasetManifest, FileErrors, FileStatus, Task, UploadedFile
+from core.datasets import DatasetManifest, FileErrors, FileStatus, UploadedFile
 from core.errors import DataError, InvalidRequest, NotFound
 from core.estimate import Workload, estimate, memory_bytes
 from core.identifiers import is_identifier
@@ -204,8 +204,6 @@ def _answer(
     if parent is not None:
         wanted = continuing(wanted, parent)
     task = task_of(train.manifest, wanted.order) if train.manifest else None
-    if wanted.strategy == AUTO and task not in (None, Task.SINGLE_LABEL):
-        wanted = wanted.model_copy(update={"strategy": "feature_extraction"})
     return {
         "object": "fine_tuning.job.dry_run",
         "continues": {"model": parent.reference, "rows": parent.dataset.rows} if parent else None,

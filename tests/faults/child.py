@@ -32,8 +32,9 @@ DIM = 4
 HEAVY = (
     "torch", "training.assessment", "training.data_report", "training.export",
     "training.features", "training.fit", "training.full", "training.gate", "training.gradual",
-    "training.investigation", "training.novelty", "training.precision", "training.reporting",
-    "training.search", "training.search_state", "training.strategies", "training.tasks",
+    "training.investigation", "training.novelty", "training.objectives", "training.precision",
+    "training.reporting", "training.search", "training.search_state", "training.strategies",
+    "training.tasks",
     "training.trunks", "training.warm_up",
 )  # fmt: skip
 

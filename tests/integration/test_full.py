@@ -36,6 +36,7 @@ from training.activations import Batch
 from training.backbones import TorchBackbone
 from training.fit import Head as Classifier
 from training.ingest import Limits, ingest
+from training.objectives import Classes
 from training.pipeline import fine_tune
 from training.report import Report
 from training.stopping import Stopped
@@ -240,9 +241,10 @@ def test_a_whole_encoder_begins_as_the_backbone_and_moves_less_below(
     if kind in IMAGE_MODELS:
         with zipfile.ZipFile(io.BytesIO(spots(2))) as archive:
             items = [archive.read(name) for name in archive.namelist()]
-    data = ItemRows.of(preprocessor, items, np.array([0, 1]))
+    targets = np.array([0, 1])
+    data, objective = ItemRows.of(preprocessor, items, targets), Classes(targets, 2)
     head = Classifier(np.ones((backbone.dim, 2), np.float32), np.zeros(2, np.float32))
-    task = Tuning(part, head, data, None, batch_size=2, regularisation=Regularisation())
+    task = Tuning(part, objective, head, data, None, batch_size=2, regularisation=Regularisation())
     Trainer(task, Recipe(epochs=1, learning_rate=0.1), seed=0).run(check=lambda: None)
     trained = {name: value.clone() for name, value in part.backbone().module.state_dict().items()}
     for share in (0.5, 1.0):

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import math
+import random
 import tempfile
 import time
 from collections import Counter
@@ -48,6 +49,7 @@ from training import backbones, parity, strategies, views
 from training.activations import Batch, Upper, capture
 from training.gradual import Gradual, Outcome
 from training.ingest import Limits, ingest
+from training.objectives import Classes
 from training.pipeline import fine_tune
 from training.plan import DEFAULTS, Rung
 from training.report import Report
@@ -293,9 +295,9 @@ class Bare:
         )
         self.prepared = [preprocess.prepare(text) for text in texts]
         self.features = np.random.default_rng(0).normal(size=(96, backbone.dim)).astype(np.float32)
-        slots = slots_of(backbone)
+        slots, objective = slots_of(backbone), Classes(targets, 2)
         self.source = Source(
-            2, targets, 2, self.features,
+            2, objective, self.features,
             lambda blocks: DeltaPart(backbone, slots, 2 - blocks, 8, seed=0),
             lambda blocks: views.cache(
                 backbone, preprocess, texts, targets, 2 - blocks, views=1, seed=0,
@@ -337,7 +339,7 @@ def test_of_few_rows_each_judges_and_a_search_may_stop_in_any_fold(stand: Stand)
     untimed = [[step.model_copy(update={"seconds": 0}) for step in each.ladder.steps]
                for each in (resumed, whole)]  # fmt: skip
     assert untimed[0] == untimed[1]
-    assert np.array_equal(resumed.probabilities, whole.probabilities)
+    assert np.array_equal(resumed.outputs, whole.outputs)
     assert np.array_equal(resumed.distances, whole.distances)
     assert resumed.part is not None
     for name, delta in whole.part.adapter().deltas.items():
@@ -426,6 +428,36 @@ def test_a_rate_at_which_training_diverges_is_lowered(stand: Stand) -> None:
     outcome = Bare(stand).run(watcher, learning_rate=900.0, slowdowns=2)
     assert watcher.rates == [300.0, 100.0]
     assert {step.learning_rate for step in outcome.ladder.steps[1:]} == {100.0}
+
+
+def test_a_remedy_for_imbalance_is_in_what_is_tuned_as_the_report_says(stand: Stand) -> None:
+    """One of two words, and not both, is what few rows have, by whether a third word is there."""
+    numbers = random.Random(1)
+    others = ["where", "is", "my", "the", "lost", "transfer", "failed", "help"]
+    lines = ["text,label"]
+    for row in range(ROWS):
+        is_rare, turn = row % 6 == 0, row // 6 if row % 6 == 0 else row
+        first, third = turn % 2, turn // 2 % 2
+        second = 1 - first if is_rare else first
+        words = numbers.sample(others, 5) + ["card"] * first + ["money"] * second + ["pin"] * third
+        numbers.shuffle(words)
+        lines.append(f"{' '.join(words)},{('one', 'pin')[third] if is_rare else 'other'}")
+    files, data = FileStore(stand.store, "default"), "\n".join(lines).encode()
+    stand.store.put_new(files.upload_key("file-rare"), data)
+    files.complete(UploadedFile(id="file-rare", filename="a.csv", bytes=1, created_at=0))
+    ingest(files, "file-rare", Limits.from_settings(stand.settings))
+    few = {"n_epochs": 4, "learning_rate_multiplier": 10, "batch_size": 16}
+    listener = Listener()
+    job = stand.job("ftjob-rare", training_file="file-rare", suffix="rare", hyperparameters=few)
+    manifest = stand.run(job, listener)
+    report = Report.model_validate_json(stand.registry.file(manifest, "report.json"))
+    assert manifest.kind == "low_rank"
+    assert manifest.training["imbalance_remedy"] == report.remedy == "balanced_weights"
+    chosen = {decision.what: decision.chosen for decision in report.decisions}
+    assert chosen["Class imbalance"] == "balanced weights"
+    checkpoint = Checkpoints(stand.store, "default", "ftjob-rare").list()[-1]
+    assert checkpoint.training["imbalance_remedy"] == "balanced_weights"
+    assert manifest.metrics["macro_f1"] > max(each.macro_f1 for each in report.remedies) + 0.1
 
 
 def test_the_same_job_gives_the_same_bytes(

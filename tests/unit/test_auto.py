@@ -11,9 +11,10 @@ from core.errors import DataError
 from core.preprocessing import FloatArray
 from training.backbone_choice import choose_backbone
 from training.data import Dataset
-from training.fit import IntArray, fit, path
-from training.judgement import Judged, Jury, compare, fit_apart, likelihoods, split
+from training.fit import IntArray, fit
+from training.judgement import Judged, Jury, compare, fit_apart, split
 from training.novelty import unseen_quantiles
+from training.objectives import Classes, class_likelihoods
 from training.prospect import afford, foresee, weigh
 
 
@@ -41,14 +42,14 @@ def test_tuning_is_tried_only_where_it_can_pay(
     rows: int, spread: float, has_slots: bool, tunes: bool, why: str
 ) -> None:
     features, targets = clusters(rows, spread)
-    prospect = weigh(fit(features, targets, 2, seed=0), targets, has_slots=has_slots)
+    prospect = weigh(fit(features, targets, 2, seed=0), Classes(targets, 2), has_slots=has_slots)
     assert prospect.tune is tunes
     assert why in prospect.reason
 
 
 def test_tuning_is_not_begun_without_the_time_for_it() -> None:
     features, targets = clusters(200, 0.5)
-    prospect = weigh(fit(features, targets, 2, seed=0), targets, has_slots=True)
+    prospect = weigh(fit(features, targets, 2, seed=0), Classes(targets, 2), has_slots=True)
     needed = foresee(0.01, 200, views=1, epochs=10, folds=1, share=0.5)
     assert needed == pytest.approx(2 * 0.01 * 200 * 16)
     assert foresee(0.01, 200, views=1, epochs=10, folds=3, share=0.5) < 2 * needed
@@ -92,16 +93,17 @@ def test_being_too_sure_is_not_held_against_a_classifier() -> None:
     features, targets = clusters(600, 0.5)
     probabilities = fit(features, targets, 2, seed=0).out_of_fold
     sharp = probabilities**3 / (probabilities**3).sum(axis=1, keepdims=True)
-    gain = compare(likelihoods(sharp, targets), likelihoods(probabilities, targets))
+    likely = class_likelihoods(probabilities, targets)
+    gain = compare(class_likelihoods(sharp, targets), likely)
     assert abs(gain.mean) < 0.005
     assert not gain.counts
     chance = np.full_like(probabilities, 0.5)
-    assert compare(likelihoods(probabilities, targets), likelihoods(chance, targets)).counts
+    assert compare(likely, class_likelihoods(chance, targets)).counts
 
 
 def test_what_is_safer_is_chosen_unless_another_is_surely_better() -> None:
     _, targets = clusters(297, 0.5)
-    jury = Jury(targets, 2, seed=0)
+    jury = Jury(Classes(targets, 2), seed=0)
 
     def judged(spread: float, draw: int) -> Judged:
         return jury.judge([clusters(297, spread, seed=draw)[0]] * 3)
@@ -110,7 +112,7 @@ def test_what_is_safer_is_chosen_unless_another_is_surely_better() -> None:
     assert jury.choose([safe, alike]) is safe
     assert jury.choose([alike, safe]) is alike
     assert jury.choose([safe, alike, better]) is better
-    assert jury.accuracy(better) > jury.accuracy(safe)
+    assert (jury.score(better).accuracy or 0) > (jury.score(safe).accuracy or 1)
 
 
 def test_a_refit_has_the_strength_that_unseen_rows_prefer() -> None:
@@ -121,15 +123,16 @@ def test_a_refit_has_the_strength_that_unseen_rows_prefer() -> None:
         held_out = np.concatenate([fold.held_out for fold in folds])
         assert (len(held_out), len(set(held_out))) == (unseen, unseen)
         assert all(not set(fold.train) & set(fold.held_out) for fold in folds)
-        judged = fit_apart([features] * len(folds), targets, folds, 2)
-        paths = [list(path(features[f.train], targets[f.train], 2)) for f in folds]
+        objective = Classes(targets, 2)
+        judged = fit_apart([features] * len(folds), objective, folds)
+        paths = [list(objective.path(features[f.train], f.train)) for f in folds]
         others = []
         for fitted in zip(*paths, strict=True):
             predicted = [
                 h.predict(features[f.held_out]) for (_, h), f in zip(fitted, folds, strict=True)
             ]
-            others.append(likelihoods(np.concatenate(predicted), targets[held_out]).mean())
-        reached = likelihoods(judged.probabilities, targets[held_out]).mean()
+            others.append(class_likelihoods(np.concatenate(predicted), targets[held_out]).mean())
+        reached = class_likelihoods(judged.outputs, targets[held_out]).mean()
         assert reached == pytest.approx(max(others))
         assert reached > min(others) + 0.01
 

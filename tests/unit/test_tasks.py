@@ -202,16 +202,15 @@ def test_what_a_job_may_not_ask_of_its_data() -> None:
     assert param(single, order=("b", "a", "d")) == "order"
     assert param(single, order=(*order, "d")) == "order"
     assert param(several, order=order) == "order"
-    assert param(several, strategy="gradual") == "strategy"
+    for strategy in ("gradual", "full", "auto"):
+        assert {param(each, strategy=strategy) for each in (single, several, values)} == {None}
+        assert param(single, order=order, strategy=strategy) is None
     assert param(several, strategy="auto", quality_gate=gate) is None
-    assert param(values, strategy="gradual") == "strategy"
-    assert param(several, strategy="full") == "strategy"
     assert param(single, strategy="full", precision="auto") is None
     assert param(single, strategy="gradual", precision="int8") is None
     assert param(values, quality_gate=gate) == "quality_gate"
     # What no data would allow is known before it is parsed.
-    assert param(None, order=order, strategy="gradual") == "strategy"
-    assert param(None, strategy="gradual") is None
+    assert param(None, order=order, strategy="gradual", quality_gate=gate) is None
     assert param(None, strategy="full", precision="int8") == "precision"
     for bad in (("a", "b"), ("a", "b", "a"), ("a", "b", " ")):
         with pytest.raises(ValidationError, match="order"):
