@@ -151,6 +151,7 @@ def lighten() -> None:
         "training.features": {"extract": lambda _, rows, **__: np.zeros((len(rows), DIM), "f4")},
         "training.export": {"export_head": lambda *_: head_files(DIM, seed=os.getpid())},
         "training.novelty": {"estimate_novelty": light_novelty},
+        "training.search_state": {"Ladder": lambda: SimpleNamespace(steps=())},
     }.items():
         vars(sys.modules[name]).update(members)
     from training.pipeline import FineTune
