@@ -34,10 +34,11 @@ def test_there_is_something_to_run() -> None:
     assert len(SNIPPETS) == 1
 
 
-def test_command_line(stack: LiveStack) -> None:
+def test_command_line(stack: LiveStack, tmp_path: Path) -> None:
     # In order, as a reader would: the first of them trains what the others ask about.
     for line in GRAFT_LINES:
-        words = [word.strip('"') for word in re.findall(r'"[^"]*"|\S+', line)]
+        here = line.replace(" ./", f" {tmp_path}/")
+        words = [word.strip('"') for word in re.findall(r'"[^"]*"|\S+', here)]
         assert run(stack, sys.executable, "-m", "cli.main", *words[1:]).strip(), line
 
 

@@ -12,6 +12,7 @@ from torch import Tensor
 from core.datasets import Modality
 from training.activations import Batch
 from training.fit import Head
+from training.objectives import Classes
 from training.trainer import Parameter
 from training.tuning import CachedRows, Regularisation, Tuning
 
@@ -41,7 +42,7 @@ def test_images_are_mixed_unless_their_classes_are_contrasted(contrast: float) -
     rows, targets = np.eye(8, dtype=np.float32), np.arange(8) // 4
     part = Glass()
     task = Tuning(
-        part, Head(np.ones((8, 2), np.float32), np.zeros(2, np.float32)),
+        part, Classes(targets, 2), Head(np.ones((8, 2), np.float32), np.zeros(2, np.float32)),
         CachedRows([[torch.from_numpy(row)] for row in rows], targets), None, batch_size=8,
         regularisation=Regularisation(mixup=5.0, contrast=contrast),
     )  # fmt: skip
