@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class Tuning:
+class Tried:
     """What a job did about tuning its backbone, if it was asked to at all.
 
     `refusal` says why no step was tried; `ships` that one of the `steps` did better than the frozen
@@ -28,7 +28,7 @@ class Tuning:
     ships: bool = False
 
 
-def advise(found: Transfer | Standing, tuning: Tuning, *, compared_backbones: bool) -> str | None:
+def advise(found: Transfer | Standing, tuning: Tried, *, compared_backbones: bool) -> str | None:
     """Return what to do, in a sentence; None if the backbone helps, or nobody knows."""
     if found.helps is not False or found.gain is None or found.gain_error is None:
         return None
@@ -43,7 +43,7 @@ def advise(found: Transfer | Standing, tuning: Tuning, *, compared_backbones: bo
     return f"{told}: its features may not fit this data. {what}"
 
 
-def _of_tuning(tuning: Tuning) -> str:
+def _of_tuning(tuning: Tried) -> str:
     if tuning.ships:
         return "They are tuned to it already, so what is left to try is"
     if tuning.refusal is not None:

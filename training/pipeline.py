@@ -32,7 +32,7 @@ from core.store import ArtifactStore
 from core.tasks import decide, group_count
 from core.trunk import Trunk
 from training import backbones, decisions, strategies
-from training.advice import Tuning, advise
+from training.advice import Tried, advise
 from training.assessment import Alternative
 from training.data import Dataset, group
 from training.data_report import Inspection, describe, inspect_data
@@ -69,7 +69,7 @@ class FineTune:
         self._made_of = Preparation(job, store, settings, reporter, self._threads, trunk)
         self._seconds: dict[str, float] = {}
         self._ladder = Ladder()
-        self._tuning = Tuning()
+        self._tuning = Tried()
 
     def run(self) -> ModelManifest:
         """Return the published version's manifest; raises the errors of `core.errors`."""
@@ -163,7 +163,7 @@ class FineTune:
                 "This backbone has no layers that take deltas; the frozen head ships.",
             )
             reason = "this backbone has no layers that take deltas"
-            self._tuning = Tuning(was_asked=True, refusal=reason)
+            self._tuning = Tried(was_asked=True, refusal=reason)
             return None
         setting = Setting(
             request=origin.request,
@@ -189,12 +189,12 @@ class FineTune:
             )
             self._made_of.decisions.tell(decisions.strategy(prospect))
             if not prospect.tune:
-                self._tuning = Tuning(was_asked=True, refusal=prospect.reason)
+                self._tuning = Tried(was_asked=True, refusal=prospect.reason)
                 return None
         tune = tune_whole if strategy == "full" else unfreeze
         tuned, self._ladder = tune(setting, trunk, backbone, origin.train, objective, rows.features)
         tried, ending = len(self._ladder.steps[1:]), self._ladder.ending
-        self._tuning = Tuning(
+        self._tuning = Tried(
             was_asked=True, steps=tried, ships=tuned is not None,
             refusal=None if tried or ending is None else ending.why,
         )  # fmt: skip

@@ -106,13 +106,15 @@ def unfreeze(
         serve=None if exact else lambda part: serve(part.adapter()), twins=setting.twins,
     )  # fmt: skip
     outcome = search(setting, source, plan, checkpoint)
+    # What the machine had a part in is for this job only.
+    serves_others = not outcome.is_hurried and not fewer_views
     if outcome.part is None:
         reporter.event(
             "frozen_head_kept",
             f"{outcome.ladder.why_frozen}; the frozen head ships.",
             steps=[step.model_dump(mode="json") for step in outcome.ladder.steps],
         )
-        if not outcome.is_hurried and not fewer_views:
+        if serves_others:
             setting.results.keep(key, Kept, Kept(outcome.ladder, None))
         return None, outcome.ladder
     adapter = outcome.part.adapter()
@@ -123,7 +125,7 @@ def unfreeze(
         **outcome.best.model_dump(mode="json"),
     )
     found = tuned(outcome, adapted, objective, trunk, adapter)
-    if not outcome.is_hurried and not fewer_views:
+    if serves_others:
         best = KeptHead.of(found, trunk.manifest.backbone)
         setting.results.keep(key, Kept, Kept(outcome.ladder, best))
     return found, outcome.ladder

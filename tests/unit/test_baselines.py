@@ -10,7 +10,7 @@ from PIL import Image
 
 from core.datasets import Modality
 from training import baselines
-from training.advice import Tuning, advise
+from training.advice import Tried, advise
 from training.baselines import Transfer, compare
 from training.fit import deal
 from training.scratch import predict_pixels, predict_words, read_pixels
@@ -50,7 +50,7 @@ def test_a_model_that_knows_less_than_the_words_is_told_apart() -> None:
     assert found.gain == pytest.approx(-0.5)
     # By hand: half of the differences are -1, half are 0.
     assert found.gain_error == pytest.approx(0.5 / np.sqrt(90))
-    assert "does worse" in (advise(found, Tuning(), compared_backbones=False) or "")
+    assert "does worse" in (advise(found, Tried(), compared_backbones=False) or "")
 
 
 def test_as_good_as_from_scratch_is_no_help_and_better_is() -> None:
@@ -59,11 +59,11 @@ def test_as_good_as_from_scratch_is_no_help_and_better_is() -> None:
     right = np.ones(90, np.bool_)
     same = compare(Modality.TEXT, items, targets, 3, right, train=None, fold_of=fold_of, seed=0)
     assert same.helps is False
-    assert "no better" in (advise(same, Tuning(), compared_backbones=False) or "")
+    assert "no better" in (advise(same, Tried(), compared_backbones=False) or "")
     dull = ["the same words for all"] * 90
     better = compare(Modality.TEXT, dull, targets, 3, right, train=None, fold_of=fold_of, seed=0)
     assert better.helps is True
-    assert advise(better, Tuning(), compared_backbones=False) is None
+    assert advise(better, Tried(), compared_backbones=False) is None
     assert better.scratch_accuracy == pytest.approx(1 / 3, abs=0.01)
 
 
@@ -134,15 +134,15 @@ def test_images_of_several_labels_and_of_values_have_a_network_from_scratch() ->
 @pytest.mark.parametrize(
     ("tuning", "compared", "said", "not_said"),
     [
-        (Tuning(), False, ["strategy: auto", "model: auto"], []),
-        (Tuning(), True, ["strategy: auto", "hf:"], ["model: auto"]),
-        (Tuning(was_asked=True, steps=2, ships=True), False, ["tuned to it already"], ["strategy"]),
-        (Tuning(was_asked=True, steps=2), False, ["no step of 2 was better"], ["strategy"]),
-        (Tuning(was_asked=True, refusal="9 s are left"), False, ["not tried: 9 s"], ["strategy"]),
+        (Tried(), False, ["strategy: auto", "model: auto"], []),
+        (Tried(), True, ["strategy: auto", "hf:"], ["model: auto"]),
+        (Tried(was_asked=True, steps=2, ships=True), False, ["tuned to it already"], ["strategy"]),
+        (Tried(was_asked=True, steps=2), False, ["no step of 2 was better"], ["strategy"]),
+        (Tried(was_asked=True, refusal="9 s are left"), False, ["not tried: 9 s"], ["strategy"]),
     ],
 )
 def test_what_is_advised_is_what_was_not_tried(
-    tuning: Tuning, compared: bool, said: list[str], not_said: list[str]
+    tuning: Tried, compared: bool, said: list[str], not_said: list[str]
 ) -> None:
     found = Transfer(
         helps=False, rows=90, model_accuracy=0.6, majority_accuracy=0.3, scratch="words",
